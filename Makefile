@@ -1,0 +1,42 @@
+# make demo | test | bench | lint. Everything happens in .venv; nothing is installed outside this folder.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+EXTRAS := triton,compressai,metrics,plot,bench,dev
+
+# Without an NVIDIA driver on Linux, only PyTorch's CPU build will do: the default one on PyPI is several GB of CUDA.
+# Its index is asked where it can be reached; elsewhere the wheel has to come from pip's own configuration.
+CPU_INDEX := https://download.pytorch.org/whl/cpu
+CPU_ONLY := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
+TORCH := torch==2.13.0$(if $(CPU_ONLY),+cpu)
+
+.PHONY: demo test bench lint install clean
+
+demo: $(INSTALLED)
+	$(BIN)/sparsecodec demo --out demo
+
+test: $(INSTALLED)
+	$(BIN)/pytest
+
+bench: $(INSTALLED)
+	$(BIN)/pytest bench
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+install: $(INSTALLED)
+
+# The extension is rebuilt when its sources change; Python files are used in place.
+$(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
+	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install -q -c constraints.txt setuptools pybind11
+	index=; [ -z "$(CPU_ONLY)" ] \
+	  || ! $(BIN)/python -c "import urllib.request as u; u.urlopen('$(CPU_INDEX)', timeout=5)" 2>/dev/null \
+	  || index="--extra-index-url $(CPU_INDEX)"; \
+	$(BIN)/python -m pip install $$index -c constraints.txt --no-build-isolation "$(TORCH)" -e ".[$(EXTRAS)]"
+	touch $@
+
+clean:
+	rm -rf build demo *.egg-info sparsecodec/_C*.so
