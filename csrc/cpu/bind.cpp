@@ -1,0 +1,255 @@
+// Python's view of the dense CPU ops. A plan packs the constants of one layer once; calling it runs the layer.
+#include <pybind11/pybind11.h>
+
+#include <memory>
+#include <string>
+#include <variant>
+#include <vector>
+
+#include "check.h"
+#include "cpu/conv2d_act.h"
+#include "cpu/conv_transpose2d_act.h"
+#include "tensor.h"
+
+namespace {
+
+namespace py = pybind11;
+using namespace sparsecodec;
+using igemm::bf16;
+using namespace py::literals;
+
+igemm::Activation parse_activation(const std::string& name, float slope) {
+    if (name == "none") return {1.0f, false};
+    if (name == "relu") return {0.0f, false};
+    if (name == "leaky_relu") return {slope, false};
+    if (name == "sigmoid_gate") return {1.0f, true};
+    refuse("activation='", name, "' (one of none, relu, leaky_relu, sigmoid_gate)");
+}
+
+// Runs f with a value of the element type that `dtype`, a torch.dtype, names.
+template <class F>
+auto with_element(py::handle dtype, F f) {
+    if (dtype.is(Torch::get().float32)) return f(float{});
+    if (dtype.is(Torch::get().bfloat16)) return f(bf16{});
+    refuse("dtype ", py::str(dtype).cast<std::string>(), " (the CPU kernels take torch.float32 and torch.bfloat16)");
+}
+
+// weight: 4-D; n and k are its dimensions n_dim and 1 - n_dim.
+struct Constants {
+    std::vector<float> weight, bias;
+    ConvKernel kernel;
+
+    Constants(py::handle weight_tensor, py::handle bias_tensor, int n_dim)
+        : weight(copy_values<float>(weight_tensor, "weight")), bias(copy_values<float>(bias_tensor, "bias")) {
+        const py::tuple shape = weight_tensor.attr("shape");
+        std::ptrdiff_t sizes[4] = {1, 1, 1, 1};
+        if (shape.size() != 4 && !(shape.size() == 2 && n_dim == 0)) {
+            refuse("weight: shape ", py::str(shape).cast<std::string>(), " (needs [C_out, C_in, Kh, Kw])");
+        }
+        for (std::size_t i = 0; i < shape.size(); ++i) sizes[i] = shape[i].cast<std::ptrdiff_t>();
+        kernel = {weight.data(), static_cast<int>(sizes[n_dim]), static_cast<int>(sizes[1 - n_dim]),
+                  static_cast<int>(sizes[2]), static_cast<int>(sizes[3])};
+        if (!bias_tensor.is_none() && static_cast<int>(bias.size()) != kernel.n) {
+            refuse("bias: ", bias.size(), " values (needs C_out=", kernel.n, ")");
+        }
+    }
+    const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
+};
+
+template <class T>
+void check_size(const Image<T>& image, const Image<T>& wanted, const char* name) {
+    if (image.n == wanted.n && image.c == wanted.c && image.h == wanted.h && image.w == wanted.w) return;
+    const std::ptrdiff_t got[] = {image.n, image.c, image.h, image.w};
+    const std::ptrdiff_t need[] = {wanted.n, wanted.c, wanted.h, wanted.w};
+    refuse(name, ": shape ", shape_text(got, 4), " (needs ", shape_text(need, 4), ")");
+}
+
+// `out` as it was given, or a new tensor of the size `wanted`; its view goes to `view`.
+template <class T>
+py::object output(py::object out, const Image<T>& wanted, Image<T>& view) {
+    if (wanted.h < 0 || wanted.w < 0) refuse("x is smaller than the kernel");
+    if (out.is_none()) out = empty_nhwc<T>(wanted.n, wanted.c, wanted.h, wanted.w);
+    view = view_nhwc<T>(out, "out");
+    check_size(view, wanted, "out");
+    return out;
+}
+
+class ConvPlan {
+  public:
+    ConvPlan(const Constants& constants, ConvOptions options, py::handle dtype) : options_(std::move(options)) {
+        if (options_.stride < 1 || options_.padding < 0) {
+            refuse("stride=", options_.stride, ", padding=", options_.padding, " (needs stride >= 1, padding >= 0)");
+        }
+        if (options_.scatter && options_.shuffle != 1) refuse("out_index with shuffle=", options_.shuffle, " (needs 1)");
+        channels_ = options_.in_index.empty() ? constants.kernel.k : 0;
+        for (std::int32_t channel : options_.in_index) channels_ = std::max(channels_, channel + 1);
+        for (std::int32_t channel : options_.out_index) width_ = std::max(width_, channel + 1);
+        with_element(dtype, [&](auto element) {
+            conv_ = std::make_unique<Conv2dAct<decltype(element)>>(constants.kernel, constants.bias_or_null(), options_);
+        });
+    }
+
+    py::object operator()(py::handle x, py::handle residual, py::object out) const {
+        return std::visit([&](const auto& conv) { return run(*conv, x, residual, std::move(out)); }, conv_);
+    }
+
+  private:
+    template <class T>
+    py::object run(const Conv2dAct<T>& conv, py::handle x, py::handle residual, py::object out) const {
+        const Image<const T> from = view_nhwc<const T>(x, "x");
+        const bool exact = options_.in_index.empty();
+        if (from.c < channels_ || (exact && from.c != channels_)) {
+            refuse("x: ", from.c, " channels (needs ", exact ? "" : "at least ", channels_, ")");
+        }
+        if (options_.scatter && residual.is_none()) refuse("out_index without residual");
+        Image<const T> base;
+        if (!residual.is_none()) base = view_nhwc<const T>(residual, "residual");
+        const Image<T> wanted = conv.result(from, base.c);
+        Image<T> to;
+        out = output(std::move(out), wanted, to);
+        if (!residual.is_none()) {
+            check_size<const T>(base, wanted, "residual");
+            if (base.c < width_) refuse("out_index holds ", width_ - 1, " (needs channels of residual, ", base.c, ")");
+        }
+        if (options_.shuffle > 1) check_rows(to, residual.is_none() ? Image<const T>(to) : base);
+        {
+            const py::gil_scoped_release release;
+            conv.run(from, to, residual.is_none() ? nullptr : &base);
+        }
+        return out;
+    }
+
+    // A shuffled pixel is written in whole rows, so the columns must touch.
+    template <class T>
+    static void check_rows(const Image<T>& out, const Image<const T>& residual) {
+        if ((out.w > 1 && out.stride_w != out.c) || (residual.w > 1 && residual.stride_w != out.c) ||
+            (out.h > 1 && out.stride_h != residual.stride_h)) {
+            refuse("out and residual are slices (with shuffle > 1 they must be dense torch.channels_last tensors)");
+        }
+    }
+
+    ConvOptions options_;
+    int channels_ = 0, width_ = 0;
+    std::variant<std::unique_ptr<Conv2dAct<float>>, std::unique_ptr<Conv2dAct<bf16>>> conv_;
+};
+
+ConvOptions conv_options(int stride, int padding, py::handle in_index, py::handle out_index,
+                         const std::string& activation, float slope, int shuffle) {
+    ConvOptions options;
+    options.stride = stride;
+    options.padding = padding;
+    options.in_index = copy_values<std::int32_t>(in_index, "in_index");
+    options.out_index = copy_values<std::int32_t>(out_index, "out_index");
+    options.scatter = !out_index.is_none();
+    options.shuffle = shuffle;
+    options.activation = parse_activation(activation, slope);
+    return options;
+}
+
+std::unique_ptr<ConvPlan> conv2d_act_plan(py::handle weight, py::handle bias, int stride, int padding,
+                                          py::handle in_index, py::handle out_index, const std::string& activation,
+                                          float slope, int shuffle, py::handle dtype) {
+    return std::make_unique<ConvPlan>(
+        Constants(weight, bias, 0),
+        conv_options(stride, padding, in_index, out_index, activation, slope, shuffle), dtype);
+}
+
+class ConvTransposePlan {
+  public:
+    ConvTransposePlan(py::handle weight, py::handle bias, int stride, int padding, int output_padding,
+                      const std::string& activation, float slope, py::handle dtype) {
+        if (stride < 1 || padding < 0 || output_padding < 0 || output_padding >= stride) {
+            refuse("stride=", stride, ", padding=", padding, ", output_padding=", output_padding,
+                   " (needs stride >= 1, padding >= 0, 0 <= output_padding < stride)");
+        }
+        const Constants constants(weight, bias, 1);
+        channels_ = constants.kernel.k;
+        with_element(dtype, [&](auto element) {
+            conv_ = std::make_unique<ConvTranspose2dAct<decltype(element)>>(
+                constants.kernel, constants.bias_or_null(), stride, padding, output_padding,
+                parse_activation(activation, slope));
+        });
+    }
+
+    py::object operator()(py::handle x, py::object out) const {
+        return std::visit([&](const auto& conv) { return run(*conv, x, std::move(out)); }, conv_);
+    }
+
+  private:
+    template <class T>
+    py::object run(const ConvTranspose2dAct<T>& conv, py::handle x, py::object out) const {
+        const Image<const T> from = view_nhwc<const T>(x, "x");
+        if (from.c != channels_) refuse("x: ", from.c, " channels (needs ", channels_, ")");
+        Image<T> to;
+        out = output(std::move(out), conv.result(from), to);
+        {
+            const py::gil_scoped_release release;
+            conv.run(from, to);
+        }
+        return out;
+    }
+
+    int channels_ = 0;
+    std::variant<std::unique_ptr<ConvTranspose2dAct<float>>, std::unique_ptr<ConvTranspose2dAct<bf16>>> conv_;
+};
+
+}  // namespace
+
+namespace sparsecodec {
+void bind_entropy_parameters(py::module_& m);
+}  // namespace sparsecodec
+
+void bind_cpu(py::module_& m) {
+    bind_entropy_parameters(m);
+
+    py::class_<ConvPlan>(m, "ConvPlan", "A pointwise or conv2d_act layer with packed weights.")
+        .def("__call__", &ConvPlan::operator(), "x"_a, "residual"_a = py::none(), "out"_a = py::none());
+    py::class_<ConvTransposePlan>(m, "ConvTransposePlan", "A conv_transpose2d_act layer with packed weights.")
+        .def("__call__", &ConvTransposePlan::operator(), "x"_a, "out"_a = py::none());
+
+    m.def("conv2d_act_plan", &conv2d_act_plan, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "in_index"_a,
+          "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "dtype"_a);
+    m.def(
+        "pointwise_plan",
+        [](py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
+           const std::string& activation, float slope, int shuffle, py::handle dtype) {
+            return conv2d_act_plan(weight, bias, 1, 0, in_index, out_index, activation, slope, shuffle, dtype);
+        },
+        "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "dtype"_a);
+    m.def(
+        "conv_transpose2d_act_plan",
+        [](py::handle weight, py::handle bias, int stride, int padding, int output_padding,
+           const std::string& activation, float slope, py::handle dtype) {
+            return std::make_unique<ConvTransposePlan>(weight, bias, stride, padding, output_padding, activation, slope,
+                                                       dtype);
+        },
+        "weight"_a, "bias"_a, "stride"_a, "padding"_a, "output_padding"_a, "activation"_a, "slope"_a, "dtype"_a);
+
+    // The ops as the registry calls them: pack, run once, forget.
+    m.def(
+        "conv2d_act",
+        [](py::handle x, py::handle weight, py::handle bias, int stride, int padding, py::handle in_index,
+           py::handle out_index, py::handle residual, const std::string& activation, float slope, int shuffle) {
+            return (*conv2d_act_plan(weight, bias, stride, padding, in_index, out_index, activation, slope, shuffle,
+                                     x.attr("dtype")))(x, residual, py::none());
+        },
+        "x"_a, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "in_index"_a, "out_index"_a, "residual"_a,
+        "activation"_a, "slope"_a, "shuffle"_a);
+    m.def(
+        "pointwise",
+        [](py::handle x, py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
+           py::handle residual, const std::string& activation, float slope, int shuffle) {
+            return (*conv2d_act_plan(weight, bias, 1, 0, in_index, out_index, activation, slope, shuffle,
+                                     x.attr("dtype")))(x, residual, py::none());
+        },
+        "x"_a, "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "residual"_a, "activation"_a, "slope"_a,
+        "shuffle"_a);
+    m.def(
+        "conv_transpose2d_act",
+        [](py::handle x, py::handle weight, py::handle bias, int stride, int padding, int output_padding,
+           const std::string& activation, float slope) {
+            return ConvTransposePlan(weight, bias, stride, padding, output_padding, activation, slope,
+                                     x.attr("dtype"))(x, py::none());
+        },
+        "x"_a, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "output_padding"_a, "activation"_a, "slope"_a);
+}

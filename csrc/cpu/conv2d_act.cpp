@@ -1,0 +1,63 @@
+#include "cpu/conv2d_act.h"
+
+#include <algorithm>
+
+namespace sparsecodec {
+namespace {
+
+igemm::Layout layout_of(const ConvOptions& options) {
+    igemm::Layout layout;
+    if (options.scatter) {
+        layout.kind = igemm::Layout::Kind::kScatter;
+        layout.index = options.out_index;
+    } else if (options.shuffle != 1) {
+        layout.kind = igemm::Layout::Kind::kShuffle;
+        layout.shuffle = options.shuffle;
+    }
+    return layout;
+}
+
+}  // namespace
+
+template <class T>
+Conv2dAct<T>::Conv2dAct(const ConvKernel& kernel, const float* bias, const ConvOptions& options)
+    : options_(options),
+      kernel_(kernel),
+      gather_(options.in_index, kernel.k),
+      gemm_(igemm::Weights::oihw(kernel.data, kernel.n, kernel.k, kernel.kh, kernel.kw), bias, layout_of(options)),
+      copy_from_(0),
+      zeros_(std::max(gather_.width, kernel.k)) {
+    kernel_.data = nullptr;
+    for (std::int32_t channel : options_.out_index) copy_from_ = std::max<std::ptrdiff_t>(copy_from_, channel + 1);
+    for (int ky = 0; ky < kernel_.kh; ++ky) {
+        for (int kx = 0; kx < kernel_.kw; ++kx) taps_.push_back({ky - options_.padding, kx - options_.padding});
+    }
+}
+
+template <class T>
+Image<T> Conv2dAct<T>::result(const Image<const T>& x, std::ptrdiff_t width) const {
+    Image<T> image;
+    const int r = options_.shuffle;
+    image.n = x.n;
+    image.c = options_.scatter ? width : kernel_.n / (r * r);
+    image.h = ((x.h + 2 * options_.padding - kernel_.kh) / options_.stride + 1) * r;
+    image.w = ((x.w + 2 * options_.padding - kernel_.kw) / options_.stride + 1) * r;
+    return image;
+}
+
+template <class T>
+void Conv2dAct<T>::run(const Image<const T>& x, const Image<T>& out, const Image<const T>* residual) const {
+    Grid grid;
+    grid.h = out.h / options_.shuffle;
+    grid.w = out.w / options_.shuffle;
+    grid.taps = taps_;
+    grid.stride = options_.stride;
+    grid.out_step = options_.shuffle;
+    run_grid<T>({gemm_, grid, gather_, zeros_.data(), x, out, residual, options_.scatter ? copy_from_ : out.c,
+                 options_.activation});
+}
+
+template class Conv2dAct<float>;
+template class Conv2dAct<igemm::bf16>;
+
+}  // namespace sparsecodec

@@ -1,0 +1,158 @@
+#include "cpu/conv_grid.h"
+
+#include <omp.h>
+
+#include <algorithm>
+
+#include "check.h"
+
+namespace sparsecodec {
+namespace {
+
+constexpr std::ptrdiff_t kTile = 12;       // pixels of a register tile
+constexpr std::ptrdiff_t kMaxTile = 240;   // pixels of a task
+constexpr std::size_t kTileBytes = 1 << 17;  // input of a task: stays in the second-level cache beside the weights
+
+// Pixels per task: large enough to reuse weights, small enough that every thread gets some.
+std::ptrdiff_t task_pixels(std::ptrdiff_t pixels, std::size_t row_bytes, int threads) {
+    const auto round_up = [](std::ptrdiff_t n) { return (n + kTile - 1) / kTile * kTile; };
+    const std::ptrdiff_t cached = round_up(static_cast<std::ptrdiff_t>(kTileBytes / std::max<std::size_t>(row_bytes, 1)));
+    const std::ptrdiff_t shared = threads == 1 ? kMaxTile : round_up((pixels + 4 * threads - 1) / (4 * threads));
+    return std::max(kTile, std::min({kMaxTile, std::max<std::ptrdiff_t>(cached, 48), shared}));
+}
+
+// Calls f(position in the task, image, row, column, length) for each stretch of grid pixels [first, first + m) that lies
+// in one row.
+template <class F>
+void for_each_stretch(const Grid& grid, std::ptrdiff_t first, std::ptrdiff_t m, F f) {
+    std::ptrdiff_t x = first % grid.w, y = first / grid.w % grid.h, n = first / grid.w / grid.h;
+    for (std::ptrdiff_t i = 0; i < m;) {
+        const std::ptrdiff_t length = std::min(m - i, grid.w - x);
+        f(i, n, y, x, length);
+        i += length;
+        x = 0;
+        if (++y == grid.h) y = 0, ++n;
+    }
+}
+
+template <class P>
+void step_rows(P** rows, P* first, std::ptrdiff_t step, std::ptrdiff_t n) {
+    for (std::ptrdiff_t j = 0; j < n; ++j) rows[j] = first + j * step;
+}
+
+// rows: [taps][tap_step], filled for m pixels.
+template <class T>
+void point_rows(const GridCall<T>& call, const Image<const T>& x, int first_channel, std::ptrdiff_t first,
+                std::ptrdiff_t m, const T** rows, std::ptrdiff_t tap_step) {
+    const Grid& grid = call.grid;
+    for_each_stretch(grid, first, m, [&](auto i, auto n, auto y, auto column, auto length) {
+        for (std::size_t t = 0; t < grid.taps.size(); ++t) {
+            const T** row = rows + t * tap_step + i;
+            const std::ptrdiff_t iy = y * grid.stride + grid.taps[t].dy;
+            const std::ptrdiff_t ix = column * grid.stride + grid.taps[t].dx;
+            std::ptrdiff_t begin = 0, end = 0;  // pixels of the stretch whose input column exists
+            if (iy >= 0 && iy < x.h) {
+                begin = std::min(length, ix >= 0 ? 0 : (-ix + grid.stride - 1) / grid.stride);
+                end = std::max(begin, std::min(length, (x.w - ix + grid.stride - 1) / grid.stride));
+            }
+            std::fill(row, row + begin, call.zeros);
+            if (end > begin) {
+                const T* from = x.pixel(n, iy, ix + begin * grid.stride) + first_channel;
+                step_rows(row + begin, from, grid.stride * x.stride_w, end - begin);
+            }
+            std::fill(row + end, row + length, call.zeros);
+        }
+    });
+}
+
+template <class T, class P>
+void point_out(const Grid& grid, const Image<P>& image, std::ptrdiff_t first, std::ptrdiff_t m, P** rows) {
+    for_each_stretch(grid, first, m, [&](auto i, auto n, auto y, auto x, auto length) {
+        P* from = image.pixel(n, y * grid.out_step + grid.out_y, x * grid.out_step + grid.out_x);
+        step_rows(rows + i, from, grid.out_step * image.stride_w, length);
+    });
+}
+
+template <class T>
+void gather_pixel(const T* from, const std::vector<std::int32_t>& index, T* to) {
+    for (std::size_t k = 0; k < index.size(); ++k) to[k] = from[index[k]];
+}
+
+// The gathered channels of the whole input, for kernels that read a pixel more than once.
+template <class T>
+Image<const T> gather_image(const Image<const T>& x, const std::vector<std::int32_t>& index, std::vector<T>& storage) {
+    const std::ptrdiff_t k = static_cast<std::ptrdiff_t>(index.size());
+    storage.resize(x.n * x.h * x.w * k);
+#pragma omp parallel for
+    for (std::ptrdiff_t row = 0; row < x.n * x.h; ++row) {
+        for (std::ptrdiff_t ix = 0; ix < x.w; ++ix) {
+            gather_pixel(x.pixel(row / x.h, row % x.h, ix), index, storage.data() + (row * x.w + ix) * k);
+        }
+    }
+    return {storage.data(), x.n, k, x.h, x.w, x.h * x.w * k, x.w * k, k};
+}
+
+}  // namespace
+
+Gather::Gather(const std::vector<std::int32_t>& channels, int k) : width(k) {
+    if (channels.empty()) return;
+    SC_CHECK(static_cast<int>(channels.size()) == k, "in_index has ", channels.size(), " entries (needs C_in=", k, ")");
+    const auto [low, high] = std::minmax_element(channels.begin(), channels.end());
+    SC_CHECK(*low >= 0, "in_index holds ", *low, " (needs channels of x)");
+    width = *high + 1;
+    first = channels[0];
+    for (int i = 0; i < k; ++i) {
+        if (channels[i] != first + i) kind = Kind::kIndex;
+    }
+    if (kind == Kind::kIndex) index = channels;
+}
+
+template <class T>
+void run_grid(const GridCall<T>& call) {
+    const Grid& grid = call.grid;
+    const std::ptrdiff_t pixels = call.out.n * grid.h * grid.w;
+    if (pixels == 0) return;
+    const bool indexed = call.gather.kind == Gather::Kind::kIndex;
+    const bool gather_tiles = indexed && grid.taps.size() == 1;
+    std::vector<T> gathered;
+    Image<const T> x = call.x;
+    if (indexed && !gather_tiles) x = gather_image(x, call.gather.index, gathered);
+    const int first_channel = indexed ? 0 : call.gather.first;
+
+    const int threads = omp_get_max_threads();
+    const std::ptrdiff_t k = call.gemm.k(), taps = call.gemm.taps();
+    const std::ptrdiff_t tile = task_pixels(pixels, k * sizeof(T), threads);
+    const std::ptrdiff_t tasks = (pixels + tile - 1) / tile;
+#pragma omp parallel num_threads(std::min<std::ptrdiff_t>(threads, tasks)) if (tasks > 1)
+    {
+        std::vector<const T*> rows(taps * tile), residual(call.residual ? tile : 0);
+        std::vector<T*> out(tile);
+        std::vector<T> compact(gather_tiles ? tile * k : 0);
+#pragma omp for schedule(dynamic)
+        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+            const std::ptrdiff_t first = task * tile, m = std::min(tile, pixels - first);
+            point_rows(call, x, first_channel, first, m, rows.data(), tile);
+            if (gather_tiles) {
+                for (std::ptrdiff_t i = 0; i < m; ++i) {
+                    if (rows[i] == call.zeros) continue;
+                    gather_pixel(rows[i], call.gather.index, compact.data() + i * k);
+                    rows[i] = compact.data() + i * k;
+                }
+            }
+            point_out<T>(grid, call.out, first, m, out.data());
+            if (call.residual) {
+                point_out<T>(grid, *call.residual, first, m, residual.data());
+                for (std::ptrdiff_t i = 0; i < m && call.copy_from < call.out.c && residual[i] != out[i]; ++i) {
+                    std::copy(residual[i] + call.copy_from, residual[i] + call.out.c, out[i] + call.copy_from);
+                }
+            }
+            const igemm::Epilogue<T> epilogue{out.data(), call.residual ? residual.data() : nullptr, call.activation};
+            call.gemm.run(rows.data(), tile, static_cast<int>(m), epilogue, call.out.stride_h);
+        }
+    }
+}
+
+template void run_grid(const GridCall<float>&);
+template void run_grid(const GridCall<igemm::bf16>&);
+
+}  // namespace sparsecodec

@@ -1,0 +1,82 @@
+// What happens to a finished tile of sums: activation, residual, and the way to its place. Included by every igemm_*.cpp
+// inside an anonymous namespace and under that file's target pragma, so each instruction set has its own copy and the
+// linker cannot hand AVX-512 code to a CPU without it. Only IEEE operations and explicit fma: the same bits everywhere.
+
+// x * sigmoid(4 x) = x / (1 + exp(-4 x)); exp by range reduction and its Taylor series to r^7, relative error < 2e-7.
+inline float sigmoid_gate(float x) {
+    constexpr float kMagic = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer, which stands in the low bits
+    constexpr std::uint32_t kMagicBits = 0x4b400000u;
+    float t = x * -4.0f;
+    t = t < -87.0f ? -87.0f : t;
+    t = t > 88.0f ? 88.0f : t;
+    const float z = std::fma(t, 1.44269502f, kMagic);
+    const float n = z - kMagic;
+    float r = std::fma(n, -0.693145752f, t);  // ln 2 in two parts; the first has 12 zero bits at its end
+    r = std::fma(n, -1.42860677e-06f, r);
+    float p = 1.98412698e-4f;
+    p = std::fma(p, r, 1.38888889e-3f);
+    p = std::fma(p, r, 8.33333333e-3f);
+    p = std::fma(p, r, 4.16666667e-2f);
+    p = std::fma(p, r, 1.66666667e-1f);
+    p = std::fma(p, r, 0.5f);
+    p = std::fma(p, r, 1.0f);
+    p = std::fma(p, r, 1.0f);
+    std::uint32_t bits;
+    std::memcpy(&bits, &z, sizeof bits);
+    bits = (bits - kMagicBits + 127u) << 23;
+    float scale;
+    std::memcpy(&scale, &bits, sizeof scale);
+    return x / (1.0f + p * scale);
+}
+
+inline void activate(float* values, int n, const Activation& activation) {
+    if (activation.sigmoid_gate) {
+        for (int i = 0; i < n; ++i) values[i] = sigmoid_gate(values[i]);
+        return;
+    }
+    const float slope = activation.slope;
+    if (slope == 1.0f) return;
+    if (slope == 0.0f) {  // apart, because -inf * 0 is not 0
+        for (int i = 0; i < n; ++i) values[i] = values[i] < 0.0f ? 0.0f : values[i];
+    } else {
+        for (int i = 0; i < n; ++i) values[i] = values[i] < 0.0f ? values[i] * slope : values[i];
+    }
+}
+
+inline void store(float* out, float value) { *out = value; }
+inline void store(bf16* out, float value) { *out = to_bf16(value); }
+
+// values [n], raw sums of pixel i. Overwrites `values`.
+template <class In, class Out>
+void finish_pixel(float* values, int i, const BlockArgs<In, Out>& args) {
+    const Place& place = *args.place;
+    const Epilogue<Out>& epilogue = *args.epilogue;
+    activate(values, place.n, epilogue.activation);
+    Out* const out = epilogue.out[i];
+    const Out* const residual = epilogue.residual ? epilogue.residual[i] : nullptr;
+    if (!place.index.empty()) {
+        if (residual != out) std::copy(residual + place.begin, residual + place.end, out + place.begin);
+        for (int c = 0; c < place.n; ++c) {
+            const std::int32_t at = place.index[c];
+            store(out + at, to_float(residual[at]) + values[c]);
+        }
+        return;
+    }
+    for (const Place::Segment& segment : place.segments) {
+        const std::ptrdiff_t at = segment.offset + segment.row * args.row_stride;
+        const int n = segment.end - segment.begin;
+        const float* from = values + segment.begin;
+        if (residual) {
+            for (int c = 0; c < n; ++c) store(out + at + c, to_float(residual[at + c]) + from[c]);
+        } else {
+            for (int c = 0; c < n; ++c) store(out + at + c, from[c]);
+        }
+    }
+}
+
+// How many pixels the next register tile takes: `widest` while that many remain twice, then two halves, because a tile
+// of one or two pixels waits for the latency of its own sums.
+inline int next_tile(int remaining, int widest) {
+    if (remaining <= widest) return remaining;
+    return remaining < 2 * widest ? (remaining + 1) / 2 : widest;
+}

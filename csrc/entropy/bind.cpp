@@ -1,0 +1,273 @@
+// Python's view of the entropy coder: buffers in, bytes or filled buffers out, no lists. Every loop runs without the GIL.
+#include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
+
+#include <cstdint>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "check.h"
+#include "entropy/cdf.h"
+#include "entropy/crc32c.h"
+#include "entropy/rans.h"
+
+namespace {
+
+namespace py = pybind11;
+using namespace sparsecodec;
+using namespace py::literals;
+using rans::Reader;
+using rans::Tables;
+using rans::Writer;
+
+// A C-contiguous buffer, held until the view dies (with the GIL); the exporter can neither move nor resize it meanwhile.
+class View {
+public:
+    View(const py::handle& object, const char* name, bool writable = false) : name_(name) {
+        const int flags = PyBUF_FORMAT | PyBUF_C_CONTIGUOUS | (writable ? PyBUF_WRITABLE : 0);
+        if (PyObject_GetBuffer(object.ptr(), &buffer_, flags) != 0) {
+            PyErr_Clear();
+            refuse(name, ": ", py::repr(py::type::of(object)).cast<std::string>(), " (needs a C-contiguous ",
+                   writable ? "writable " : "", "buffer)");
+        }
+    }
+    ~View() { PyBuffer_Release(&buffer_); }
+    View(const View&) = delete;
+    View& operator=(const View&) = delete;
+
+    std::size_t size() const { return static_cast<std::size_t>(buffer_.len / buffer_.itemsize); }
+    int ndim() const { return buffer_.ndim; }
+    std::size_t shape(int axis) const { return static_cast<std::size_t>(buffer_.shape[axis]); }
+
+    // The code of struct for native integers and floats, with every 32-bit signed integer as 'i'.
+    char type() const {
+        const std::string format = buffer_.format ? buffer_.format : "B";
+        if (format.size() != 1) return '?';
+        return format[0] == 'l' && buffer_.itemsize == 4 ? 'i' : format[0];
+    }
+    template <class T>
+    T* as(char type_code, const char* wanted) const {
+        SC_CHECK(type() == type_code, name_, ": element type '", buffer_.format ? buffer_.format : "B", "' (needs ", wanted, ")");
+        return static_cast<T*>(buffer_.buf);
+    }
+    std::int32_t* int32() const { return as<std::int32_t>('i', "int32"); }
+    const float* float32() const { return as<float>('f', "float32"); }
+    const unsigned char* bytes() const { return as<unsigned char>('B', "bytes"); }
+
+private:
+    const char* name_;
+    Py_buffer buffer_;
+};
+
+// Runs f with a pointer to the indexes in their own type.
+template <class F>
+void with_indexes(const View& indexes, F f) {
+    switch (indexes.type()) {
+        case 'B': return f(indexes.as<const std::uint8_t>('B', ""));
+        case 'h': return f(indexes.as<const std::int16_t>('h', ""));
+        default: return f(indexes.as<const std::int32_t>('i', "uint8, int16 or int32"));
+    }
+}
+
+void check_sizes(const View& symbols, const View& indexes, const char* name) {
+    SC_CHECK(symbols.size() == indexes.size(), name, ": ", symbols.size(), " elements for ", indexes.size(), " indexes");
+}
+
+py::list flush(const std::vector<Writer>& writers) {
+    py::list streams;
+    for (const Writer& writer : writers) {
+        PyObject* bytes = PyBytes_FromStringAndSize(nullptr, static_cast<Py_ssize_t>(writer.size()));
+        if (bytes == nullptr) throw py::error_already_set();
+        writer.flush_to(reinterpret_cast<unsigned char*>(PyBytes_AS_STRING(bytes)));
+        streams.append(py::reinterpret_steal<py::object>(bytes));
+    }
+    return streams;
+}
+
+// Coding calls that share streams. They arrive in decoding order, and rANS writes them in reverse: kept until finish().
+class Encoder {
+public:
+    explicit Encoder(std::size_t streams) : streams_(streams) {
+        SC_CHECK(streams >= 1 && streams <= 16, "streams=", streams, " (needs 1 to 16)");
+    }
+
+    void push(py::handle symbols, py::handle indexes, std::shared_ptr<Tables> tables) {
+        const View symbol_view(symbols, "symbols"), index_view(indexes, "indexes");
+        check_sizes(symbol_view, index_view, "symbols");
+        const std::int32_t* values = symbol_view.int32();
+        const std::size_t count = symbol_view.size();
+        with_indexes(index_view, [&](const auto* rows) {
+            const py::gil_scoped_release release;
+            Call call{{values, values + count}, {rows, rows + count}, std::move(tables)};
+            for (std::size_t i = 0; i < count; ++i) {
+                SC_CHECK(static_cast<std::uint32_t>(call.indexes[i]) < call.tables->rows(), "indexes[", i, "] = ",
+                         call.indexes[i], " (the tables have rows 0 to ", call.tables->rows() - 1, ")");
+            }
+            const std::lock_guard<std::mutex> lock(mutex_);
+            calls_.push_back(std::move(call));
+        });
+    }
+
+    py::list finish() {
+        std::vector<Writer> writers(streams_);
+        {
+            const py::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            for (auto call = calls_.rbegin(); call != calls_.rend(); ++call) {
+                rans::encode(writers, call->symbols.data(), call->indexes.data(), call->symbols.size(), *call->tables);
+            }
+            calls_.clear();
+        }
+        return flush(writers);
+    }
+
+private:
+    struct Call {
+        std::vector<std::int32_t> symbols, indexes;
+        std::shared_ptr<const Tables> tables;
+    };
+    std::size_t streams_;
+    std::mutex mutex_;  // guards calls_; taken without the GIL
+    std::vector<Call> calls_;
+};
+
+// Streams that several coding calls read in turn.
+class Decoder {
+public:
+    explicit Decoder(const std::vector<py::object>& streams) {
+        SC_CHECK(!streams.empty() && streams.size() <= 16, streams.size(), " streams (needs 1 to 16)");
+        for (const py::object& stream : streams) {
+            views_.push_back(std::make_unique<View>(stream, "data"));
+            readers_.emplace_back(views_.back()->bytes(), views_.back()->size());
+        }
+    }
+
+    void decode(py::handle indexes, std::shared_ptr<Tables> tables, py::handle out) {
+        const View index_view(indexes, "indexes"), out_view(out, "out", true);
+        check_sizes(out_view, index_view, "out");
+        std::int32_t* symbols = out_view.int32();
+        with_indexes(index_view, [&](const auto* rows) {
+            const py::gil_scoped_release release;
+            const std::lock_guard<std::mutex> lock(mutex_);
+            check_usable();
+            failed_ = true;
+            rans::decode(readers_, symbols, rows, index_view.size(), *tables);
+            failed_ = false;
+        });
+    }
+
+    void finish() {
+        const py::gil_scoped_release release;
+        const std::lock_guard<std::mutex> lock(mutex_);
+        check_usable();
+        for (const Reader& reader : readers_) reader.finish();
+    }
+
+private:
+    void check_usable() const {
+        if (failed_) throw BitstreamError("an earlier decoding call failed; the streams have no defined position");
+    }
+
+    std::vector<std::unique_ptr<View>> views_;  // what readers_ borrow from
+    std::mutex mutex_;                          // guards readers_ and failed_; taken without the GIL
+    std::vector<Reader> readers_;
+    bool failed_ = false;
+};
+
+std::shared_ptr<Tables> make_tables(py::handle cdf, py::handle lengths, py::handle offsets) {
+    const View cdf_view(cdf, "cdf"), length_view(lengths, "lengths"), offset_view(offsets, "offsets");
+    SC_CHECK(cdf_view.ndim() == 2, "cdf: ", cdf_view.ndim(), " dimensions (needs [rows, columns])");
+    const std::size_t rows = cdf_view.shape(0);
+    SC_CHECK(length_view.size() == rows && offset_view.size() == rows, "cdf has ", rows, " rows, lengths ",
+             length_view.size(), ", offsets ", offset_view.size());
+    const std::int32_t *values = cdf_view.int32(), *row_lengths = length_view.int32(), *row_offsets = offset_view.int32();
+    const py::gil_scoped_release release;
+    // Copies first: the checks must hold for the very values that are used.
+    const std::vector<std::int32_t> safe_cdf(values, values + cdf_view.size());
+    const std::vector<std::int32_t> safe_lengths(row_lengths, row_lengths + rows), safe_offsets(row_offsets, row_offsets + rows);
+    return std::make_shared<Tables>(safe_cdf.data(), rows, cdf_view.shape(1), safe_lengths.data(), safe_offsets.data());
+}
+
+py::object encode(py::handle symbols, py::handle indexes, const Tables& tables) {
+    const View symbol_view(symbols, "symbols"), index_view(indexes, "indexes");
+    check_sizes(symbol_view, index_view, "symbols");
+    const std::int32_t* values = symbol_view.int32();
+    std::vector<Writer> writers(1);
+    with_indexes(index_view, [&](const auto* rows) {
+        const py::gil_scoped_release release;
+        rans::encode(writers, values, rows, symbol_view.size(), tables);
+    });
+    return flush(writers)[0];
+}
+
+void decode(py::handle data, py::handle indexes, const Tables& tables, py::handle out, bool strict) {
+    const View data_view(data, "data"), index_view(indexes, "indexes"), out_view(out, "out", true);
+    check_sizes(out_view, index_view, "out");
+    const unsigned char* bytes = data_view.bytes();
+    std::int32_t* symbols = out_view.int32();
+    with_indexes(index_view, [&](const auto* rows) {
+        const py::gil_scoped_release release;
+        std::vector<Reader> readers{{bytes, data_view.size()}};
+        rans::decode(readers, symbols, rows, index_view.size(), tables);
+        if (strict) readers[0].finish();
+    });
+}
+
+// pmf: float32 [count]; cdf: int32 [count + 1], written.
+void pmf_to_cdf(py::handle pmf, py::handle cdf) {
+    const View pmf_view(pmf, "pmf"), cdf_view(cdf, "cdf", true);
+    SC_CHECK(cdf_view.size() == pmf_view.size() + 1, "cdf: ", cdf_view.size(), " elements for ", pmf_view.size(),
+             " probabilities (needs one more)");
+    const float* probabilities = pmf_view.float32();
+    std::int32_t* values = cdf_view.int32();
+    const py::gil_scoped_release release;
+    pmf_to_quantized_cdf(probabilities, pmf_view.size(), values);
+}
+
+template <std::uint32_t (*checksum)(const unsigned char*, std::size_t, std::uint32_t)>
+std::uint32_t crc(py::handle data, std::uint32_t start) {
+    const View view(data, "data");
+    const unsigned char* bytes = view.bytes();
+    const py::gil_scoped_release release;
+    return checksum(bytes, view.size(), start);
+}
+
+void translate(std::exception_ptr error) {
+    const auto raise = [](const char* name, const std::exception& reason) {
+        const py::object type = py::module_::import("sparsecodec.errors").attr(name);
+        py::set_error(type, reason.what());
+    };
+    try {
+        if (error) std::rethrow_exception(error);
+    } catch (const BitstreamError& reason) {
+        raise("BitstreamError", reason);
+    } catch (const std::invalid_argument& reason) {
+        raise("UsageError", reason);
+    }
+}
+
+}  // namespace
+
+void bind_entropy(py::module_& m) {
+    py::register_local_exception_translator(translate);  // for the whole module, and only for it
+
+    py::class_<Tables, std::shared_ptr<Tables>>(m, "RansTables")
+        .def(py::init(&make_tables), "cdf"_a, "lengths"_a, "offsets"_a)
+        .def_property_readonly("rows", &Tables::rows)
+        .def_property_readonly("nbytes", &Tables::bytes);
+    py::class_<Encoder>(m, "RansEncoder")
+        .def(py::init<std::size_t>(), "streams"_a)
+        .def("push", &Encoder::push, "symbols"_a, "indexes"_a, "tables"_a)
+        .def("finish", &Encoder::finish);
+    py::class_<Decoder>(m, "RansDecoder")
+        .def(py::init<const std::vector<py::object>&>(), "streams"_a)
+        .def("decode", &Decoder::decode, "indexes"_a, "tables"_a, "out"_a)
+        .def("finish", &Decoder::finish);
+    m.def("rans_encode", &encode, "symbols"_a, "indexes"_a, "tables"_a);
+    m.def("rans_decode", &decode, "data"_a, "indexes"_a, "tables"_a, "out"_a, "strict"_a);
+    m.def("pmf_to_quantized_cdf", &pmf_to_cdf, "pmf"_a, "cdf"_a);
+    m.def("crc32c", &crc<&crc32c>, "data"_a, "start"_a = 0);
+    m.def("crc32c_portable", &crc<&crc32c_portable>, "data"_a, "start"_a = 0);
+}

@@ -1,0 +1,117 @@
+// rANS with a 64-bit state, 32-bit words, 16-bit probabilities and 4-bit escape digits: the coder of CompressAI and of
+// EVC, DCVC, DCVC-HEM and DCVC-DC, byte for byte. docs/bitstream.md specifies it.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <stdexcept>
+#include <vector>
+
+namespace sparsecodec {
+
+// Bytes that no encoder wrote. Reaches Python as sparsecodec.errors.BitstreamError.
+class BitstreamError : public std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
+namespace rans {
+
+constexpr std::uint64_t kLowerBound = std::uint64_t{1} << 31;  // between two symbols, kLowerBound <= state < 2^63
+
+// The cumulative frequencies of `rows` distributions, checked once and laid out for coding. Immutable, so that any number
+// of coders and threads share one.
+class Tables {
+public:
+    // cdf: host, `rows` x `columns` values, row-major, borrowed for the call. Row r holds 0 = c_0 < .. < c_{n-1} = 65536
+    //      in its first n = lengths[r] places; its symbols are offsets[r] .. offsets[r] + n - 3, the last one escapes.
+    // lengths, offsets: host, `rows` values each, borrowed for the call.
+    // Throws std::invalid_argument that names the row and the value.
+    Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, const std::int32_t* lengths,
+           const std::int32_t* offsets);
+
+    std::size_t rows() const { return rows_.size(); }
+    std::size_t bytes() const;
+
+    struct Row {
+        std::uint32_t first_bucket;  // into buckets() and symbols()
+        std::uint32_t first_symbol;  // into cdf() and codes()
+        std::int32_t offset;
+        std::uint32_t escape : 24;  // number of plain symbols; the symbol of this number escapes
+        std::uint32_t shift : 8;    // slot >> shift is the bucket
+    };
+    // A run of slots in which at most two symbols meet, or (frequency = 0) more of them or the escape: those are looked up
+    // in the row itself.
+    struct Bucket {
+        std::uint16_t start, next_start;          // first slots of the two symbols
+        std::uint16_t frequency, next_frequency;  // slots of the two symbols
+    };
+    // What the encoder does for a symbol, without dividing: state div f = mulhi(state, reciprocal) >> shift.
+    struct Code {
+        std::uint64_t reciprocal;
+        std::uint32_t bias;
+        std::uint16_t complement;  // 65536 - f
+        std::uint16_t shift;
+    };
+
+    const Row* row_data() const { return rows_.data(); }
+    const Bucket* buckets() const { return buckets_.data(); }
+    const std::uint16_t* symbols() const { return symbols_.data(); }  // the first symbol of each bucket
+    const std::uint32_t* cdf() const { return cdf_.data(); }
+    const Code* codes() const { return codes_.data(); }
+
+private:
+    void add_buckets(Row& row);
+    void add_codes(const Row& row);
+
+    std::vector<Row> rows_;
+    std::vector<Bucket> buckets_;
+    std::vector<std::uint16_t> symbols_;
+    std::vector<std::uint32_t> cdf_;
+    std::vector<Code> codes_;
+};
+
+// One stream while it is written: the encoder visits the symbols last to first.
+struct Writer {
+    std::uint64_t state = kLowerBound;
+    std::vector<std::uint32_t> words;  // in the order written; the stream has them in reverse, behind the state
+
+    std::size_t size() const { return (words.size() + 2) * 4; }
+    void flush_to(unsigned char* bytes) const;  // host, size() bytes, written
+};
+
+// One stream while it is read. Borrows the bytes; reads none past `end`.
+struct Reader {
+    std::uint64_t state = 0;
+    const unsigned char* next = nullptr;
+    const unsigned char* end = nullptr;
+    std::size_t size = 0;
+
+    // Throws BitstreamError unless `bytes` can be a stream: 8 bytes or more, whole words, a state within its bounds.
+    Reader(const unsigned char* bytes, std::size_t count);
+
+    // Throws BitstreamError unless everything was read and the state is back at its start: true of every stream whose
+    // symbols were all decoded with the tables they were coded with.
+    void finish() const;
+};
+
+// Codes symbols[0 .. count) with the rows indexes[0 .. count) of `tables` in front of what the writers hold. With n
+// writers, each of the first n - 1 takes count / n symbols, the last one the rest; two are worked on at a time.
+//
+// symbols, indexes: host, `count` values each, borrowed. Index: std::uint8_t, std::int16_t, std::int32_t.
+// Throws std::invalid_argument: an index without a row, a symbol too far from its row (the writers are then useless).
+template <class Index>
+void encode(std::vector<Writer>& writers, const std::int32_t* symbols, const Index* indexes, std::size_t count,
+            const Tables& tables);
+
+// Decodes symbols[0 .. count), split over the readers as encode() splits them.
+//
+// symbols: host, `count` values, written; may be the memory of indexes.
+// indexes: host, `count` values, borrowed.
+// Throws BitstreamError: a stream ends too early or holds an impossible escape. Throws std::invalid_argument: an index
+// without a row. In both cases the readers are then useless.
+template <class Index>
+void decode(std::vector<Reader>& readers, std::int32_t* symbols, const Index* indexes, std::size_t count,
+            const Tables& tables);
+
+}  // namespace rans
+}  // namespace sparsecodec
