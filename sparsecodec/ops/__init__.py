@@ -1,0 +1,26 @@
+"""The operators of learned codecs: one spec, one differentiable reference and several kernels each."""
+
+from sparsecodec.ops._registry import bind, call, specs, use_backend, why_unavailable
+from sparsecodec.ops.conv2d_act import conv2d_act
+from sparsecodec.ops.conv_transpose2d_act import conv_transpose2d_act
+from sparsecodec.ops.entropy_parameters import entropy_parameters
+from sparsecodec.ops.pointwise import pointwise
+from sparsecodec.ops.quantize_latent import quantize_latent
+from sparsecodec.ops.restore_latent import restore_latent
+from sparsecodec.ops.scale_thresholds import evc_scale_thresholds, scale_table_thresholds
+
+__all__ = [
+    "bind",
+    "call",
+    "conv2d_act",
+    "conv_transpose2d_act",
+    "entropy_parameters",
+    "evc_scale_thresholds",
+    "pointwise",
+    "quantize_latent",
+    "restore_latent",
+    "scale_table_thresholds",
+    "specs",
+    "use_backend",
+    "why_unavailable",
+]

@@ -1,0 +1,49 @@
+"""What the Triton kernels ask of their inputs."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+
+from sparsecodec.ops._epilogue import channels_innermost
+
+INTERPRETER_LIMIT = 2**17  # elements of one tensor; a program of the interpreter takes milliseconds
+PIXEL_LIMIT = 2**31 - 1024  # pixels are numbered in int32, the last tile included
+
+
+def triton_rejects(dtypes: tuple[torch.dtype, ...], **activations: Tensor | None) -> list[str]:
+    """Why the Triton kernels do not take these activations, given by their names.
+
+    Tensors on the CPU need TRITON_INTERPRET=1, set before the kernels are imported. The interpreter is for checking
+    kernels, so it takes small tensors only.
+    """
+    given = {name: value for name, value in activations.items() if value is not None}
+    reasons = []
+    found = {value.dtype for value in given.values()}
+    if len(found) > 1 or not found <= set(dtypes):
+        named, accepted = (", ".join(sorted(str(t).removeprefix("torch.") for t in ts)) for ts in (found, dtypes))
+        reasons.append(f"dtype={named} (needs one of {accepted} for all activations)")
+    for name, value in given.items():
+        if value.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
+            if value.numel() > INTERPRETER_LIMIT:
+                reasons.append(f"{name}.shape={list(value.shape)} (the interpreter takes {INTERPRETER_LIMIT} elements)")
+        elif value.device.type != "cuda":
+            reasons.append(f"{name}.device={value.device.type} (needs cuda, or cpu with TRITON_INTERPRET=1)")
+        if value.dim() not in (4, 5):
+            reasons.append(f"{name}.shape={list(value.shape)} (needs [N, C, H, W])")
+        elif value.shape[0] * value.shape[-2] * value.shape[-1] > PIXEL_LIMIT:
+            reasons.append(f"{name}.shape={list(value.shape)} (needs N * H * W <= {PIXEL_LIMIT})")
+    return reasons
+
+
+def triton_rejects_dense(out_index: Tensor | None, shuffle: int, **activations: Tensor | None) -> list[str]:
+    """`triton_rejects` of a kernel that multiplies with weights and ends in `_epilogue.finish`."""
+    reasons = triton_rejects((torch.float16, torch.bfloat16, torch.float32), **activations)
+    if out_index is not None and (activations["residual"] is None or shuffle != 1):
+        reasons.append(f"out_index with shuffle={shuffle} (needs a residual and shuffle=1)")
+    for name, value in activations.items():
+        if value is not None and value.dim() == 4 and not channels_innermost(value):
+            reasons.append(f"{name}.stride={value.stride()} (needs channels innermost, torch.channels_last)")
+    return reasons

@@ -1,0 +1,95 @@
+"""k x k convolution with bias, activation and the epilogue of `pointwise`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsecodec.ops._epilogue import cpu_rejects, finish, select_channels
+from sparsecodec.ops._registry import Impl, OpSpec, call, register
+
+
+def conv2d_act_reference(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    in_index: Tensor | None = None,
+    out_index: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: float = 0.01,
+    shuffle: int = 1,
+) -> Tensor:
+    """`conv2d_act` in plain torch."""
+    x = select_channels(x, in_index)
+    y = F.conv2d(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype), stride, padding)
+    return finish(y, out_index, residual, activation, slope, shuffle)
+
+
+def _cpu_rejects(x: Tensor, residual: Tensor | None, **_: Any) -> list[str]:
+    return cpu_rejects(x=x, residual=residual)
+
+
+CONV2D_ACT = register(
+    OpSpec(
+        name="conv2d_act",
+        schema=(
+            "(Tensor x, Tensor weight, Tensor? bias=None, int stride=1, int padding=0, Tensor? in_index=None, "
+            'Tensor? out_index=None, Tensor? residual=None, str activation="none", float slope=0.01, int shuffle=1) '
+            "-> Tensor"
+        ),
+        reference=conv2d_act_reference,
+        impls=(
+            Impl("cpu", "sparsecodec._C:conv2d_act", rejects=_cpu_rejects, plan="sparsecodec._C:conv2d_act_plan"),
+        ),
+        constants=(
+            "weight", "bias", "stride", "padding", "in_index", "out_index", "activation", "slope", "shuffle",
+        ),
+    )
+)  # fmt: skip
+
+
+def conv2d_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int = 1,
+    padding: int = 0,
+    in_index: Tensor | None = None,
+    out_index: Tensor | None = None,
+    residual: Tensor | None = None,
+    activation: str = "none",
+    slope: float = 0.01,
+    shuffle: int = 1,
+) -> Tensor:
+    """`torch.nn.functional.conv2d` of some channels, activation, pixel shuffle, added to some channels.
+
+    Args:
+        x: ``[N, C_in_full, H, W]`` bfloat16|float32, channels_last for the CPU kernel. Features.
+        weight: ``[C_out, C_in, Kh, Kw]``, any float dtype.
+        bias: ``[C_out]`` or None.
+        stride: of both axes.
+        padding: zeros on all four sides.
+        in_index: ``[C_in]`` int or None. Channels of `x`; None = x has exactly C_in channels.
+        out_index: ``[C_out]`` int or None. Distinct channels of `residual`; needs shuffle=1.
+        residual: ``[N, C_full, H', W']`` if `out_index` is given, else the shape of the result, or None. Added last.
+        activation: none | relu | leaky_relu | sigmoid_gate (y * sigmoid(4 y)).
+        slope: of leaky_relu.
+        shuffle: r of `torch.nn.PixelShuffle`, applied after the activation; C_out is a multiple of r^2.
+
+    Returns:
+        ``[N, C_full or C_out / r^2, H'*r, W'*r]``, dtype of `x`.
+
+    Raises:
+        NoBackendError: a backend is forced and refuses these inputs.
+        UsageError: an unknown activation, or `out_index` without `residual` or with a shuffle.
+
+    Exactness: tolerance. The float32 CPU kernel is pinned: acc = bias, then acc = fma(x, w, acc) over kernel row,
+        kernel column, input channel; its bits do not depend on instruction set, threads, batch or image size.
+    Gradients: reference only.
+    """
+    return call(CONV2D_ACT, x, weight, bias, stride, padding, in_index, out_index, residual, activation, slope, shuffle)

@@ -1,0 +1,13 @@
+"""Cases that tests and benches share, and the judge that compares implementations with references."""
+
+from sparsecodec.testing import conv2d_act, conv_transpose2d_act, entropy_parameters, pointwise
+from sparsecodec.testing.compare import OpCase, Verdict, judge, run_eager, run_planned
+
+CASES: list[OpCase] = [
+    *pointwise.CASES,
+    *conv2d_act.CASES,
+    *conv_transpose2d_act.CASES,
+    *entropy_parameters.CASES,
+]
+
+__all__ = ["CASES", "OpCase", "Verdict", "judge", "run_eager", "run_planned"]

@@ -1,0 +1,197 @@
+"""Cases and the judge that tests and benches share: an implementation against the reference of its op."""
+
+from __future__ import annotations
+
+import zlib
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecodec.ops._registry import OpSpec, bind, bind_arguments, resolve, specs, use_backend
+
+MARGIN = 64  # elements of poison before and after an island
+
+
+@dataclass(frozen=True)
+class OpCase:
+    """One call of one op.
+
+    Attributes:
+        op: name in the registry.
+        id: unique within the op.
+        make: (dtype, generator) -> the op's arguments by name, activations in `dtype`.
+        dtypes: in which the case runs.
+        must_run: backends that may not refuse the case.
+        terms: length of the sums behind one output, accumulated in float32.
+        bench: also timed.
+        flops: of one call, 2 per multiply-add.
+        bytes_moved: (element size) -> least bytes read and written by one call.
+    """
+
+    op: str
+    id: str
+    make: Callable[[torch.dtype, torch.Generator], dict[str, Any]]
+    dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
+    must_run: frozenset[str] = frozenset({"cpu"})
+    terms: int = 0
+    bench: bool = False
+    flops: int = 0
+    bytes_moved: Callable[[int], int] | None = None
+
+    @property
+    def spec(self) -> OpSpec:
+        return specs()[self.op]
+
+    def arguments(self, dtype: torch.dtype) -> dict[str, Any]:
+        """All arguments of the op, defaults included; the same values at every call."""
+        generator = torch.Generator().manual_seed(zlib.crc32(f"{self.op}/{self.id}".encode()))
+        return bind_arguments(self.spec, (), self.make(dtype, generator))
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """What `judge` found.
+
+    Attributes:
+        error: largest deviation from the float64 reference.
+        reference_error: the same of the reference in the working dtype.
+        bound: largest `error` that passes.
+        complaint: None if the implementation passes, else what is wrong.
+    """
+
+    error: float
+    reference_error: float
+    bound: float
+    complaint: str | None
+
+
+def island(tensor: Tensor) -> Tensor:
+    """A copy of `tensor` with its strides, in the middle of a buffer of NaN (integers: the smallest value)."""
+    if tensor.numel() == 0:
+        return tensor
+    poison = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
+    span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+    buffer = torch.full((span + 2 * MARGIN,), poison, dtype=tensor.dtype)
+    result = buffer.as_strided(tensor.shape, tensor.stride(), MARGIN)
+    return result.copy_(tensor)
+
+
+def channel_slice(tensor: Tensor, before: int = 5, after: int = 3) -> Tensor:
+    """`tensor` as channels of a wider channels_last tensor that is NaN elsewhere."""
+    n, c, h, w = tensor.shape
+    wide = torch.full((n, before + c + after, h, w), float("nan"), dtype=tensor.dtype)
+    wide = wide.to(memory_format=torch.channels_last)
+    wide[:, before : before + c] = tensor
+    return wide[:, before : before + c]
+
+
+def overrun(tensor: Tensor) -> bool:
+    """Whether memory around an island, or between its elements, no longer holds NaN."""
+    storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
+    outside = torch.ones(storage.numel(), dtype=torch.bool)
+    outside.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(False)
+    return not bool(storage[outside].isnan().all())
+
+
+@contextmanager
+def poisoned_allocations() -> Iterator[None]:
+    """Within the block `torch.empty` is filled with NaN, or the largest integer."""
+    before = torch.are_deterministic_algorithms_enabled()
+    filled = torch.utils.deterministic.fill_uninitialized_memory
+    torch.use_deterministic_algorithms(True)
+    torch.utils.deterministic.fill_uninitialized_memory = True
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(before)
+        torch.utils.deterministic.fill_uninitialized_memory = filled
+
+
+def _outputs(result: Any) -> tuple[Tensor, ...]:
+    return tuple(result) if isinstance(result, tuple | list) else (result,)
+
+
+def _cast(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
+    return convert(value) if isinstance(value, Tensor) else value
+
+
+def _islanded(arguments: dict[str, Any]) -> dict[str, Any]:
+    return {name: _cast(value, island) for name, value in arguments.items()}
+
+
+def _ulp(value: float, dtype: torch.dtype) -> float:
+    limits = torch.finfo(dtype)
+    return max(value * limits.eps, limits.tiny)
+
+
+def run_eager(case: OpCase, backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The op's public path on `backend`: islanded inputs, poisoned allocations."""
+    impl = next(impl for impl in case.spec.impls if impl.backend == backend)
+    arguments = _islanded(case.arguments(dtype))
+    with torch.no_grad(), poisoned_allocations():
+        return _outputs(resolve(impl.target)(**arguments))
+
+
+def run_planned(case: OpCase, backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
+    """The bound op, constants packed, written into poisoned islands; AssertionError if it writes beside them."""
+    arguments = _islanded(case.arguments(dtype))
+    with torch.no_grad(), use_backend(backend):
+        shapes = [value.detach() for value in _outputs(case.spec.reference(**arguments))]
+        out = tuple(
+            island(torch.full_like(t, float("nan"))) if t.is_floating_point() else torch.empty_like(t) for t in shapes
+        )
+        bound = bind(case.spec, **arguments)
+        free = {name: value for name, value in arguments.items() if name not in case.spec.constants}
+        bound.run(**free, out=out if len(out) > 1 else out[0])
+    if any(tensor.is_floating_point() and tensor.numel() and overrun(tensor) for tensor in out):
+        raise AssertionError(f"{case.op}/{case.id} on {backend} wrote past its output")
+    return out
+
+
+def judge(case: OpCase, outputs: tuple[Tensor, ...], dtype: torch.dtype) -> Verdict:
+    """Compares what an implementation returned with the reference.
+
+    Integer outputs and ops with ``exact=True`` must be equal. Others may err by twice what the reference errs by in
+    `dtype`, plus two units in the last place of the largest value; both against the reference in float64. A sum of
+    `terms` products may err by sqrt(terms) float32 units more (how rounding errors of a running sum grow, Higham and
+    Mary 2019): torch adds in blocks and errs less than a pinned order can.
+    """
+    arguments = case.arguments(dtype)
+    exact_arguments = {
+        name: _cast(value, lambda t: t.double() if t.is_floating_point() else t) for name, value in arguments.items()
+    }
+    with torch.no_grad():
+        working = _outputs(case.spec.reference(**arguments))
+        wide = _outputs(case.spec.reference(**exact_arguments))
+    if len(outputs) != len(working):
+        return Verdict(0.0, 0.0, 0.0, f"{len(outputs)} results instead of {len(working)}")
+    worst = Verdict(0.0, 0.0, 0.0, None)
+    for index, (got, reference, truth) in enumerate(zip(outputs, working, wide, strict=True)):
+        verdict = _judge_one(got, reference, truth, case)
+        if verdict.complaint is not None:
+            return replace(verdict, complaint=f"result {index}: {verdict.complaint}")
+        worst = max(worst, verdict, key=lambda v: v.error)
+    return worst
+
+
+def _judge_one(got: Tensor, reference: Tensor, truth: Tensor, case: OpCase) -> Verdict:
+    if got.shape != reference.shape or got.dtype != reference.dtype:
+        complaint = f"{list(got.shape)} {got.dtype} instead of {list(reference.shape)} {reference.dtype}"
+        return Verdict(0.0, 0.0, 0.0, complaint)
+    if case.spec.exact or not reference.is_floating_point():
+        wrong = int((got != reference).sum())
+        return Verdict(float(wrong), 0.0, 0.0, f"{wrong} of {got.numel()} values differ" if wrong else None)
+    if got.numel() == 0:
+        return Verdict(0.0, 0.0, 0.0, None)
+    error = float((got.double() - truth).abs().max())
+    reference_error = float((reference.double() - truth).abs().max())
+    largest = float(truth.abs().max())
+    bound = 2 * reference_error + 2 * _ulp(largest, got.dtype) + case.terms**0.5 * _ulp(largest, torch.float32)
+    complaint = None
+    if not error <= bound:  # NaN compares false
+        complaint = f"error {error:.3g} exceeds {bound:.3g} (the reference errs by {reference_error:.3g})"
+    return Verdict(error, reference_error, bound, complaint)

@@ -1,0 +1,81 @@
+"""Cases of `conv2d_act`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Generator
+
+from sparsecodec.testing.compare import OpCase, channel_slice
+from sparsecodec.testing.pointwise import kept, nhwc
+
+
+def _case(
+    id: str, n: int, c_in: int, c_out: int, h: int, w: int, kernel: int = 3, *, gather: int = 0, scatter: int = 0,
+    residual: bool = False, sliced: bool = False, bias: bool = True, bench: bool = False,
+    **options: Any,
+) -> OpCase:  # fmt: skip
+    """gather, scatter: channels of x and of residual when indexed; sliced: activations are slices of wider tensors."""
+
+    stride, padding, r = options.get("stride", 1), options.get("padding", 0), options.get("shuffle", 1)
+    rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in (h, w))
+
+    def make(dtype: torch.dtype, generator: Generator) -> dict[str, Any]:
+        arguments: dict[str, Any] = dict(options)
+        arguments["x"] = nhwc((n, gather or c_in, h, w), dtype, generator)
+        weight = torch.randn(c_out, c_in, kernel, kernel, generator=generator)
+        arguments["weight"] = weight / (c_in * kernel * kernel) ** 0.5
+        if bias:
+            arguments["bias"] = torch.randn(c_out, generator=generator)
+        if gather:
+            arguments["in_index"] = kept(gather, c_in, generator)
+        if scatter:
+            arguments["out_index"] = kept(scatter, c_out, generator)
+        if scatter or residual:
+            arguments["residual"] = nhwc((n, scatter or c_out // (r * r), rows * r, columns * r), dtype, generator)
+        if sliced:
+            arguments["x"] = channel_slice(arguments["x"])
+        return arguments
+
+    return OpCase(
+        "conv2d_act",
+        id,
+        make,
+        terms=c_in * kernel**2,
+        bench=bench,
+        flops=2 * c_in * kernel**2 * c_out * n * rows * columns,
+        bytes_moved=lambda size: size * n * (c_in * h * w + c_out * rows * columns * (2 if residual else 1)),
+    )
+
+
+CASES = [
+    # Pixels: a register tile holds 12, a task at most 240. Channels: a block holds 32, half a block 16.
+    _case("one-pixel", 1, 3, 5, 1, 1, padding=1),
+    _case("kernel-exact", 1, 3, 5, 3, 3),
+    _case("one-column", 1, 8, 8, 9, 1, padding=1),
+    _case("rgb-in", 2, 3, 33, 9, 15, padding=1, activation="relu"),
+    _case("odd", 1, 17, 65, 7, 13, padding=1, activation="leaky_relu", slope=0.2),
+    _case("task-and-remainder", 1, 20, 40, 17, 31, padding=1),
+    _case("no-padding", 2, 16, 16, 6, 8),
+    _case("wide-padding", 1, 8, 16, 4, 5, padding=4),
+    _case("k1", 1, 24, 40, 6, 10, 1),
+    _case("k1-stride-2", 1, 24, 40, 7, 10, 1, stride=2),
+    _case("k2-stride-2", 1, 12, 20, 8, 10, 2, stride=2),
+    _case("k3-stride-2", 1, 16, 32, 9, 12, stride=2, padding=1),
+    _case("k5-stride-2", 2, 16, 24, 9, 14, 5, stride=2, padding=2, activation="sigmoid_gate"),
+    _case("k4-stride-4", 1, 8, 16, 13, 12, 4, stride=4, padding=1),
+    _case("no-bias", 1, 16, 16, 6, 8, padding=1, bias=False),
+    _case("empty-batch", 0, 8, 8, 4, 4, padding=1),
+    _case("residual", 1, 16, 33, 6, 8, padding=1, residual=True, activation="leaky_relu"),
+    _case("gather", 2, 16, 33, 6, 8, padding=1, gather=40),
+    _case("scatter", 1, 16, 33, 6, 8, padding=1, scatter=70, activation="relu"),
+    _case("scatter-stride-2", 1, 16, 33, 6, 8, padding=1, scatter=70, stride=2),
+    _case("shuffle", 1, 16, 72, 5, 6, padding=1, shuffle=2, activation="leaky_relu"),
+    _case("shuffle-residual", 2, 16, 12, 5, 6, padding=1, shuffle=2, residual=True),
+    _case("slice", 2, 16, 33, 6, 8, padding=1, sliced=True),
+    _case("slice-gather", 2, 16, 33, 6, 8, padding=1, sliced=True, gather=20),
+    _case("64-64-k3-64x96", 1, 64, 64, 64, 96, padding=1, activation="leaky_relu", bench=True),
+    _case("192-192-k3-64x96", 1, 192, 192, 64, 96, padding=1, activation="leaky_relu", bench=True),
+    _case("192-192-k5s2-64x96", 1, 192, 192, 64, 96, 5, stride=2, padding=2, activation="leaky_relu", bench=True),
+]
