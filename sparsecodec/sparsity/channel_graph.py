@@ -1,0 +1,249 @@
+"""The channel graph: which channels of which layers are one and the same, and which of them may be pruned."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.errors import GraphError
+from sparsecodec.sparsity.layout import OPEN, LayerUse
+from sparsecodec.sparsity.tracing import Walk, walk
+
+BRANCH = "branch:"
+
+
+@dataclass(frozen=True)
+class ChannelMap:
+    """Where each channel of one side of a layer lives: runs of ``(space or None, positions in it)``.
+
+    A run of ``None`` comes from outside the transform and is always kept.
+    """
+
+    parts: tuple[tuple[str | None, Tensor], ...]
+
+    def __len__(self) -> int:
+        return sum(len(positions) for _, positions in self.parts)
+
+    def spaces(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys(name for name, _ in self.parts if name is not None))
+
+    def keep(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """``[C]`` bool, True = keep; a space without a mask is kept whole."""
+        pieces = []
+        for name, positions in self.parts:
+            mask = None if name is None else masks.get(name)
+            pieces.append(torch.ones(len(positions), dtype=torch.bool) if mask is None else mask[positions])
+        return torch.cat(pieces) if pieces else torch.ones(0, dtype=torch.bool)
+
+
+@dataclass(frozen=True)
+class LayerChannels:
+    """One layer. `kind` is conv, conv_transpose, depthwise or gdn; for the last two both sides are the same channels.
+
+    Attributes:
+        branch: the branch that this layer ends, if its filters may be dropped without shrinking the joined space.
+        input_keeps_zero: masked channels are zero where this layer reads them, by zeroing their filters alone.
+    """
+
+    name: str
+    kind: str
+    inputs: ChannelMap
+    outputs: ChannelMap
+    branch: str | None = None
+    input_keeps_zero: bool = True
+
+    def keep_outputs(self, masks: Mapping[str, Tensor]) -> Tensor:
+        """``[C_out]`` bool: filters that stay, by the space's mask and by the branch's own."""
+        keep = self.outputs.keep(masks)
+        if self.branch is not None and self.branch in masks:
+            keep = keep & masks[self.branch][self.branch_positions]
+        return keep
+
+    @property
+    def branch_positions(self) -> Tensor:
+        """``[C_out]`` channel of the branch that each filter makes."""
+        _, positions = self.outputs.parts[0]
+        return torch.unique(positions, return_inverse=True)[1]
+
+
+@dataclass(frozen=True)
+class Space:
+    """A set of channels that shrinks everywhere or nowhere, or one branch of a residual addition.
+
+    Attributes:
+        name: the first layer that makes it; ``branch:<layer>`` for a branch.
+        joined: for a branch, the space it is added into and which keeps its width.
+        locked: why it may not be pruned; None where it may.
+    """
+
+    name: str
+    width: int
+    producers: tuple[str, ...]
+    consumers: tuple[str, ...]
+    locked: str | None = None
+    joined: str | None = None
+
+
+@dataclass(frozen=True)
+class ChannelGraph:
+    """Spaces and layers of one or several transforms.
+
+    Attributes:
+        spaces: by name, in execution order; branches follow the spaces of their transform.
+        layers: by dotted name, in execution order.
+        transforms: the paths that were traced.
+    """
+
+    spaces: dict[str, Space]
+    layers: dict[str, LayerChannels]
+    transforms: tuple[str, ...]
+
+    @classmethod
+    def trace(cls, module: nn.Module, name_prefix: str = "") -> ChannelGraph:
+        """Trace one transform. Its inputs and outputs are locked.
+
+        Args:
+            module: takes tensors ``[N, C, H, W]`` and gives such tensors.
+            name_prefix: dotted path of `module` in its model; layer names start with it.
+
+        Raises:
+            GraphError: the forward cannot be traced; the message names the module and the cause.
+        """
+        return _build(walk(module, name_prefix), name_prefix)
+
+    @property
+    def prunable(self) -> dict[str, Space]:
+        return {name: space for name, space in self.spaces.items() if space.locked is None}
+
+    def filter_positions(self, layer: str, space: str) -> Tensor:
+        """``[C_out]`` which channel of `space`, one of those the layer makes, each filter of `layer` makes."""
+        channels = self.layers[layer]
+        return channels.branch_positions if space == channels.branch else channels.outputs.parts[0][1]
+
+    def allowed(self, name: str, masks: Mapping[str, Tensor]) -> Tensor:
+        """``[width]`` bool: what a mask of `name` may keep; for a branch, what its joined space keeps."""
+        space = self.spaces[name]
+        allowed = torch.ones(space.width, dtype=torch.bool)
+        if space.joined in masks:
+            outputs = self.layers[space.producers[0]].outputs
+            allowed[self.layers[space.producers[0]].branch_positions] = outputs.keep(masks)
+        return allowed
+
+    def report(self) -> str:
+        """One line per space: width, who makes and who reads it, prunable or "locked, because ..."."""
+        lines = []
+        for space in self.spaces.values():
+            state = "prunable" if space.locked is None else f"locked, because {space.locked}"
+            if space.joined is not None:
+                state += f" (free: scattered into {space.joined})"
+            made, read = ", ".join(space.producers), ", ".join(space.consumers) or "-"
+            lines.append(f"{space.name}: {space.width} channels, {state}\n  made by {made}\n  read by {read}")
+        return "\n".join(lines)
+
+
+def trace_model(model: nn.Module, paths: Sequence[str]) -> ChannelGraph:
+    """Trace several transforms of a model into one graph with the model's own layer names.
+
+    Args:
+        model: the codec.
+        paths: dotted paths of the transforms, such as ``["dec", "hyper_dec"]``; none inside another.
+
+    Raises:
+        GraphError: a path does not exist or lies inside another, or a transform cannot be traced.
+    """
+    paths = tuple(paths)
+    for path in paths:
+        if any(other != path and path.startswith(other + ".") for other in paths) or paths.count(path) > 1:
+            raise GraphError(f"transform {path!r} is listed twice or lies inside another one of {list(paths)}")
+    graphs = []
+    for path in paths:
+        try:
+            module = model.get_submodule(path)
+        except AttributeError as error:
+            children = ", ".join(name for name, _ in model.named_children())
+            raise GraphError(f"{type(model).__name__} has no module {path!r}; it has {children}") from error
+        graphs.append(ChannelGraph.trace(module, path))
+    return ChannelGraph(
+        {name: space for graph in graphs for name, space in graph.spaces.items()},
+        {name: layer for graph in graphs for name, layer in graph.layers.items()},
+        paths,
+    )
+
+
+# --- from atoms to spaces ---------------------------------------------------------------------------------------
+
+
+def _build(found: Walk, path: str) -> ChannelGraph:
+    rec = found.recorder
+    label = rec.classes()
+    reasons: dict[int, str] = {}
+    for atoms, reason in rec.locks:
+        for atom in label[atoms]:
+            reasons.setdefault(int(atom), reason)
+    makers = [layer for layer in rec.layers.values() if layer.kind in ("conv", "conv_transpose")]
+    members = _components([label[layer.outputs] for layer in makers])
+
+    home: dict[int, tuple[str, int]] = {}  # class -> (space, position)
+    spaces: dict[str, Space] = {}
+    for group in members:
+        name = makers[group[0]].name
+        order = dict.fromkeys(int(atom) for i in group for atom in label[makers[i].outputs])
+        home.update({atom: (name, position) for position, atom in enumerate(order)})
+        locked = next((reasons[atom] for atom in order if atom in reasons), None)
+        producers = tuple(makers[i].name for i in group)
+        spaces[name] = Space(name, len(order), producers, (), locked)
+
+    layers = {layer.name: _channels(layer, label, home) for layer in rec.layers.values()}
+    for name, space in spaces.items():
+        readers = tuple(layer.name for layer in layers.values() if name in layer.inputs.spaces())
+        spaces[name] = replace(space, consumers=readers)
+    for layer_name in found.branches:
+        layer = layers[layer_name]
+        if len(layer.outputs.parts) != 1:
+            continue
+        name = BRANCH + layer_name
+        layers[layer_name] = replace(layer, branch=name)
+        width = int(layer.branch_positions.max()) + 1
+        joined = layer.outputs.parts[0][0]
+        spaces[name] = Space(name, width, (layer_name,), spaces[joined].consumers, None, joined)
+    return ChannelGraph(spaces, layers, (path,))
+
+
+def _components(groups: Sequence[np.ndarray]) -> list[list[int]]:
+    """Indices of groups that share an element, directly or through others; each sorted, ordered by first index."""
+    parent = list(range(len(groups)))
+
+    def find(i: int) -> int:
+        while parent[i] != i:
+            i = parent[i]
+        return i
+
+    owner: dict[int, int] = {}
+    for i, group in enumerate(groups):
+        for atom in np.unique(group):
+            j = owner.setdefault(int(atom), i)
+            low, high = sorted((find(i), find(j)))
+            parent[high] = low
+    components: dict[int, list[int]] = {}
+    for i in range(len(groups)):
+        components.setdefault(find(i), []).append(i)
+    return list(components.values())
+
+
+def _channels(layer: LayerUse, label: np.ndarray, home: dict[int, tuple[str, int]]) -> LayerChannels:
+    sides = [_channel_map(atoms, label, home) for atoms in (layer.inputs, layer.outputs)]
+    return LayerChannels(layer.name, layer.kind, *sides, input_keeps_zero=layer.input_keeps_zero)
+
+
+def _channel_map(atoms: Iterable[int], label: np.ndarray, home: dict[int, tuple[str, int]]) -> ChannelMap:
+    parts: list[tuple[str | None, list[int]]] = []
+    for atom in atoms:
+        name, position = (None, 0) if atom == OPEN else home[int(label[atom])]
+        if not parts or parts[-1][0] != name:
+            parts.append((name, []))
+        parts[-1][1].append(position)
+    return ChannelMap(tuple((name, torch.tensor(positions)) for name, positions in parts))

@@ -1,0 +1,324 @@
+"""Gradient decay: train masks whose masked filters keep learning at first, then less and less, then are frozen.
+
+A channel is kept while its score lies above the learnable threshold of its space. The forward uses ``m * W``; the
+backward scales what a masked filter receives by ``beta``, which goes from 1 (straight-through) to 0 (hard mask)
+(arXiv 2312.02605). A penalty on the MACs of the whole decoder moves the thresholds until the target is met.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.sparsity.channel_graph import ChannelGraph, ChannelMap
+from sparsecodec.sparsity.freeze import freeze_masks
+from sparsecodec.sparsity.macs import MacReport, MacShares, masked_macs
+from sparsecodec.sparsity.masks import ChannelMasks, filter_norms, top
+from sparsecodec.sparsity.schedules import ApplyTo, DecayConfig
+
+LIFT = 1e-30
+"""Bias of a masked filter while it may still learn. It vanishes in every sum, but at 0 itself the derivative of a ReLU
+is 0 (and that of a LeakyReLU its slope), so that no gradient would reach the filter and it could never come back."""
+
+
+class _Gate(torch.autograd.Function):
+    """``keep * weight``; the product is in here, or autograd would mask the gradient a second time."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor, keep: Tensor, beta: float, masked: float) -> Tensor:
+        ctx.save_for_backward(keep)
+        ctx.beta = beta
+        return torch.where(keep, weight, masked) if masked else weight * keep
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None, None]:
+        if ctx.beta == 1:
+            return grad, None, None, None
+        (keep,) = ctx.saved_tensors
+        return torch.where(keep, grad, ctx.beta * grad), None, None, None
+
+
+def gate(weight: Tensor, keep: Tensor, beta: float, masked: float = 0.0) -> Tensor:
+    """`weight` where kept, `masked` elsewhere; the gradient is ``(keep + beta * (1 - keep)) * g``.
+
+    Args:
+        weight: any shape, floating point.
+        keep: bool, broadcasts to `weight`.
+        beta: in [0, 1].
+        masked: value of what is not kept.
+    """
+    return _Gate.apply(weight, keep, beta, masked)
+
+
+@dataclass(frozen=True)
+class _Gated:
+    """A layer whose filters may be masked: index arrays into the flat mask, whose last entry is an eternal True.
+
+    `rows` and `branch` are ``[C_out]``; `columns` is ``[C_in]``, for inputs that zeroed filters do not make zero. A
+    `follower` (depthwise) reads zeros; only its bias is masked, so that gradient reaches the filters through it.
+    """
+
+    name: str
+    rows: Tensor
+    branch: Tensor | None
+    columns: Tensor | None
+    row_dim: int
+    follower: bool
+
+
+class GradientDecay(nn.Module):
+    """Learns which channels of a model to drop, while the model trains.
+
+    The model itself is never changed: its parameters stay dense, `applied` puts the masked ones in their place for a
+    forward pass. Per step::
+
+        decay.set_step(step)
+        with decay.applied():
+            out = model(x)
+        loss = rate_distortion(out) + decay.penalty()
+        loss.backward()
+        decay.step(optimizer)          # with decay.parameter_group(lr) among the optimiser's groups
+
+    After ``config.t1`` the masks no longer move, and ``compact(model, decay.masks(), graph)`` computes the same as the
+    trained forward. Thresholds and masks stay on the CPU, wherever the model is.
+    State dict: thresholds, masks, whether they are frozen. With those of model and optimiser, training resumes exactly.
+
+    Args:
+        model: holds the layers of `graph`.
+        graph: its channel graph.
+        report: MACs of everything that is to count, on the dense model; see `count`.
+        config: schedule and target.
+
+    Raises:
+        GraphError: nothing can be pruned, or no layer of `graph` is in `report`.
+        UsageError: the target cannot be met with one tile per space.
+    """
+
+    unit_of: Tensor
+    keep: Tensor
+    frozen: Tensor
+    mac_reduction: float  # fraction of the counted MACs that the masks in force remove
+
+    def __init__(self, model: nn.Module, graph: ChannelGraph, report: MacReport, config: DecayConfig) -> None:
+        super().__init__()
+        units = list(graph.prunable.values())
+        if not units or not any(layer.name in graph.layers for layer in report.layers):
+            raise GraphError(
+                f"transforms {list(graph.transforms)} have {len(units)} prunable spaces, or none is counted"
+            )
+        object.__setattr__(self, "model", model)  # not a submodule: its state is its own
+        self.graph, self.report, self.config = graph, report, config
+        self.names = [unit.name for unit in units]
+        widths = [unit.width for unit in units]
+        self.offsets = dict(zip(self.names, [sum(widths[:i]) for i in range(len(widths))], strict=True))
+        unit_of = torch.repeat_interleave(torch.arange(len(units)), torch.tensor(widths))
+        self.register_buffer("unit_of", unit_of, persistent=False)
+        self.register_buffer("widths", torch.tensor(widths, dtype=torch.float32), persistent=False)
+        self.register_buffer("keep", torch.ones(sum(widths), dtype=torch.bool))
+        self.register_buffer("frozen", torch.tensor(False))
+        self._gated = self._find_gated()
+        self._makers = self._find_makers()
+        self._shares = MacShares(graph, report, self.names)
+        self.step_index = 0
+        self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
+        self._refresh()
+        self.scores = self._score()
+        largest = torch.zeros(len(units)).scatter_reduce(0, self.unit_of, self.scores, "amax", include_self=False)
+        self.theta = nn.Parameter(config.theta * largest)
+        least = freeze_masks(
+            graph, report, self._by_name(self.scores), dict.fromkeys(self.names, 1), 0.0, config.round_to
+        )
+        reachable = 1 - masked_macs(report, graph, least) / report.macs
+        if reachable < config.sparsity:
+            raise UsageError(
+                f"sparsity={config.sparsity}: with {config.round_to} channels in every space only {reachable:.3f} of "
+                f"the MACs are removed (trace more transforms, or lower round_to)"
+            )
+
+    # --- the training loop's side ---
+
+    def parameter_group(self, lr: float) -> dict[str, Any]:
+        """An optimiser group for the thresholds: no weight decay, no momentum (they must stop at the target)."""
+        return {"params": [self.theta], "lr": lr, "weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.99)}
+
+    @torch.no_grad()
+    def set_step(self, step: int) -> None:
+        """Start of a step: update the masks from the weights, or freeze them when their time has come."""
+        self.step_index = step
+        if self.frozen:
+            return
+        self.scores = self._score()
+        if step < self.config.t1:
+            self.keep.copy_(self._threshold(self.scores))
+            self._refresh()
+            return
+        counts = {name: int(mask.sum()) for name, mask in self._by_name(self._threshold(self.scores)).items()}
+        margins = self._by_name(self.scores - self.theta.detach()[self.unit_of])
+        masks = freeze_masks(self.graph, self.report, margins, counts, self.config.sparsity, self.config.round_to)
+        self.keep.copy_(torch.cat([masks[name] for name in self.names]))
+        self.frozen.fill_(True)
+        self._refresh()
+
+    @property
+    def beta(self) -> float:
+        return 0.0 if self.frozen else self.config.beta(self.step_index)
+
+    @contextlib.contextmanager
+    def applied(self, model: nn.Module | None = None) -> Iterator[None]:
+        """Within the context the model computes with masked filters; afterwards its parameters are back in place.
+
+        Everything that uses the weights must run inside, recomputation of checkpointed activations included. Without
+        gradient (``with torch.no_grad(), decay.applied()``) masked channels are exactly zero, otherwise see `LIFT`.
+
+        Args:
+            model: another model of the same architecture, such as an average of the weights; default: the trained one.
+        """
+        model = self.model if model is None else model
+        lift = LIFT if self.beta > 0 and torch.is_grad_enabled() else 0.0
+        beta = 1.0 if self.config.apply_to == ApplyTo.UPDATE.value else self.beta
+        replaced: list[tuple[dict[str, Any], str, nn.Parameter]] = []
+        try:
+            for name, key, keep in self._active:
+                parameters = model.get_submodule(name)._parameters
+                replaced.append((parameters, key, parameters[key]))
+                parameters[key] = gate(parameters[key], keep, beta, lift if key == "bias" else 0.0)
+            yield
+        finally:
+            for parameters, key, original in replaced:
+                parameters[key] = original
+
+    def penalty(self) -> Tensor:
+        """``penalty * max(0, target - S)^2``, S the MAC reduction of the hard masks with the soft one's gradient."""
+        if self.frozen:
+            return self.theta.new_zeros(())
+        soft = torch.sigmoid((self.scores - self.theta[self.unit_of]) / self.config.temperature)
+        fractions = self._mean_per_unit(soft)
+        estimate = self._shares.reduction(fractions)
+        reduction = self.mac_reduction + (estimate - estimate.detach())
+        return self.config.penalty * torch.relu(self.config.target(self.step_index) - reduction).square()
+
+    def step(self, optimizer: torch.optim.Optimizer) -> None:
+        """``optimizer.step()``, with the movement of masked filters scaled by beta (`ApplyTo.UPDATE`, or once frozen).
+
+        What moves masked filters beside the gradient, weight decay and momentum, is scaled too; at beta 0 they rest.
+        """
+        beta = self.beta
+        if beta == 1 or (self.config.apply_to == ApplyTo.GRADIENT.value and not self.frozen):
+            optimizer.step()
+            return
+        before = []
+        for name, key, keep in self._active:
+            parameter = self.model.get_submodule(name)._parameters[key]
+            before.append((parameter, keep, parameter.detach().clone()))
+        optimizer.step()
+        with torch.no_grad():
+            for parameter, keep, old in before:
+                parameter.copy_(torch.where(keep, parameter, old.lerp(parameter, beta)))
+
+    # --- what was learnt ---
+
+    def masks(self) -> ChannelMasks:
+        """The masks in force; rounded to ``config.round_to`` only once frozen."""
+        return ChannelMasks(self._by_name(self.keep))
+
+    @torch.no_grad()
+    def bake(self, model: nn.Module | None = None) -> None:
+        """Write the masked weights into the model's own parameters, for instance before it is saved uncompacted."""
+        model = self.model if model is None else model
+        for name, key, keep in self._active:
+            model.get_submodule(name)._parameters[key].mul_(keep)
+
+    # --- tables ---
+
+    def _refresh(self) -> None:
+        """Everything that follows from `keep`: the reduction, and which parameters are masked how."""
+        self.mac_reduction = 1 - masked_macs(self.report, self.graph, self._by_name(self.keep)) / self.report.macs
+        self._active: list[tuple[str, str, Tensor]] = []
+        flat = torch.cat([self.keep, self.keep.new_ones(1)])
+        for gated in self._gated:
+            rows = flat[gated.rows] if gated.branch is None else flat[gated.rows] & flat[gated.branch]
+            keep = rows.view((1, -1, 1, 1) if gated.row_dim else (-1, 1, 1, 1))
+            if gated.columns is not None:
+                keep = keep & flat[gated.columns].view((-1, 1, 1, 1) if gated.row_dim else (1, -1, 1, 1))
+            if keep.all():
+                continue
+            module = self.model.get_submodule(gated.name)
+            device = module.weight.device
+            if not gated.follower:
+                self._active.append((gated.name, "weight", keep.to(device)))
+            if module.bias is not None:
+                self._active.append((gated.name, "bias", rows.to(device)))
+
+    def _find_gated(self) -> list[_Gated]:
+        gated = []
+        for layer in self.graph.layers.values():
+            if layer.kind == "gdn":
+                continue
+            rows = self._flat(layer.outputs)
+            branch = None
+            if layer.branch in self.offsets:
+                branch = layer.branch_positions + self.offsets[layer.branch]
+            columns = None
+            if not layer.input_keeps_zero and layer.kind != "depthwise":
+                columns = self._flat(layer.inputs)
+            indices = [index for index in (rows, branch, columns) if index is not None]
+            if any((index < len(self.keep)).any() for index in indices):
+                follower = layer.kind == "depthwise" and layer.input_keeps_zero
+                row_dim = 1 if layer.kind == "conv_transpose" else 0
+                gated.append(_Gated(layer.name, rows, branch, columns, row_dim, follower))
+        return gated
+
+    def _find_makers(self) -> list[tuple[str, str, Tensor, Tensor, slice]]:
+        """(layer, kind, position of each filter, 1 / filters per position, where in the flat scores)."""
+        makers = []
+        for name in self.names:
+            space = self.graph.spaces[name]
+            for layer in space.producers:
+                positions = self.graph.filter_positions(layer, name)
+                share = 1 / torch.bincount(positions, minlength=space.width).clamp(min=1)
+                place = slice(self.offsets[name], self.offsets[name] + space.width)
+                makers.append((layer, self.graph.layers[layer].kind, positions, share, place))
+        return makers
+
+    def _flat(self, channels: ChannelMap) -> Tensor:
+        pieces = [
+            positions + self.offsets[name] if name in self.offsets else torch.full_like(positions, len(self.keep))
+            for name, positions in channels.parts
+        ]
+        return torch.cat(pieces)
+
+    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
+        return dict(zip(self.names, flat.split([int(w) for w in self.widths]), strict=True))
+
+    def _mean_per_unit(self, flat: Tensor) -> Tensor:
+        return torch.zeros_like(self.widths).index_add(0, self.unit_of, flat) / self.widths
+
+    @torch.no_grad()
+    def _score(self) -> Tensor:
+        """``[sum of widths]`` score of every channel, in units of its space's mean score."""
+        total = torch.zeros(len(self.keep))
+        for layer, kind, positions, share, place in self._makers:
+            norms = filter_norms(self.model.get_submodule(layer), kind, self.config.p).cpu()
+            total[place] += (torch.zeros_like(share).index_add(0, positions, norms) * share).square()
+        total = total.sqrt()
+        return total / self._mean_per_unit(total).clamp(min=1e-12)[self.unit_of]
+
+    def _threshold(self, scores: Tensor) -> Tensor:
+        """``[sum of widths]`` bool: score above the threshold, and at least one tile of every space and branch."""
+        keep = scores > self.theta[self.unit_of]
+        if not torch.isfinite(scores).all():
+            raise UsageError("a weight is not finite: the scores of its channels cannot be compared")
+        masks = self._by_name(keep)
+        by_name = self._by_name(scores)
+        for name, mask in masks.items():  # views of `keep`; spaces come before their branches
+            allowed = self.graph.allowed(name, masks)
+            least = min(self.config.round_to, int(allowed.sum()))
+            if int((mask & allowed).sum()) < least:
+                mask |= top(by_name[name], allowed, least)
+        return keep

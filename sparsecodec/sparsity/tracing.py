@@ -1,0 +1,130 @@
+"""Walks one transform with torch.fx and records its layers, channel equalities, locks and residual branches."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import fx, nn
+
+from sparsecodec.errors import GraphError
+from sparsecodec.sparsity import rules
+from sparsecodec.sparsity.layout import OUTSIDE, Recorder
+
+
+@dataclass(frozen=True)
+class Walk:
+    """What a walk through one transform found.
+
+    Attributes:
+        recorder: layers, equalities and locks.
+        branches: names of the layers that end a residual branch, in execution order.
+    """
+
+    recorder: Recorder
+    branches: tuple[str, ...]
+
+
+class Tracer(fx.Tracer):
+    """Stops at torch's own layers, at anything derived from a convolution, and at GDN."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return rules.is_conv(m) or rules.is_gdn(m) or super().is_leaf_module(m, module_qualified_name)
+
+
+def walk(module: nn.Module, prefix: str) -> Walk:
+    """Trace `module` and interpret it on channel layouts.
+
+    Raises:
+        GraphError: the forward depends on values that tracing does not have.
+    """
+    label = prefix or type(module).__name__
+    if prefix:
+        prefix += "."
+    if not list(module.children()):  # a lone layer: fx would trace into it
+        return _lone_layer(module, prefix)
+    try:
+        graph = Tracer().trace(module)
+    except Exception as error:
+        raise GraphError(f"{label} cannot be traced: {type(error).__name__}: {error}") from error
+    recorder = Recorder(prefix)
+    env: dict[fx.Node, object] = {}
+    for node in graph.nodes:
+        env[node] = _interpret(recorder, module, node, env)
+    return Walk(recorder, tuple(prefix + name for name in _branches(module, graph)))
+
+
+def _lone_layer(module: nn.Module, prefix: str) -> Walk:
+    recorder = Recorder()
+    result = rules.apply_module(recorder, prefix.rstrip("."), module, OUTSIDE)
+    recorder.lock(result, "it is an output")
+    return Walk(recorder, ())
+
+
+def _interpret(rec: Recorder, root: nn.Module, node: fx.Node, env: dict[fx.Node, object]) -> object:
+    if node.op == "placeholder":
+        return OUTSIDE
+    if node.op == "get_attr":
+        return OUTSIDE if _attribute(root, node.target).numel() > 1 else None
+    args = fx.map_arg(node.args, env.__getitem__)
+    kwargs = fx.map_arg(node.kwargs, env.__getitem__)
+    if node.op == "output":
+        rules.lock_all(rec, args, kwargs, "it is an output")
+        return None
+    if node.op == "call_module":
+        inputs = rules.flat_layouts((args, kwargs))
+        if len(inputs) == 1:
+            return rules.apply_module(rec, node.target, root.get_submodule(node.target), inputs[0])
+        return rules.lock_all(rec, args, kwargs, f"{rec.prefix}{node.target} has no rule for {len(inputs)} inputs")
+    return rules.apply_function(rec, node.target, args, kwargs, rec.prefix + node.name)
+
+
+def _attribute(root: nn.Module, path: str):
+    parent, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(parent), name)
+
+
+def _branches(root: nn.Module, graph: fx.Graph) -> list[str]:
+    """Convolutions that reach a residual addition through activations alone, and nothing else.
+
+    The shorter side of a block (a lone convolution of the tensor that the other side starts from) is its skip and not
+    a branch.
+    """
+    found = []
+    for node in graph.nodes:
+        operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
+        if not rules.is_add(node.target) or len(operands) != 2:
+            continue
+        for operand, other in (operands, operands[::-1]):
+            conv = _conv_behind(root, operand)
+            if conv is not None and not _passes_through(other, conv.args[0]):
+                found.append(conv.target)
+    calls = [node.target for node in graph.nodes if node.op == "call_module"]
+    return [name for name in dict.fromkeys(found) if calls.count(name) == 1]
+
+
+def _conv_behind(root: nn.Module, node: fx.Node) -> fx.Node | None:
+    while len(node.users) == 1:
+        module = root.get_submodule(node.target) if node.op == "call_module" else None
+        if module is not None and rules.is_conv(module):
+            return None if module.groups > 1 else node
+        if not rules.is_activation(node.target, module) or not isinstance(node.args[0], fx.Node):
+            return None
+        node = node.args[0]
+    return None
+
+
+def _passes_through(node: fx.Node, source: fx.Node) -> bool:
+    """Whether `node` is computed from `source` in more than one layer, so that a lone layer of `source` is a skip."""
+    layers, seen, queue = 0, {node}, [node]
+    reached = False
+    while queue:
+        current = queue.pop()
+        if current is source:
+            reached = True
+            continue
+        layers += current.op == "call_module"
+        for parent in current.all_input_nodes:
+            if parent not in seen:
+                seen.add(parent)
+                queue.append(parent)
+    return reached and layers > 1
