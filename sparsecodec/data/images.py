@@ -1,0 +1,80 @@
+"""Reading and writing pictures through Pillow."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from sparsecodec.errors import UsageError
+
+SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
+
+
+def list_images(folder: str | Path) -> list[Path]:
+    """The pictures directly inside `folder`, sorted by name.
+
+    Raises:
+        UsageError: not a folder, or no picture in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES)
+    if not paths:
+        raise UsageError(f"no pictures in {folder} (suffixes {', '.join(SUFFIXES)})")
+    return paths
+
+
+def read_image(path: str | Path) -> Tensor:
+    """Reads a picture as RGB; grey is repeated, transparency is dropped, EXIF rotation is not applied.
+
+    Returns:
+        ``[1, 3, H, W]`` float32 in [0, 1].
+
+    Raises:
+        UsageError: the file is missing, is no picture, or has more than 8 bits a sample.
+    """
+    return torch.from_numpy(read_rgb(path)).permute(2, 0, 1)[None].float().div_(255)
+
+
+def read_rgb(path: str | Path) -> np.ndarray:
+    """Reads a picture as ``[H, W, 3]`` uint8; see `read_image`."""
+    try:
+        with Image.open(path) as image:
+            if image.mode.startswith(("I", "F")):
+                raise UsageError(f"{path} has mode {image.mode!r} (8 bits a sample are supported)")
+            return np.array(image.convert("RGB"))
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist") from error
+    except (UnidentifiedImageError, OSError) as error:
+        raise UsageError(f"{path} cannot be read as a picture: {error}") from error
+
+
+def to_uint8(x: Tensor) -> np.ndarray:
+    """``[1, 3, H, W]`` float in [0, 1] -> ``[H, W, 3]`` uint8, rounded to nearest, clipped."""
+    return x[0].permute(1, 2, 0).float().mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+
+
+def write_image(x: Tensor, path: str | Path) -> None:
+    """Writes ``[1, 3, H, W]`` float in [0, 1]; the suffix chooses the format. The file appears whole or not at all.
+
+    Raises:
+        UsageError: Pillow cannot write this suffix, or the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
+            partial = Path(file.name)
+        try:
+            Image.fromarray(to_uint8(x)).save(partial)
+            os.replace(partial, path)
+        finally:
+            partial.unlink(missing_ok=True)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} cannot be written: {error}") from error

@@ -1,0 +1,6 @@
+"""Codecs as plain `nn.Module`s: trainable, and able to code real bytes on their own."""
+
+from sparsecodec.models.evc import EVC, EVC_WIDTHS
+from sparsecodec.models.registry import create, names
+
+__all__ = ["EVC", "EVC_WIDTHS", "create", "names"]

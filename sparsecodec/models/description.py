@@ -1,0 +1,54 @@
+"""What it takes to build a codec's architecture again, as JSON-able values: ours, and CompressAI's."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from torch import nn
+
+from sparsecodec._compat import import_compressai
+from sparsecodec.errors import UsageError
+from sparsecodec.models.evc import EVC
+
+COMPRESSAI = {  # class -> the arguments of its constructor, which it keeps as attributes
+    "FactorizedPrior": ("N", "M"),
+    "ScaleHyperprior": ("N", "M"),
+    "MeanScaleHyperprior": ("N", "M"),
+    "JointAutoregressiveHierarchicalPriors": ("N", "M"),
+    "Cheng2020Anchor": ("N",),
+    "Cheng2020Attention": ("N",),
+}
+
+
+def describe(model: nn.Module) -> dict[str, Any]:
+    """The architecture of a codec before any pruning.
+
+    Raises:
+        UsageError: the model belongs to no family that can be described.
+    """
+    if isinstance(model, EVC):
+        return model.config
+    name = type(model).__name__
+    if name in COMPRESSAI and type(model).__module__.startswith("compressai."):
+        return {"family": "compressai", "class": name, **{key: getattr(model, key) for key in COMPRESSAI[name]}}
+    raise UsageError(f"{name} is no codec that can be described (EVC, or CompressAI's {', '.join(COMPRESSAI)})")
+
+
+def from_description(description: Mapping[str, Any]) -> nn.Module:
+    """The architecture that `describe` saw, with random weights.
+
+    Raises:
+        UsageError: the description is incomplete or of an unknown family.
+    """
+    family = description.get("family")
+    try:
+        if family == "evc":
+            return EVC.from_config(description)
+        if family == "compressai":
+            name = description["class"]
+            arguments = {key: description[key] for key in COMPRESSAI[name]}
+            return getattr(import_compressai().models, name)(**arguments)
+    except (KeyError, TypeError) as error:
+        raise UsageError(f"architecture {dict(description)} cannot be built: {error}") from error
+    raise UsageError(f"architecture of family {family!r} (known: 'evc', 'compressai')")

@@ -1,0 +1,142 @@
+"""EVC's entropy model at work: which latents are coded when, under which parameters (arXiv 2302.05071, section 3.3).
+
+A latent is coded in two passes. In each, one half of the channels is active on the even squares of a checkerboard and
+the other half on the odd ones, so a pass is a dense tensor of C/2 channels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from sparsecodec.entropy import Decoder, Encoder, EntropyTables
+from sparsecodec.nn.layers import lower_bound
+from sparsecodec.ops import entropy_parameters, evc_scale_thresholds, quantize_latent, restore_latent
+
+STEP_MIN = 0.5  # least quantisation step
+STREAMS = 2  # that each coding call is split over
+SYMBOL_MAX = 30000  # symbols are clipped to +- this when coded
+PASSES = ("even", "odd")  # of `sparsecodec.ops.entropy_parameters`
+Network = Callable[[Tensor], Tensor]
+
+
+def first_pass(latent: Tensor) -> Tensor:
+    """The positions of the first pass: even squares in the first half of the channels, odd ones in the second.
+
+    Args:
+        latent: ``[N, C, H, W]``; only its shape and device are read.
+
+    Returns:
+        ``[1, C, H, W]`` bool.
+    """
+    _, channels, height, width = latent.shape
+    rows = torch.arange(height, device=latent.device)[:, None]
+    columns = torch.arange(width, device=latent.device)[None, :]
+    even = (rows + columns) % 2 == 0
+    half = channels // 2
+    return torch.cat([even.expand(half, -1, -1), ~even.expand(channels - half, -1, -1)])[None]
+
+
+class DualPrior:
+    """The networks between the hyper-latent and the tables.
+
+    Args:
+        hyper_dec: ``[N, C, h, w] -> [N, C, 4h, 4w]``.
+        fusion: ``[N, C, H, W] -> [N, 3C, H, W]``: step, scales, means.
+        spatial: ``[N, 4C, H, W] -> [N, 2C, H, W]``: per half of the channels scales, then means.
+    """
+
+    def __init__(self, hyper_dec: Network, fusion: Network, spatial: Network) -> None:
+        self._hyper_dec = hyper_dec
+        self._fusion = fusion
+        self._spatial = spatial
+
+    def parameters(self, z_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """Hyper-latent ``[N, C, h, w]`` -> (step >= 0.5, scales, means), each ``[N, C, 4h, 4w]``."""
+        step, scales, means = self._fusion(self._hyper_dec(z_hat)).to(z_hat.dtype).chunk(3, 1)
+        return lower_bound(step, STEP_MIN), scales, means
+
+    def refine(self, y_hat_first: Tensor, step: Tensor, scales: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
+        """(scales, means) of the second pass, each ``[N, 2, C/2, H, W]``: the halves of the channels apart.
+
+        Args:
+            y_hat_first: ``[N, C, H, W]``. Latents of the first pass, not yet times `step`; zero elsewhere.
+            step, scales, means: from `parameters`.
+        """
+        prior = self._spatial(torch.cat([y_hat_first, means, scales, step], 1)).to(means.dtype)
+        by_half = prior.unflatten(1, (2, 2, prior.shape[1] // 4))
+        return by_half[:, :, 0], by_half[:, :, 1]
+
+
+def _z_indexes(z_shape: tuple[int, ...]) -> Tensor:
+    """Table row = channel, ``[N, C, h, w]`` int16."""
+    return torch.arange(z_shape[1], dtype=torch.int16)[None, :, None, None].expand(z_shape).contiguous()
+
+
+class DualPriorCoder:
+    """Latents to payload and back.
+
+    Args:
+        prior: the networks; encoder and decoder must compute the same bits.
+        y_tables: rows of the scale index (`sparsecodec.entropy.evc_gaussian_tables`).
+        z_tables: a row per channel of the hyper-latent.
+    """
+
+    def __init__(self, prior: DualPrior, y_tables: EntropyTables, z_tables: EntropyTables) -> None:
+        self._prior = prior
+        self._y_tables = y_tables
+        self._z_tables = z_tables
+        self._thresholds = evc_scale_thresholds()
+
+    def encode(self, y: Tensor, z: Tensor, gain: Tensor) -> tuple[bytes, Tensor]:
+        """Codes one picture's latents.
+
+        Args:
+            y: ``[1, C, H, W]`` float32. Transform latent divided by `gain`.
+            z: ``[1, C, H/4, W/4]`` float32. Hyper-latent, not yet rounded.
+            gain: ``[C]`` float32. Global times channel-wise step.
+
+        Returns:
+            The payload, and the latent as the decoder will have it, ``[1, C, H, W]``.
+        """
+        encoder = Encoder(STREAMS)
+        z_symbols = quantize_latent(z, limit=SYMBOL_MAX).cpu()
+        encoder.push(z_symbols, _z_indexes(z_symbols.shape), self._z_tables)
+
+        def push(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Tensor:
+            symbols = quantize_latent(y, means, step, part, SYMBOL_MAX)
+            encoder.push(symbols.cpu(), entropy_parameters(scales, self._threshold(y), part).cpu(), self._y_tables)
+            return symbols
+
+        y_hat = self._two_passes(z_symbols.to(y.device, torch.float32), gain, push)
+        return encoder.finish(), y_hat
+
+    def decode(self, payload: bytes, z_shape: tuple[int, int, int, int], gain: Tensor) -> Tensor:
+        """The inverse of `encode`: the latent ``[1, C, 4h, 4w]`` for a hyper-latent of shape `z_shape`.
+
+        Raises:
+            BitstreamError: the payload is damaged or belongs to another size, model or arithmetic.
+        """
+        decoder = Decoder(payload, STREAMS)
+        z_hat = decoder.decode(_z_indexes(z_shape), self._z_tables)
+
+        def pull(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Tensor:
+            indexes = entropy_parameters(scales, self._threshold(means), part)
+            return decoder.decode(indexes.cpu(), self._y_tables).to(means.device)
+
+        y_hat = self._two_passes(z_hat.to(gain.device, torch.float32), gain, pull)
+        decoder.finish()
+        return y_hat
+
+    def _two_passes(self, z_hat: Tensor, gain: Tensor, code: Callable[..., Tensor]) -> Tensor:
+        """Both directions: `code` maps a pass' (scales, means, step, part) to its symbols."""
+        step, scales, means = self._prior.parameters(z_hat)
+        even, odd = PASSES
+        first = restore_latent(code(scales, means, step, even), means, part=even)
+        scales, means = self._prior.refine(first, step, scales, means)
+        return restore_latent(code(scales, means, step, odd), means, first, step, gain, odd)
+
+    def _threshold(self, like: Tensor) -> Tensor:
+        return self._thresholds.to(like.device)
