@@ -1,0 +1,101 @@
+"""EVC: two coding passes over a checkerboard, variable rate by a global step (arXiv 2302.05071)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import evc_factorized_tables, evc_gaussian_tables
+from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.nn import DualPrior, DualPriorCoder, lower_bound
+from sparsecodec.runtime.codec import CompiledCodec
+
+STEP_MIN = 0.5
+
+
+class EVCCodec(CompiledCodec):
+    """Compiled EVC; ``compress(x, q_scale)`` and ``decompress(bit_stream, height, width, q_scale)`` as the family's."""
+
+    SYNTHESIS: ClassVar = ("dec",)
+    ANALYSIS: ClassVar = ("enc", "hyper_enc")
+    ENTROPY: ClassVar = ("hyper_dec", "y_prior_fusion", "y_spatial_prior")
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        super().__init__(model, device, dtype, strict)
+        model = self._model
+        with torch.no_grad():
+            self._q_basic = lower_bound(model.q_basic, STEP_MIN).flatten()
+        self._latent = model.q_basic.shape[1]
+        tables = evc_gaussian_tables(), evc_factorized_tables(model.bit_estimator_z.cdf, self._latent)
+        networks = [self._transforms[path] for path in self.ENTROPY]
+        self._coder = DualPriorCoder(DualPrior(*networks), *tables)
+        original = DualPrior(model.hyper_dec, model.y_prior_fusion, model.y_spatial_prior)
+        self._original_coder = DualPriorCoder(original, *tables)
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        parts = ("enc", "dec", "hyper_enc", "hyper_dec", "y_prior_fusion", "y_spatial_prior", "bit_estimator_z")
+        return all(hasattr(model, name) for name in (*parts, "q_basic", "q_scale"))
+
+    def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
+        c, h, w = self._latent, height // 16, width // 16
+        return {
+            "enc": (1, 3, height, width),
+            "hyper_enc": (1, c, h, w),
+            "hyper_dec": (1, c, h // 4, w // 4),
+            "y_prior_fusion": (1, c, h, w),
+            "y_spatial_prior": (1, 4 * c, h, w),
+            "dec": (1, c, h, w),
+        }
+
+    @torch.inference_mode()
+    def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
+        """As the model's own: ``[1, 3, H, W]`` with sides that are multiples of 64 -> ``bit_stream``, ``x_hat``."""
+        if x.ndim != 4 or x.shape[:2] != (1, 3) or x.shape[2] % self.STRIDE or x.shape[3] % self.STRIDE or 0 in x.shape:
+            raise UsageError(f"picture {tuple(x.shape)} (needs [1, 3, H, W], H and W multiples of {self.STRIDE})")
+        gain = self._q_basic * self._round(q_scale)
+        with self._lock:
+            payload, y_hat = self._analyse(x.to(self.device), gain, self._original_coder)
+            x_hat = self._transforms["dec"](y_hat)
+            return {"bit_stream": payload, "x_hat": x_hat.float().clamp(0, 1).contiguous()}
+
+    @torch.inference_mode()
+    def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:
+        """As the model's own: payload -> ``x_hat`` ``[1, 3, height, width]``."""
+        if height < 1 or width < 1:
+            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
+        with self._lock:
+            x_hat = self._synthesise(bit_stream, self._round(q_scale), height, width, self._original_coder)
+        return {"x_hat": x_hat[:, :, :height, :width].float().clamp(0, 1).contiguous()}
+
+    def _analyse(self, x: Tensor, gain: Tensor, coder: DualPriorCoder) -> tuple[bytes, Tensor]:
+        y = self._transforms["enc"](x).float() / gain.view(1, -1, 1, 1)
+        return coder.encode(y, self._transforms["hyper_enc"](y).float(), gain)
+
+    def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
+        z_shape = (1, self._latent, -(-height // self.STRIDE), -(-width // self.STRIDE))
+        return self._transforms["dec"](coder.decode(payload, z_shape, self._q_basic * q_scale))
+
+    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+        quality = 50.0 if quality is None else quality
+        if not 0 <= quality <= 100:
+            raise UsageError(f"quality={quality} (needs 0 to 100)")
+        low, high = (float(self._model.q_scale.flatten()[i].log()) for i in (0, -1))
+        q_scale = self._round(math.exp(low + (high - low) * quality / 100))
+        payload, _ = self._analyse(x, self._q_basic * q_scale, self._coder)
+        return [payload], round(q_scale * 100)
+
+    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
+        if len(payloads) != 1 or not quality:
+            raise BitstreamError(f"{len(payloads)} payloads at step {quality}/100 (EVC has one, at a positive step)")
+        return self._synthesise(payloads[0], quality / 100, height, width, self._coder)
+
+    @staticmethod
+    def _round(q_scale: float) -> float:
+        """The nearest step that a file can carry."""
+        if not (math.isfinite(q_scale) and q_scale > 0):
+            raise UsageError(f"q_scale={q_scale} (needs a positive finite number)")
+        return round(min(max(q_scale, 0.01), 655.0) * 100) / 100

@@ -1,0 +1,159 @@
+"""Patterns: which neighbouring steps become one call.
+
+They match what layers do (conv, activation, depthwise, conv, add), so every codec's classes compile alike.
+"""
+
+from __future__ import annotations
+
+import operator
+
+import torch.nn.functional as F
+from torch import nn
+
+from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step
+
+
+def fuse(program: Program) -> Program:
+    """Applies all patterns to `program`, in place, and returns it. What stays unfused becomes a plain torch step."""
+    for pattern in (_activation, _pixel_shuffle, _activation, _residual, _depth_conv_block, _plain):
+        for step in list(program.steps):
+            if step in program.steps:
+                pattern(program, step)
+    return program
+
+
+def _merged(into: Step, absorbed: Step, inputs: dict | None = None, **constants) -> Step:
+    """`into` with more constants and inputs, and the paths of both."""
+    return Step(
+        into.op,
+        {**into.inputs, **(inputs or {})},
+        {**into.constants, **constants},
+        into.paths + absorbed.paths,
+        function=into.function,
+    )
+
+
+def _activation(program: Program, step: Step) -> None:
+    """conv, activation -> conv with an epilogue. Also behind a pixel shuffle, which commutes with it."""
+    if step.op != "activation":
+        return
+    conv = step.inputs["x"]
+    if conv.op not in (*CONVOLUTIONS, "depthwise") or program.only_user(conv) is not step:
+        return
+    if "activation" not in conv.constants:
+        program.merge([conv, step], _merged(conv, step, activation="leaky_relu", slope=step.constants["slope"]))
+
+
+def _pixel_shuffle(program: Program, step: Step) -> None:
+    """conv, pixel shuffle -> conv that writes shuffled."""
+    if step.op != "pixel_shuffle":
+        return
+    conv = step.inputs["x"]
+    if conv.op in ("pointwise", "conv2d_act") and program.only_user(conv) is step and "out_index" not in conv.constants:
+        program.merge([conv, step], _merged(conv, step, shuffle=step.constants["shuffle"]))
+
+
+def _residual(program: Program, step: Step) -> None:
+    """conv, add -> conv that adds on its way out, scattering its kept channels if it was pruned alone."""
+    if step.op != "add":
+        return
+
+    def fits(operand: Step) -> bool:
+        return (
+            operand.op in ("pointwise", "conv2d_act")
+            and program.only_user(operand) is step
+            and "residual" not in operand.inputs
+            and step.inputs["x"] is not step.inputs["residual"]
+        )
+
+    operands = sorted(
+        filter(fits, step.inputs.values()),
+        key=lambda operand: ("out_index" in operand.constants, program.steps.index(operand)),
+    )
+    if not operands:
+        return
+    conv = operands[-1]
+    (other,) = (operand for operand in step.inputs.values() if operand is not conv)
+    program.merge([conv, step], _merged(conv, step, {"residual": other}))
+
+
+def _slope(step: Step) -> float:
+    """1 = no activation, 0 = ReLU."""
+    return step.constants.get("slope", 1.0)
+
+
+def _depth_conv_block(program: Program, last: Step) -> None:
+    """1x1, depthwise, 1x1 + skip, then 1x1, 1x1 + skip -> one block, with or without an adaptor in the first skip."""
+    ffn_in = last.inputs.get("x")
+    if last.op != "pointwise" or "residual" not in last.inputs or ffn_in.op != "pointwise":
+        return
+    middle = last.inputs["residual"]
+    if ffn_in.inputs["x"] is not middle or middle.op != "pointwise" or "residual" not in middle.inputs:
+        return
+    depthwise = middle.inputs["x"]
+    if depthwise.op != "depthwise" or depthwise.inputs["x"].op != "pointwise":
+        return
+    first, skip = depthwise.inputs["x"], middle.inputs["residual"]
+    x = first.inputs["x"]
+    inner = [first, depthwise, ffn_in]
+    adaptor = None
+    if skip is not x:
+        adaptor = skip
+        plain_adaptor = skip.op == "pointwise" and skip.inputs == {"x": x} and set(skip.constants) == {"weight", "bias"}
+        if not plain_adaptor or program.only_user(skip) is not middle:
+            return
+        inner.append(skip)
+    if any("residual" in step.inputs or "out_index" in step.constants for step in inner):
+        return
+    if any("shuffle" in step.constants for step in (*inner, middle, last)) or middle is program.output:
+        return
+    users_inside = all(program.only_user(step) is not None for step in inner)
+    if not users_inside or set(program.users(middle)) != {ffn_in, last}:
+        return
+    steps = (first, depthwise, middle, ffn_in, last)
+    constants = {
+        "w1": first.constants["weight"],
+        "b1": first.constants["bias"],
+        "dw": depthwise.constants["weight"],
+        "db": depthwise.constants["bias"],
+        "w2": middle.constants["weight"],
+        "b2": middle.constants["bias"],
+        "adaptor": adaptor.constants["weight"] if adaptor else None,
+        "adaptor_bias": adaptor.constants["bias"] if adaptor else None,
+        "w3": ffn_in.constants["weight"],
+        "b3": ffn_in.constants["bias"],
+        "w4": last.constants["weight"],
+        "b4": last.constants["bias"],
+        "out2_index": middle.constants.get("out_index"),
+        "out4_index": last.constants.get("out_index"),
+        "slopes": tuple(map(_slope, steps)),
+    }
+    paths = tuple(path for step in (*steps, *([adaptor] if adaptor else [])) for path in step.paths)
+    block = Step("depth_conv_block", {"x": x}, constants, paths)
+    program.merge([*steps, *([adaptor] if adaptor else [])], block)
+
+
+def _with_activation(step: Step) -> nn.Module:
+    return nn.Sequential(step.function, nn.LeakyReLU(_slope(step))) if "activation" in step.constants else step.function
+
+
+def _plain(program: Program, step: Step) -> None:
+    """What no pattern took becomes a call of torch."""
+    if step.op == "depthwise":
+        step.args, step.reason = (step.inputs["x"],), "a depthwise convolution outside a block"
+        step.function = _with_activation(step)
+    elif step.op == "activation":
+        step.function, step.args = nn.LeakyReLU(step.constants["slope"]), (step.inputs["x"],)
+        step.reason = "an activation that does not follow a convolution"
+    elif step.op == "pixel_shuffle":
+        step.function, step.args = F.pixel_shuffle, (step.inputs["x"], step.constants["shuffle"])
+        step.reason = "a pixel shuffle that does not follow a convolution"
+    elif step.op == "add":
+        step.function, step.args = operator.add, tuple(step.inputs.values())
+        step.reason = "an addition that does not follow a convolution"
+    elif "out_index" in step.constants and "residual" not in step.inputs:
+        step.args, step.reason = (step.inputs["x"],), "kept channels that are scattered outside an addition"
+        step.function = _with_activation(step)
+    else:
+        return
+    step.op, step.inputs, step.constants = PLAIN, {}, {}

@@ -1,0 +1,210 @@
+"""From a traced module to a list of steps, each one call of an op (or of a torch layer that no rule knows).
+
+Layers are recognised by structure, never by the name of a codec's class.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, fx, nn
+
+from sparsecodec.errors import GraphError
+from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn
+from sparsecodec.sparsity.scatter import ScatterConv2d
+from sparsecodec.sparsity.tracing import Tracer
+
+CONVOLUTIONS = ("pointwise", "conv2d_act", "conv_transpose2d_act")
+PLAIN = "torch"
+
+
+@dataclass(eq=False)
+class Step:
+    """One call.
+
+    Attributes:
+        op: name of a registered op; ``"input"``; or `PLAIN` for a torch layer or function, then `function` is called.
+        inputs: argument name -> the step whose result is passed. Plain steps have ``function``'s arguments in `args`.
+        constants: the op's other arguments.
+        paths: the module paths that this step stands for.
+        reason: why this step is plain; empty for the others.
+    """
+
+    op: str
+    inputs: dict[str, Step] = field(default_factory=dict)
+    constants: dict[str, Any] = field(default_factory=dict)
+    paths: tuple[str, ...] = ()
+    function: Callable[..., Any] | None = None
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = field(default_factory=dict)
+    reason: str = ""
+
+    @property
+    def sources(self) -> list[Step]:
+        """The steps that this one reads, in order, with repeats."""
+        found = list(self.inputs.values())
+        fx.node.map_aggregate((self.args, self.kwargs), lambda value: found.append(value) if _is_step(value) else None)
+        return found
+
+    def replace_source(self, old: Step, new: Step) -> None:
+        """Reads `new` wherever it read `old`."""
+        self.inputs = {name: new if source is old else source for name, source in self.inputs.items()}
+        swap = lambda value: new if value is old else value  # noqa: E731 - one expression, used twice
+        self.args = fx.node.map_aggregate(self.args, swap)
+        self.kwargs = fx.node.map_aggregate(self.kwargs, swap)
+
+
+def _is_step(value: object) -> bool:
+    return isinstance(value, Step)
+
+
+@dataclass
+class Program:
+    """Steps in order of execution; the first is the input, `output` is what the module returns."""
+
+    steps: list[Step]
+    output: Step
+
+    def users(self, step: Step) -> list[Step]:
+        """Who reads `step`, each once."""
+        return [other for other in self.steps if step in other.sources]
+
+    def only_user(self, step: Step) -> Step | None:
+        """The one step that reads `step`, if it is one and `step` is not the output."""
+        users = self.users(step)
+        return users[0] if len(users) == 1 and step is not self.output else None
+
+    def merge(self, absorbed: list[Step], result: Step) -> None:
+        """Puts `result` in the place of the last of `absorbed` and drops the rest of them."""
+        last = max(absorbed, key=self.steps.index)
+        for step in self.steps:
+            step.replace_source(last, result)
+        self.output = result if self.output is last else self.output
+        self.steps[self.steps.index(last)] = result
+        self.steps = [step for step in self.steps if step is result or step not in absorbed]
+
+
+def lower(module: nn.Module, name: str) -> Program:
+    """Traces a module of one tensor argument and lowers each node to a step.
+
+    Args:
+        module: in eval mode.
+        name: its path in the model, for the report.
+
+    Raises:
+        GraphError: the module cannot be traced, or does not take exactly one tensor or return one.
+    """
+    wrapped = module if list(module.children()) else nn.Sequential(module)  # fx would trace into a lone layer
+    try:
+        graph = Tracer().trace(wrapped)
+    except Exception as error:
+        raise GraphError(f"{name} cannot be traced: {type(error).__name__}: {error}") from error
+    env: dict[fx.Node, Any] = {}
+    steps: list[Step] = []
+    for node in graph.nodes:
+        if node.op == "output":
+            result = env.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
+            if result is None:
+                raise GraphError(f"{name} returns more than one tensor")
+            inputs = [step for step in steps if step.op == "input"]
+            if len(inputs) != 1:
+                raise GraphError(f"{name} takes {len(inputs)} arguments (one is supported)")
+            return Program(steps, result)
+        if node.op == "get_attr":
+            env[node] = _attribute(wrapped, node.target)
+            continue
+        path = name if wrapped is not module else f"{name}.{node.target}"
+        step = _lower_node(wrapped, node, env, path)
+        env[node] = step
+        if step not in steps:
+            steps.append(step)
+    raise GraphError(f"{name} returns nothing")
+
+
+def _attribute(root: nn.Module, path: str) -> Any:
+    parent, _, name = path.rpartition(".")
+    return getattr(root.get_submodule(parent), name)
+
+
+def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: str) -> Step:
+    if node.op == "placeholder":
+        return Step("input")
+    args = fx.map_arg(node.args, env.__getitem__)
+    kwargs = fx.map_arg(node.kwargs, env.__getitem__)
+    if node.op == "call_module":
+        module = root.get_submodule(node.target)
+        if len(args) == 1 and not kwargs and _is_step(args[0]):
+            return _lower_module(module, args[0], path)
+        return Step(PLAIN, paths=(path,), function=module, args=args, kwargs=kwargs, reason="more than one input")
+    if node.op == "call_method":
+        function = operator.methodcaller(node.target, *args[1:], **kwargs)
+        return Step(PLAIN, paths=(path,), function=function, args=args[:1], reason=f"Tensor.{node.target} has no rule")
+    if is_add(node.target) and len(args) == 2 and all(map(_is_step, args)) and not kwargs:
+        return Step("add", {"x": args[0], "residual": args[1]}, paths=())
+    label = getattr(node.target, "__name__", str(node.target))
+    return Step(PLAIN, paths=(), function=node.target, args=args, kwargs=kwargs, reason=f"{label} has no rule")
+
+
+def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
+    if isinstance(module, nn.Identity):
+        return x
+    if isinstance(module, ScatterConv2d):
+        step = _lower_conv(module.conv, x, path)
+        if step.op in ("pointwise", "conv2d_act"):
+            step.constants["out_index"] = module.out_index.to(torch.int32)
+            step.function = module
+        return step
+    if type(module) in (nn.Conv2d, nn.ConvTranspose2d):
+        return _lower_conv(module, x, path)
+    if isinstance(module, nn.LeakyReLU | nn.ReLU):
+        slope = float(getattr(module, "negative_slope", 0.0))
+        return Step("activation", {"x": x}, {"slope": slope}, (path,))
+    if isinstance(module, nn.PixelShuffle):
+        return Step("pixel_shuffle", {"x": x}, {"shuffle": module.upscale_factor}, (path,))
+    if is_gdn(module):
+        return Step("gdn", {"x": x}, _gdn_constants(module), (path,))
+    return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=f"{type(module).__name__} has no rule")
+
+
+def _lower_conv(module: nn.Conv2d | nn.ConvTranspose2d, x: Step, path: str) -> Step:
+    plain = Step(PLAIN, paths=(path,), function=module, args=(x,))
+    weight = module.weight.detach()
+    bias = None if module.bias is None else module.bias.detach()
+    if is_depthwise(module) and _geometry(module) == (3, 1, 1):
+        return Step("depthwise", {"x": x}, {"weight": weight, "bias": bias}, (path,), function=module)
+    geometry = _geometry(module)
+    if geometry is None or module.groups != 1:
+        plain.reason = f"a convolution with groups={module.groups} or uneven stride, padding or dilation"
+        return plain
+    kernel, stride, padding = geometry
+    if isinstance(module, nn.ConvTranspose2d):
+        constants = {"stride": stride, "padding": padding, "output_padding": module.output_padding[0]}
+        return Step("conv_transpose2d_act", {"x": x}, {"weight": weight, "bias": bias, **constants}, (path,))
+    if geometry == (1, 1, 0):
+        return Step("pointwise", {"x": x}, {"weight": weight[:, :, 0, 0], "bias": bias}, (path,))
+    return Step("conv2d_act", {"x": x}, {"weight": weight, "bias": bias, "stride": stride, "padding": padding}, (path,))
+
+
+def _geometry(module: nn.Conv2d | nn.ConvTranspose2d) -> tuple[int, int, int] | None:
+    """(kernel, stride, padding) of a plain square convolution, None for any other."""
+    values = []
+    for value in (module.kernel_size, module.stride, module.padding):
+        if isinstance(value, str) or len(set(value)) != 1:
+            return None
+        values.append(value[0])
+    even_output = len(set(module.output_padding)) == 1
+    if set(module.dilation) != {1} or module.padding_mode != "zeros" or not even_output:
+        return None
+    return tuple(values)
+
+
+def _gdn_constants(module: nn.Module) -> dict[str, Tensor | bool]:
+    """beta and gamma as the layer uses them: reparametrised where it has a reparametrisation."""
+    beta, gamma = module.beta, module.gamma
+    if hasattr(module, "beta_reparam"):
+        beta, gamma = module.beta_reparam(beta), module.gamma_reparam(gamma)
+    return {"beta": beta.detach(), "gamma": gamma.detach(), "inverse": module.inverse}

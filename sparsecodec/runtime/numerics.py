@@ -1,0 +1,41 @@
+"""Which arithmetic a codec runs in, and the names under which streams record it."""
+
+from __future__ import annotations
+
+import zlib
+from dataclasses import dataclass
+
+import torch
+
+
+def default_dtype(device: torch.device) -> torch.dtype:
+    """bfloat16 where the device multiplies it in hardware, else float32."""
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+@dataclass(frozen=True)
+class Numerics:
+    """One way to compute the entropy networks.
+
+    Attributes:
+        name: for people.
+        tag: 0 to 65535, for streams.
+    """
+
+    name: str
+    tag: int
+
+
+PINNED = Numerics("fma32 (our float32 kernels: the same bits on every CPU, batch and thread count)", 1)
+
+
+def eager_numerics(device: torch.device) -> Numerics:
+    """torch's own layers: the bits depend on the version, the processor and the thread count."""
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
+    name = f"torch {torch.__version__}, {where}"
+    return Numerics(name, 0x8000 | zlib.crc32(name.encode()) & 0x7FFF)
