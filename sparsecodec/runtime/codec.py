@@ -15,8 +15,9 @@ from sparsecodec.errors import ModelMismatchError, UsageError
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.runtime.numerics import PINNED, Numerics, eager_numerics
 from sparsecodec.runtime.report import Report
-from sparsecodec.runtime.transform import CompiledTransform
+from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.sparsity.macs import count
+from sparsecodec.sparsity.scatter import ScatterConv2d
 
 MAX_PIXELS = 2**28
 
@@ -37,6 +38,7 @@ class CompiledCodec:
     SYNTHESIS: ClassVar[tuple[str, ...]]
     ANALYSIS: ClassVar[tuple[str, ...]]
     ENTROPY: ClassVar[tuple[str, ...]]
+    EAGER: ClassVar[dict[str, str]] = {}  # of the above, those that run as the model's own layers: path -> why
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
         self.device = device
@@ -44,11 +46,14 @@ class CompiledCodec:
         self.model_hash = model_hash(model)[:8]
         self._model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
         self._lock = threading.Lock()
-        self._transforms: dict[str, CompiledTransform] = {}
+        self._transforms: dict[str, CompiledTransform | EagerTransform] = {}
         for path in (*self.ANALYSIS, *self.ENTROPY, *self.SYNTHESIS):
             precision = torch.float32 if path in self.ENTROPY else dtype
             module = self._model.get_submodule(path)
-            self._transforms[path] = CompiledTransform(module, path, precision, strict=strict)
+            if path in self.EAGER:
+                self._transforms[path] = EagerTransform(module, path, self.EAGER[path])
+            else:
+                self._transforms[path] = CompiledTransform(module, path, precision, strict=strict)
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -142,7 +147,7 @@ class CompiledCodec:
         padded = (height + -height % self.STRIDE, width + -width % self.STRIDE)
         with self._lock:
             x_hat = self._decode(list(container.payloads), container.quality, *padded)
-        return x_hat[:, :, :height, :width].float().clamp(0, 1).contiguous()
+            return x_hat[:, :, :height, :width].float().clamp(0, 1).contiguous()
 
     @property
     def report(self) -> Report:
@@ -152,10 +157,12 @@ class CompiledCodec:
         layers = {layer.name: layer for layer in count(self._model, shapes).layers}
         macs = {}
         for name, layer in layers.items():
-            dense_in, dense_out = getattr(self._model.get_submodule(name), "dense_channels", layer.channels)
-            kept = layer.channels[0] * (layer.channels[1] if layer.kind != "depthwise" else 1)
-            dense = dense_in * (dense_out if layer.kind != "depthwise" else 1)
-            macs[name] = (layer.macs, layer.macs * dense / max(kept, 1))
+            module = self._model.get_submodule(name)
+            module = module.conv if isinstance(module, ScatterConv2d) else module
+            dense_in, dense_out = getattr(module, "dense_channels", layer.channels)
+            kept_in, kept_out = layer.channels
+            shrunk = (kept_out, dense_out) if layer.kind == "depthwise" else (kept_in * kept_out, dense_in * dense_out)
+            macs[name] = (layer.macs, layer.macs * shrunk[1] / max(shrunk[0], 1))
         rows = [row for transform in self._transforms.values() for row in transform.rows(height * width, macs)]
         precision = str(self.dtype).removeprefix("torch.")
         notes = (

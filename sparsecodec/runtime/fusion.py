@@ -64,6 +64,7 @@ def _residual(program: Program, step: Step) -> None:
             and program.only_user(operand) is step
             and "residual" not in operand.inputs
             and step.inputs["x"] is not step.inputs["residual"]
+            and _same_shape(program, *step.inputs.values())
         )
 
     operands = sorted(
@@ -75,6 +76,49 @@ def _residual(program: Program, step: Step) -> None:
     conv = operands[-1]
     (other,) = (operand for operand in step.inputs.values() if operand is not conv)
     program.merge([conv, step], _merged(conv, step, {"residual": other}))
+
+
+def _same_shape(program: Program, a: Step, b: Step) -> bool:
+    """Whether the two results have one shape for every input; an addition may also broadcast."""
+    width = _width(program, a)
+    return width is not None and width == _width(program, b) and _extent(a) == _extent(b)
+
+
+def _width(program: Program, step: Step) -> int | None:
+    """Number of channels, None if unknown."""
+    if "weight" in step.constants:
+        if "out_index" in step.constants:
+            return step.function.out_channels
+        channels = step.constants["weight"].shape[1 if step.op == "conv_transpose2d_act" else 0]
+        return channels // step.constants.get("shuffle", 1) ** 2
+    if step.op in ("activation", "gdn"):
+        return _width(program, step.inputs["x"])
+    if step.op == "add":
+        widths = {_width(program, operand) for operand in step.inputs.values()}
+        return widths.pop() if len(widths) == 1 else None
+    for user in program.users(step):
+        if user.inputs.get("x") is step and user.op in CONVOLUTIONS:
+            return user.constants["weight"].shape[0 if user.op == "conv_transpose2d_act" else 1]
+    return None
+
+
+def _extent(step: Step) -> tuple:
+    """Height and width as a chain: where they come from, then ``(up or down, factor, what it starts from)`` each."""
+    if step.op not in (*CONVOLUTIONS, "depthwise", "activation", "gdn", "add"):
+        return (step,)
+    before, constants = _extent(step.inputs["x"]), step.constants
+    if step.op == "add":
+        return before if before == _extent(step.inputs["residual"]) else (step,)
+    if step.op in ("depthwise", "activation", "gdn"):
+        return before
+    stride, reach = constants.get("stride", 1), constants["weight"].shape[-1] if step.op != "pointwise" else 1
+    reach -= 2 * constants.get("padding", 0)
+    if step.op == "conv_transpose2d_act":
+        before += (("up", stride, reach + constants["output_padding"]),)
+    elif (stride, reach) != (1, 1):
+        before += (("down", stride, reach),)
+    shuffle = constants.get("shuffle", 1)
+    return before if shuffle == 1 else (*before, ("up", shuffle, shuffle))
 
 
 def _slope(step: Step) -> float:

@@ -8,9 +8,11 @@ from __future__ import annotations
 import operator
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
@@ -119,10 +121,26 @@ def lower(module: nn.Module, name: str) -> Program:
             continue
         path = name if wrapped is not module else f"{name}.{node.target}"
         step = _lower_node(wrapped, node, env, path)
+        if _in_place(wrapped, node):  # whoever reads the changed tensor later reads the result
+            changed = env[node.args[0]]
+            env.update({other: step for other, value in env.items() if value is changed})
         env[node] = step
         if step not in steps:
             steps.append(step)
     raise GraphError(f"{name} returns nothing")
+
+
+def _in_place(root: nn.Module, node: fx.Node) -> bool:
+    """Whether the node changes its first argument."""
+    if not node.args or not isinstance(node.args[0], fx.Node):
+        return False
+    if node.op == "call_module":
+        return bool(getattr(root.get_submodule(node.target), "inplace", False))
+    if node.op == "call_method":
+        return node.target.endswith("_") and not node.target.endswith("__")
+    return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv) or bool(
+        node.kwargs.get("inplace")
+    )
 
 
 def _attribute(root: nn.Module, path: str) -> Any:
@@ -141,12 +159,21 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
             return _lower_module(module, args[0], path)
         return Step(PLAIN, paths=(path,), function=module, args=args, kwargs=kwargs, reason="more than one input")
     if node.op == "call_method":
-        function = operator.methodcaller(node.target, *args[1:], **kwargs)
-        return Step(PLAIN, paths=(path,), function=function, args=args[:1], reason=f"Tensor.{node.target} has no rule")
+        return Step(
+            PLAIN,
+            function=partial(_call_method, node.target),
+            args=args,
+            kwargs=kwargs,
+            reason=f"Tensor.{node.target} has no rule",
+        )
     if is_add(node.target) and len(args) == 2 and all(map(_is_step, args)) and not kwargs:
         return Step("add", {"x": args[0], "residual": args[1]}, paths=())
     label = getattr(node.target, "__name__", str(node.target))
     return Step(PLAIN, paths=(), function=node.target, args=args, kwargs=kwargs, reason=f"{label} has no rule")
+
+
+def _call_method(name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
+    return getattr(tensor, name)(*args, **kwargs)
 
 
 def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
@@ -166,7 +193,11 @@ def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
     if isinstance(module, nn.PixelShuffle):
         return Step("pixel_shuffle", {"x": x}, {"shuffle": module.upscale_factor}, (path,))
     if is_gdn(module):
-        return Step("gdn", {"x": x}, _gdn_constants(module), (path,))
+        constants = _gdn_constants(module)
+        if _divides_by_root(module, **constants):
+            return Step("gdn", {"x": x}, constants, (path,))
+        reason = f"{type(module).__name__} is no division by sqrt(beta + gamma x^2)"
+        return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=reason)
     return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=f"{type(module).__name__} has no rule")
 
 
@@ -208,3 +239,11 @@ def _gdn_constants(module: nn.Module) -> dict[str, Tensor | bool]:
     if hasattr(module, "beta_reparam"):
         beta, gamma = module.beta_reparam(beta), module.gamma_reparam(gamma)
     return {"beta": beta.detach(), "gamma": gamma.detach(), "inverse": module.inverse}
+
+
+def _divides_by_root(module: nn.Module, beta: Tensor, gamma: Tensor, inverse: bool) -> bool:
+    """Whether a layer with GDN's parameters computes GDN; there are variants with other norms."""
+    with torch.no_grad():
+        x = torch.linspace(-2, 2, 4 * len(beta), dtype=beta.dtype, device=beta.device).view(1, -1, 2, 2)
+        norm = F.conv2d(x * x, gamma[:, :, None, None], beta).sqrt()
+        return torch.allclose(module(x), x * norm if inverse else x / norm, rtol=1e-3, atol=1e-5)

@@ -5,12 +5,14 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import NoBackendError
+from sparsecodec.ops._epilogue import channels_innermost
 from sparsecodec.ops._registry import Bound, bind, forced_backend, specs, why_unavailable
 from sparsecodec.runtime.fusion import fuse
 from sparsecodec.runtime.lowering import PLAIN, Step, lower
@@ -47,6 +49,7 @@ class CompiledTransform:
         for step in self._program.steps:
             if isinstance(step.function, nn.Module):
                 step.function = copy.deepcopy(step.function).to(dtype)
+            step.args, step.kwargs = fx.node.map_aggregate((step.args, step.kwargs), self._in_dtype)
         self._bound: dict[Step, Bound] = {}
         self._plans: OrderedDict[torch.Size, _Plan] = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
@@ -68,10 +71,16 @@ class CompiledTransform:
             take = lambda value: values[self._index[value]] if isinstance(value, Step) else value  # noqa: E731
             return step.function(*fx.node.map_aggregate(step.args, take), **fx.node.map_aggregate(step.kwargs, take))
         inputs = {name: values[self._index[source]] for name, source in step.inputs.items()}
+        for name, source in step.inputs.items():
+            if source.op == PLAIN and not channels_innermost(inputs[name]):
+                inputs[name] = inputs[name].contiguous(memory_format=torch.channels_last)
         bound = self._bound.get(step)
         if bound is None:
             bound = self._bound[step] = self._bind(step, inputs)
         return bound.run(**inputs, out=out)
+
+    def _in_dtype(self, value: Any) -> Any:
+        return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
     def _first_run(self, x: Tensor) -> Tensor:
         """Runs once with fresh tensors, binding what is not bound, then plans the buffers for this shape."""
@@ -159,9 +168,43 @@ class CompiledTransform:
         return rows
 
 
+class EagerTransform:
+    """A transform that runs as the model's own layers do.
+
+    Args:
+        module: maps one tensor to one tensor; not modified.
+        name: its path in the model.
+        reason: why it is not compiled.
+    """
+
+    pinned = False
+    buffer_bytes = 0
+
+    def __init__(self, module: nn.Module, name: str, reason: str) -> None:
+        self.name = name
+        self._module = module
+        self._reason = reason
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` float32 -> the transform's output."""
+        return self._module(x)
+
+    def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
+        """As `CompiledTransform.rows`: one per layer."""
+        rows = []
+        for path, layer in self._module.named_modules(prefix=self.name):
+            if not list(layer.children()):
+                macs, dense = (value / pixels for value in shapes.get(path, (0, 0)))
+                kind = type(layer).__name__
+                rows.append(Row(self.name, (path,), kind, "torch", "float32", macs, dense, self._reason))
+        return rows
+
+
 def _label(step: Step) -> str:
     function = step.function
-    return type(function).__name__ if isinstance(function, nn.Module) else getattr(function, "__name__", str(function))
+    if isinstance(function, nn.Module):
+        return type(function).__name__
+    return function.args[0] if isinstance(function, partial) else getattr(function, "__name__", str(function))
 
 
 def _like(result: Tensor, storage: Tensor) -> Tensor:

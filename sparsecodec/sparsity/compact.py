@@ -67,6 +67,7 @@ def compact(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> nn.Mo
     model = copy.deepcopy(model)
     for layer in graph.layers.values():
         module = model.get_submodule(layer.name)
+        module.dense_channels = (len(layer.inputs), len(layer.outputs))  # for reports; not in the state dict
         if layer.kind == "gdn":
             _shrink_gdn(module, layer.inputs.keep(masks))
             continue

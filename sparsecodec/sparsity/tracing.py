@@ -9,6 +9,7 @@ from torch import fx, nn
 from sparsecodec.errors import GraphError
 from sparsecodec.sparsity import rules
 from sparsecodec.sparsity.layout import OUTSIDE, Recorder
+from sparsecodec.sparsity.scatter import ScatterConv2d
 
 
 @dataclass(frozen=True)
@@ -25,10 +26,11 @@ class Walk:
 
 
 class Tracer(fx.Tracer):
-    """Stops at torch's own layers, at anything derived from a convolution, and at GDN."""
+    """Stops at torch's own layers, at anything derived from a convolution, at GDN and at scattered convolutions."""
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        return rules.is_conv(m) or rules.is_gdn(m) or super().is_leaf_module(m, module_qualified_name)
+        ours = rules.is_conv(m) or rules.is_gdn(m) or isinstance(m, ScatterConv2d)
+        return ours or super().is_leaf_module(m, module_qualified_name)
 
 
 def walk(module: nn.Module, prefix: str) -> Walk:

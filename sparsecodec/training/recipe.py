@@ -23,6 +23,8 @@ class Pruning:
     Attributes:
         mac_reduction: target fraction of the decoder's MACs to remove, in (0, 1).
         decay_start, decay_end: fractions of the run between which the gradient of masked filters goes from 1 to 0.
+        finetune_steps: of plain rate-distortion training on the compacted codec, after the masks are frozen.
+        finetune_learning_rate: peak of those steps.
         sparsity_weight: of the penalty on the missing reduction.
         distillation_weight: of the layer-wise feature distance to the dense codec.
         round_to: kept widths are multiples of this.
@@ -30,7 +32,9 @@ class Pruning:
 
     mac_reduction: float
     decay_start: float = 0.1
-    decay_end: float = 0.6
+    decay_end: float = 0.9
+    finetune_steps: int = 0
+    finetune_learning_rate: float = 0.004
     sparsity_weight: float = 10.0
     distillation_weight: float = 1.0
     round_to: int = 8

@@ -104,7 +104,7 @@ class Trainer:
         return 0.01 + 0.99 * 0.5 * (1 + math.cos(math.pi * progress))
 
     def run(self) -> nn.Module:
-        """Trains to the recipe's last step; returns the averaged codec.
+        """Trains to the recipe's last step; returns the averaged codec, its weights in ordinary layout.
 
         Raises:
             SparseCodecError: the loss is not finite; the message names the step.
@@ -122,7 +122,7 @@ class Trainer:
                         log.write(json.dumps(record) + "\n")
                 if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                     self.save()
-        return self.average
+        return self.average.to(memory_format=torch.contiguous_format)
 
     def train_step(self) -> dict[str, Any]:
         """One optimiser step; returns what the log records of it."""

@@ -69,7 +69,7 @@ class EVCCodec(CompiledCodec):
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
         with self._lock:
             x_hat = self._synthesise(bit_stream, self._round(q_scale), height, width, self._original_coder)
-        return {"x_hat": x_hat[:, :, :height, :width].float().clamp(0, 1).contiguous()}
+            return {"x_hat": x_hat[:, :, :height, :width].float().clamp(0, 1).contiguous()}
 
     def _analyse(self, x: Tensor, gain: Tensor, coder: DualPriorCoder) -> tuple[bytes, Tensor]:
         y = self._transforms["enc"](x).float() / gain.view(1, -1, 1, 1)

@@ -1,0 +1,109 @@
+"""CompressAI's codecs with a context model: the tables of a position depend on those before it (arXiv 1809.02736)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsecodec.entropy import Decoder, encode
+from sparsecodec.errors import UsageError
+from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.ops import bind, specs
+from sparsecodec.runtime.adapters.compressai import HyperpriorCodec
+
+ONE_BY_ONE = "selects tables position by position, so it runs as in the model"
+
+
+class AutoregressiveCodec(HyperpriorCodec):
+    """mbt2018, cheng2020 and their like. The entropy networks run as the model's own, in `encode` and `decode` too."""
+
+    ENTROPY: ClassVar = ("h_s", "context_prediction", "entropy_parameters")
+    EAGER: ClassVar = dict.fromkeys(ENTROPY, ONE_BY_ONE)
+    CHILDREN: ClassVar = HyperpriorCodec.CHILDREN | {"context_prediction", "entropy_parameters"}
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        super().__init__(model, device, dtype, strict)
+        context = self._model.context_prediction
+        kernel = context.kernel_size
+        if kernel[0] != kernel[1] or kernel[0] % 2 == 0 or context.stride != (1, 1) or context.groups != 1:
+            raise UsageError(f"context_prediction is {context} (needs an odd square kernel, stride 1, one group)")
+        # The model masks its weight in every forward; the hash must not depend on whether there was one.
+        context.weight.mul_(context.mask)
+        self.model_hash = model_hash(self._model)[:8]
+        self._context = context
+        scales = torch.empty(1, self._latent, 1, 1, device=device)
+        self._table_rows = bind(specs()["entropy_parameters"], scales, self._thresholds.to(device)).run
+
+    def _parameter_channels(self) -> int:
+        width = self._prior_channels + self._model.context_prediction.out_channels
+        return self._channels("entropy_parameters", width, 1, 1)
+
+    def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
+        h, w = height // 16, width // 16
+        prior = self._prior_channels + self._context.out_channels
+        own = {"context_prediction": (1, self._latent, h, w), "entropy_parameters": (1, prior, h, w)}
+        return {**super().input_shapes(height, width), **own}
+
+    def _encode_latent(self, y: Tensor, prior: Tensor) -> list[bytes]:
+        margin = self._context.kernel_size[0] // 2
+        padded = F.pad(y.contiguous(), (margin,) * 4)
+        return [self._encode_one(padded[i : i + 1], prior[i : i + 1]) for i in range(len(y))]
+
+    def _encode_one(self, y_hat: Tensor, prior: Tensor) -> bytes:
+        count = prior.shape[2] * prior.shape[3]
+        symbols = torch.empty(count, self._latent, dtype=torch.int32)
+        rows = torch.empty(count, self._latent, dtype=torch.int16)
+
+        def push(position: int, y_here: Tensor, scales: Tensor, means: Tensor | None) -> Tensor:
+            rounded = (y_here if means is None else y_here - means).round()
+            symbols[position] = rounded.view(-1)
+            rows[position] = self._table_rows(scales).view(-1)
+            return rounded if means is None else rounded + means
+
+        self._walk(y_hat, prior, push)
+        return encode(symbols, rows, self._tables)
+
+    def _decode_latent(self, strings: list[bytes], prior: Tensor) -> Tensor:
+        margin = self._context.kernel_size[0] // 2
+        n, _, h, w = prior.shape
+        y_hat = torch.zeros(n, self._latent, h + 2 * margin, w + 2 * margin, device=prior.device)
+        for i, string in enumerate(strings):
+            self._decode_one(string, y_hat[i : i + 1], prior[i : i + 1])
+        return y_hat[:, :, margin : margin + h, margin : margin + w]
+
+    def _decode_one(self, string: bytes, y_hat: Tensor, prior: Tensor) -> None:
+        decoder = Decoder(string)
+
+        def pull(position: int, y_here: Tensor, scales: Tensor, means: Tensor | None) -> Tensor:
+            value = decoder.decode(self._table_rows(scales).cpu(), self._tables).to(scales)
+            return value if means is None else value + means
+
+        self._walk(y_hat, prior, pull)
+        decoder.finish()
+
+    def _walk(self, y_hat: Tensor, prior: Tensor, code: Callable[[int, Tensor, Tensor, Tensor | None], Tensor]) -> None:
+        """Visits the positions of one picture in raster order and leaves in `y_hat` what `code` returns for each.
+
+        Shapes, layout and operations are the model's own, so that the bits are, too.
+
+        Args:
+            y_hat: ``[1, M, H + 2 p, W + 2 p]``, p the reach of the context; changed.
+            prior: ``[1, P, H, W]``.
+            code: (position, latent, scales, means), the latter three ``[1, M, 1, 1]``, -> decoded latent.
+        """
+        context, size = self._context, self._context.kernel_size[0]
+        margin = size // 2
+        height, width = prior.shape[2:]
+        for row in range(height):
+            for column in range(width):
+                seen = y_hat[:, :, row : row + size, column : column + size]
+                here = y_hat[:, :, row + margin, column + margin, None, None]
+                predicted = F.conv2d(seen, context.weight, context.bias)
+                both = torch.cat((prior[:, :, row : row + 1, column : column + 1], predicted), 1)
+                parameters = self._model.entropy_parameters(both)
+                scales, means = parameters.chunk(2, 1) if self._has_means else (parameters, None)
+                here.copy_(code(row * width + column, here, scales, means))

@@ -1,0 +1,254 @@
+"""CompressAI's codecs with a factorized prior or a hyperprior (arXiv 1802.01436, 1809.02736)."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables, decode, encode
+from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
+from sparsecodec.ops import entropy_parameters, quantize_latent, restore_latent, scale_table_thresholds
+from sparsecodec.runtime.codec import MAX_PIXELS, CompiledCodec
+
+Network = Callable[[Tensor], Tensor]
+MAX_SYMBOL = 2**24  # float32 holds every integer up to here; the family does not clip
+
+
+class CompressAICodec(CompiledCodec):
+    """``compress(x)`` and ``decompress(strings, shape)`` as the model's own, string for string.
+
+    Attributes:
+        CHILDREN: names of the model's parts; a model with other parts has another structure.
+    """
+
+    CHILDREN: ClassVar[frozenset[str]]
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        coders = self.CHILDREN & {"entropy_bottleneck", "gaussian_conditional"}
+        if not all(model.get_submodule(name)._offset.numel() for name in coders):
+            model = copy.deepcopy(model)
+            model.update()
+        super().__init__(model, device, dtype, strict)
+        self._bottleneck = Bottleneck(self._model.entropy_bottleneck)
+        self._latent = self._channels("g_a", 3, self.STRIDE, 16)
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        return {name for name, _ in model.named_children()} == cls.CHILDREN
+
+    def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
+        """Pictures -> a list of strings per latent, and the spatial shape of the last of them."""
+        raise NotImplementedError
+
+    def _decompress(self, strings: list[list[bytes]], shape: torch.Size, networks: Callable[[str], Network]) -> Tensor:
+        """The inverse of `_compress`, up to the input of the synthesis transform."""
+        raise NotImplementedError
+
+    @torch.inference_mode()
+    def compress(self, x: Tensor) -> dict[str, Any]:
+        """As the model's own.
+
+        Args:
+            x: ``[N, 3, H, W]`` floating point, finite, N at least 1. With a hyperprior H and W are multiples of 64.
+
+        Returns:
+            ``strings``, a list per latent of N byte strings, and ``shape``, what `decompress` needs beside them.
+        """
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape or not x.is_floating_point():
+            found = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise UsageError(f"picture {found} (needs a floating point tensor [N, 3, H, W], not empty)")
+        if "h_s" in self.CHILDREN and (x.shape[2] % self.STRIDE or x.shape[3] % self.STRIDE):
+            raise UsageError(f"picture {tuple(x.shape)} (needs H and W multiples of {self.STRIDE}; `encode` takes any)")
+        if not bool(x.isfinite().all()):
+            raise UsageError("picture with NaN or infinite values (needs finite ones)")
+        with self._lock:
+            strings, shape = self._compress(x.to(self.device, torch.float32), self._model.get_submodule)
+        return {"strings": strings, "shape": shape}
+
+    @torch.inference_mode()
+    def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict[str, Tensor]:
+        """As the model's own.
+
+        Args:
+            strings, shape: what `compress` of this codec or of the model itself gave.
+
+        Returns:
+            ``x_hat``: ``[N, 3, H, W]`` float32 in [0, 1].
+
+        Raises:
+            BitstreamError: a string is damaged or foreign.
+        """
+        counts = [len(strings_of_latent) for strings_of_latent in strings]
+        latents = len(self.CHILDREN & {"g_s", "h_s"})
+        if len(counts) != latents or len(set(counts)) != 1 or not counts[0]:
+            raise UsageError(f"lists of {counts} strings (needs {latents} lists of one length, at least 1)")
+        if len(shape) != 2 or min(shape) < 1:
+            raise UsageError(f"shape={tuple(shape)} (needs two numbers, at least 1)")
+        pixels = shape[0] * shape[1] * self.STRIDE**2
+        if pixels > MAX_PIXELS:
+            raise ResourceLimitError(f"shape={tuple(shape)} is a picture of {pixels} pixels (limit: {MAX_PIXELS})")
+        with self._lock:
+            y_hat = self._decompress([list(some) for some in strings], torch.Size(shape), self._model.get_submodule)
+            return {"x_hat": self._transforms["g_s"](y_hat).float().clamp(0, 1).contiguous()}
+
+    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+        if quality is not None:
+            raise UsageError(f"quality={quality} ({type(self._model).__name__} has one rate; needs None)")
+        strings, _ = self._compress(x, self._transforms.__getitem__)
+        return [string for (string,) in strings], 0
+
+    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
+        latents = len(self.CHILDREN & {"g_s", "h_s"})
+        if len(payloads) != latents or quality:
+            raise BitstreamError(f"{len(payloads)} payloads at quality {quality} (this codec has {latents}, at 0)")
+        shape = torch.Size((height // self.STRIDE, width // self.STRIDE))
+        y_hat = self._decompress([[payload] for payload in payloads], shape, self._transforms.__getitem__)
+        return self._transforms["g_s"](y_hat)
+
+    def _channels(self, path: str, channels: int, side: int, ratio: int) -> int:
+        """Channels that a network makes, once it is known to shrink a `side` by `ratio` (or to grow it, below 1)."""
+        module = copy.deepcopy(self._model.get_submodule(path)).to("meta")
+        with torch.no_grad():
+            shape = module(torch.empty(1, channels, side, side, device="meta")).shape
+        if shape[2:] != (side / ratio, side / ratio):
+            raise UsageError(f"{path} maps {side} x {side} to {tuple(shape[2:])} (needs a factor of 1/{ratio:g})")
+        return shape[1]
+
+
+class FactorizedCodec(CompressAICodec):
+    """A latent under a learnt distribution per channel."""
+
+    STRIDE: ClassVar = 16
+    SYNTHESIS: ClassVar = ("g_s",)
+    ANALYSIS: ClassVar = ("g_a",)
+    ENTROPY: ClassVar = ()
+    CHILDREN: ClassVar = frozenset({"entropy_bottleneck", "g_a", "g_s"})
+
+    def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
+        return {"g_a": (1, 3, height, width), "g_s": (1, self._latent, height // 16, width // 16)}
+
+    def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
+        symbols = self._bottleneck.quantize(self._transforms["g_a"](x).float())
+        return [self._bottleneck.encode(symbols)], symbols.shape[2:]
+
+    def _decompress(self, strings: list[list[bytes]], shape: torch.Size, networks: Callable[[str], Network]) -> Tensor:
+        return self._bottleneck.restore(self._bottleneck.decode(strings[0], shape).to(self.device))
+
+
+class HyperpriorCodec(CompressAICodec):
+    """A latent under normal distributions whose scales, or means and scales, a hyper-latent tells.
+
+    A hyper-synthesis as wide as the latent gives scales, and its hyper-analysis reads magnitudes; one twice as wide
+    gives scales and means, and its hyper-analysis reads the latent.
+    """
+
+    SYNTHESIS: ClassVar = ("g_s",)
+    ANALYSIS: ClassVar = ("g_a", "h_a")
+    ENTROPY: ClassVar[tuple[str, ...]] = ("h_s",)
+    CHILDREN: ClassVar = frozenset({"entropy_bottleneck", "gaussian_conditional", "g_a", "g_s", "h_a", "h_s"})
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        super().__init__(model, device, dtype, strict)
+        conditional = self._model.gaussian_conditional
+        self._tables = coder_tables(conditional)
+        bound = float(conditional.lower_bound_scale.bound)
+        self._thresholds = scale_table_thresholds(conditional.scale_table, bound)
+        self._hyper_latent = self._channels("h_a", self._latent, 4, 4)
+        self._prior_channels = self._channels("h_s", self._hyper_latent, 1, 0.25)
+        self._has_means = self._parameter_channels() == 2 * self._latent
+        if self._parameter_channels() not in (self._latent, 2 * self._latent):
+            raise UsageError(
+                f"{self._parameter_channels()} entropy parameters for {self._latent} latent channels "
+                f"(needs as many, or twice as many)"
+            )
+
+    def _parameter_channels(self) -> int:
+        """Width of what the tables are chosen by."""
+        return self._prior_channels
+
+    def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
+        h, w = height // 16, width // 16
+        return {
+            "g_a": (1, 3, height, width),
+            "h_a": (1, self._latent, h, w),
+            "h_s": (1, self._hyper_latent, h // 4, w // 4),
+            "g_s": (1, self._latent, h, w),
+        }
+
+    def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
+        y = self._transforms["g_a"](x).float()
+        z = self._transforms["h_a"](y if self._has_means else y.abs()).float()
+        z_symbols = self._bottleneck.quantize(z)
+        prior = networks("h_s")(self._bottleneck.restore(z_symbols))
+        return [self._encode_latent(y, prior), self._bottleneck.encode(z_symbols)], z_symbols.shape[2:]
+
+    def _decompress(self, strings: list[list[bytes]], shape: torch.Size, networks: Callable[[str], Network]) -> Tensor:
+        z_symbols = self._bottleneck.decode(strings[1], shape).to(self.device)
+        return self._decode_latent(strings[0], networks("h_s")(self._bottleneck.restore(z_symbols)))
+
+    def _encode_latent(self, y: Tensor, prior: Tensor) -> list[bytes]:
+        """``y [N, M, H, W]`` under the result of the hyper-synthesis -> N strings."""
+        scales, means = self._split(prior)
+        indexes = entropy_parameters(scales, self._thresholds.to(scales.device)).cpu()
+        return encode_each(quantize_latent(y, means, limit=MAX_SYMBOL).cpu(), indexes, self._tables)
+
+    def _decode_latent(self, strings: list[bytes], prior: Tensor) -> Tensor:
+        """The inverse of `_encode_latent`."""
+        scales, means = self._split(prior)
+        indexes = entropy_parameters(scales, self._thresholds.to(scales.device)).cpu()
+        return restore_latent(decode_each(strings, indexes, self._tables).to(scales.device), means)
+
+    def _split(self, prior: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(scales, means or None), channels innermost."""
+        prior = prior.contiguous(memory_format=torch.channels_last)
+        return prior.chunk(2, 1) if self._has_means else (prior, None)
+
+
+class Bottleneck:
+    """CompressAI's entropy bottleneck: a table per channel, around the channel's median."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self.tables = coder_tables(module)
+        self._medians = module.quantiles.detach()[:, 0, 1].reshape(-1, 1, 1)
+
+    def quantize(self, x: Tensor) -> Tensor:
+        """``[N, C, H, W]`` float32 -> symbols, int32 contiguous."""
+        return (x - self._medians).round_().to(torch.int32).contiguous()
+
+    def restore(self, symbols: Tensor) -> Tensor:
+        """Symbols -> ``[N, C, H, W]`` float32 contiguous."""
+        return symbols.to(torch.float32) + self._medians
+
+    def encode(self, symbols: Tensor) -> list[bytes]:
+        """A string per picture."""
+        return encode_each(symbols.cpu(), self._indexes(symbols.shape), self.tables)
+
+    def decode(self, strings: list[bytes], shape: torch.Size) -> Tensor:
+        """Strings of pictures whose latent has `shape` -> symbols."""
+        return decode_each(strings, self._indexes((len(strings), len(self._medians), *shape)), self.tables)
+
+    @staticmethod
+    def _indexes(shape: Sequence[int]) -> Tensor:
+        return torch.arange(shape[1], dtype=torch.int16)[None, :, None, None].expand(*shape).contiguous()
+
+
+def coder_tables(module: nn.Module) -> EntropyTables:
+    """The integer tables that an entropy model of CompressAI holds."""
+    return EntropyTables(module._quantized_cdf, module._cdf_length, module._offset)
+
+
+def encode_each(symbols: Tensor, indexes: Tensor, tables: EntropyTables) -> list[bytes]:
+    """One string per item of the batch."""
+    return [encode(some, rows, tables) for some, rows in zip(symbols, indexes, strict=True)]
+
+
+def decode_each(strings: list[bytes], indexes: Tensor, tables: EntropyTables) -> Tensor:
+    """The inverse of `encode_each`: int32, shape of `indexes`."""
+    symbols = torch.empty(indexes.shape, dtype=torch.int32)
+    for string, rows, out in zip(strings, indexes, symbols, strict=True):
+        decode(string, rows, tables, out=out)
+    return symbols
