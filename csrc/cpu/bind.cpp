@@ -196,11 +196,15 @@ class ConvTransposePlan {
 }  // namespace
 
 namespace sparsecodec {
+void bind_depth_conv_block(py::module_& m);
 void bind_entropy_parameters(py::module_& m);
+void bind_gdn(py::module_& m);
 }  // namespace sparsecodec
 
 void bind_cpu(py::module_& m) {
+    bind_depth_conv_block(m);
     bind_entropy_parameters(m);
+    bind_gdn(m);
 
     py::class_<ConvPlan>(m, "ConvPlan", "A pointwise or conv2d_act layer with packed weights.")
         .def("__call__", &ConvPlan::operator(), "x"_a, "residual"_a = py::none(), "out"_a = py::none());

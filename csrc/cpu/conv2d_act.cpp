@@ -40,8 +40,12 @@ Image<T> Conv2dAct<T>::result(const Image<const T>& x, std::ptrdiff_t width) con
     const int r = options_.shuffle;
     image.n = x.n;
     image.c = options_.scatter ? width : kernel_.n / (r * r);
-    image.h = ((x.h + 2 * options_.padding - kernel_.kh) / options_.stride + 1) * r;
-    image.w = ((x.w + 2 * options_.padding - kernel_.kw) / options_.stride + 1) * r;
+    const auto positions = [&](std::ptrdiff_t size, int kernel) {
+        const std::ptrdiff_t last = size + 2 * options_.padding - kernel;
+        return last < 0 ? -1 : last / options_.stride + 1;
+    };
+    image.h = positions(x.h, kernel_.kh) * r;
+    image.w = positions(x.w, kernel_.kw) * r;
     return image;
 }
 

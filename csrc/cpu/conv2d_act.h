@@ -28,7 +28,8 @@ class Conv2dAct {
     // bias: [kernel.n] host or null. Throws std::invalid_argument for indices or a shuffle that do not fit.
     Conv2dAct(const ConvKernel& kernel, const float* bias, const ConvOptions& options);
 
-    // Size of the result for an input of this size, [n, c, h, w]; `width`: channels of the residual (scatter only).
+    // Size of the result for an input of this size, [n, c, h, w], negative where x is smaller than the kernel; `width`:
+    // channels of the residual (scatter only).
     Image<T> result(const Image<const T>& x, std::ptrdiff_t width) const;
 
     // out, and residual where given, have the size that result() says. residual may be out.

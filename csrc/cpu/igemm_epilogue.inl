@@ -46,12 +46,11 @@ inline void activate(float* values, int n, const Activation& activation) {
 inline void store(float* out, float value) { *out = value; }
 inline void store(bf16* out, float value) { *out = to_bf16(value); }
 
-// values [n], raw sums of pixel i. Overwrites `values`.
+// values [n], activated sums of pixel i.
 template <class In, class Out>
-void finish_pixel(float* values, int i, const BlockArgs<In, Out>& args) {
+void place_pixel(const float* values, int i, const BlockArgs<In, Out>& args) {
     const Place& place = *args.place;
     const Epilogue<Out>& epilogue = *args.epilogue;
-    activate(values, place.n, epilogue.activation);
     Out* const out = epilogue.out[i];
     const Out* const residual = epilogue.residual ? epilogue.residual[i] : nullptr;
     if (!place.index.empty()) {
@@ -72,6 +71,12 @@ void finish_pixel(float* values, int i, const BlockArgs<In, Out>& args) {
             for (int c = 0; c < n; ++c) store(out + at + c, from[c]);
         }
     }
+}
+
+template <class In, class Out>
+void finish_pixel(float* values, int i, const BlockArgs<In, Out>& args) {
+    activate(values, args.place->n, args.epilogue->activation);
+    place_pixel(values, i, args);
 }
 
 // How many pixels the next register tile takes: `widest` while that many remain twice, then two halves, because a tile

@@ -1,4 +1,4 @@
-// Python's view of the entropy coder: buffers in, bytes or filled buffers out, no lists. Every loop runs without the GIL.
+// Python's view of the entropy coder: buffers in, bytes or filled buffers out, no lists. Loops run without the GIL.
 #include <pybind11/pybind11.h>
 #include <pybind11/stl.h>
 
@@ -22,7 +22,7 @@ using rans::Reader;
 using rans::Tables;
 using rans::Writer;
 
-// A C-contiguous buffer, held until the view dies (with the GIL); the exporter can neither move nor resize it meanwhile.
+// A C-contiguous buffer, held until the view dies (with the GIL); its owner can neither move nor resize it meanwhile.
 class View {
 public:
     View(const py::handle& object, const char* name, bool writable = false) : name_(name) {
@@ -49,7 +49,8 @@ public:
     }
     template <class T>
     T* as(char type_code, const char* wanted) const {
-        SC_CHECK(type() == type_code, name_, ": element type '", buffer_.format ? buffer_.format : "B", "' (needs ", wanted, ")");
+        SC_CHECK(type() == type_code, name_, ": element type '", buffer_.format ? buffer_.format : "B", "' (needs ",
+                 wanted, ")");
         return static_cast<T*>(buffer_.buf);
     }
     std::int32_t* int32() const { return as<std::int32_t>('i', "int32"); }
@@ -72,7 +73,8 @@ void with_indexes(const View& indexes, F f) {
 }
 
 void check_sizes(const View& symbols, const View& indexes, const char* name) {
-    SC_CHECK(symbols.size() == indexes.size(), name, ": ", symbols.size(), " elements for ", indexes.size(), " indexes");
+    const std::size_t count = symbols.size();
+    SC_CHECK(count == indexes.size(), name, ": ", count, " elements for ", indexes.size(), " indexes");
 }
 
 py::list flush(const std::vector<Writer>& writers) {
@@ -182,11 +184,13 @@ std::shared_ptr<Tables> make_tables(py::handle cdf, py::handle lengths, py::hand
     const std::size_t rows = cdf_view.shape(0);
     SC_CHECK(length_view.size() == rows && offset_view.size() == rows, "cdf has ", rows, " rows, lengths ",
              length_view.size(), ", offsets ", offset_view.size());
-    const std::int32_t *values = cdf_view.int32(), *row_lengths = length_view.int32(), *row_offsets = offset_view.int32();
+    const std::int32_t* values = cdf_view.int32();
+    const std::int32_t *row_lengths = length_view.int32(), *row_offsets = offset_view.int32();
     const py::gil_scoped_release release;
     // Copies first: the checks must hold for the very values that are used.
     const std::vector<std::int32_t> safe_cdf(values, values + cdf_view.size());
-    const std::vector<std::int32_t> safe_lengths(row_lengths, row_lengths + rows), safe_offsets(row_offsets, row_offsets + rows);
+    const std::vector<std::int32_t> safe_lengths(row_lengths, row_lengths + rows);
+    const std::vector<std::int32_t> safe_offsets(row_offsets, row_offsets + rows);
     return std::make_shared<Tables>(safe_cdf.data(), rows, cdf_view.shape(1), safe_lengths.data(), safe_offsets.data());
 }
 

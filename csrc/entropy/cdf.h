@@ -15,8 +15,8 @@ constexpr std::uint32_t kProbabilityOne = 1u << kProbabilityBits;
 // pmf: host, `count` values, borrowed: the symbols' probabilities, the escape symbol's last. Need not sum to 1.
 // cdf: host, `count` + 1 values, written: 0 .. 65536, strictly increasing.
 //
-// Throws std::invalid_argument: no symbols, more than 65536 of them, a probability that is negative or not finite, or all
-// of them so small that they quantise to nothing.
+// Throws std::invalid_argument: no symbols, more than 65536 of them, a probability that is negative, above 2 or not
+// finite, or all of them so small that they quantise to nothing.
 void pmf_to_quantized_cdf(const float* pmf, std::size_t count, std::int32_t* cdf);
 
 }  // namespace sparsecodec

@@ -57,10 +57,12 @@ inline void put_digit(Writer& writer, std::uint32_t digit) {
                                              std::size_t position, std::int64_t symbol) {
     const std::uint64_t raw = value < 0 ? static_cast<std::uint64_t>(-2 * value - 1)
                                         : 2 * (static_cast<std::uint64_t>(value) - escape);
-    SC_CHECK(raw >> 32 == 0, "symbols[", position, "] = ", symbol, " (an escape reaches 2^31 from its table row at most)");
+    SC_CHECK(raw >> 32 == 0, "symbols[", position, "] = ", symbol, " (an escape reaches 2^31 from its row at most)");
     std::uint32_t digits = 0;
     while (digits < kMaxDigits && raw >> (digits * kDigitBits) != 0) ++digits;
-    for (std::uint32_t i = digits; i-- > 0;) put_digit(writer, static_cast<std::uint32_t>(raw >> (i * kDigitBits)) & kDigitMax);
+    for (std::uint32_t i = digits; i-- > 0;) {
+        put_digit(writer, static_cast<std::uint32_t>(raw >> (i * kDigitBits)) & kDigitMax);
+    }
     put_digit(writer, digits);  // at most 8 digits, so that one base-15 unary digit holds their number
 }
 
@@ -107,22 +109,25 @@ std::uint32_t get_digit(Reader& reader, std::size_t position) {
     const std::uint32_t first = tables.symbols()[row.first_bucket + (slot >> row.shift)];
     const std::uint32_t* above = std::upper_bound(cdf + first, cdf + row.escape + 1, slot);
     const std::uint32_t symbol = static_cast<std::uint32_t>(above - cdf) - 1;
-    reader.state = std::uint64_t{cdf[symbol + 1] - cdf[symbol]} * (reader.state >> kProbabilityBits) + slot - cdf[symbol];
+    const std::uint64_t frequency = cdf[symbol + 1] - cdf[symbol];
+    reader.state = frequency * (reader.state >> kProbabilityBits) + slot - cdf[symbol];
     if (reader.state < kLowerBound) refill(reader, position);
     if (symbol != row.escape) return row.offset + static_cast<std::int32_t>(symbol);
 
     const std::uint32_t digits = get_digit(reader, position);
-    if (digits > kMaxDigits) damaged("symbol ", position, ": an escape of ", digits, " digits or more (at most ", kMaxDigits, ")");
+    if (digits > kMaxDigits) damaged("symbol ", position, ": an escape of ", digits, " digits (of ", kMaxDigits, ")");
     std::uint32_t raw = 0;
     for (std::uint32_t i = 0; i < digits; ++i) raw |= get_digit(reader, position) << (i * kDigitBits);
     const std::int64_t half = raw >> 1;
     const std::int64_t decoded = row.offset + (raw & 1 ? -half - 1 : half + static_cast<std::int64_t>(row.escape));
-    if (decoded != static_cast<std::int32_t>(decoded)) damaged("symbol ", position, ": escaped value ", decoded, " exceeds 32 bits");
+    if (decoded != static_cast<std::int32_t>(decoded)) {
+        damaged("symbol ", position, ": escaped value ", decoded, " exceeds 32 bits");
+    }
     return static_cast<std::int32_t>(decoded);
 }
 
-// yes ? a : b without a branch, which would be mispredicted as often as not. GCC 12 branches on anything it may branch on:
-// with the conditional move, decoding is 1.1 (one stream) to 1.3 times (two) as fast (EPYC Zen 5, 2026-11-21).
+// yes ? a : b without a branch, which would be mispredicted as often as not. GCC 12 makes a branch of it whatever it is
+// told; with the conditional move, decoding is 1.1 (one stream) to 1.3 times (two) as fast (EPYC Zen 5, 2026-11-21).
 [[gnu::always_inline]] inline std::uint64_t choose(bool yes, std::uint64_t a, std::uint64_t b) {
 #if defined(__x86_64__)
     asm("test %1, %1\n\tcmovne %2, %0" : "+r"(b) : "q"(yes), "r"(a) : "cc");
@@ -144,8 +149,8 @@ struct Lookup {
 };
 
 template <class Index>
-[[gnu::always_inline]] inline void decode_one(Reader& reader, std::int32_t* symbols, const Index* indexes, std::size_t i,
-                                              const Tables& tables, const Lookup lookup) {
+[[gnu::always_inline]] inline void decode_one(Reader& reader, std::int32_t* symbols, const Index* indexes,
+                                              std::size_t i, const Tables& tables, const Lookup lookup) {
     const std::uint32_t number = row_number(indexes[i]);
     if (SC_UNLIKELY(number >= lookup.row_count)) bad_index(static_cast<std::int32_t>(number), i, lookup.row_count);
     const Tables::Row* row = lookup.rows + number;
@@ -192,7 +197,9 @@ Reader::Reader(const unsigned char* bytes, std::size_t count) : next(bytes), end
     if (count < 8 || count % 4 != 0) damaged("a stream of ", count, " bytes (needs 8 or more, in whole words of 4)");
     std::memcpy(&state, bytes, 8);
     next += 8;
-    if (state < kLowerBound || state >> 63 != 0) damaged("a stream starts with the state ", state, " (needs 2^31 to 2^63 - 1)");
+    if (state < kLowerBound || state >> 63 != 0) {
+        damaged("a stream starts with the state ", state, " (needs 2^31 to 2^63 - 1)");
+    }
 }
 
 void Reader::finish() const {
@@ -206,7 +213,9 @@ void encode(std::vector<Writer>& writers, const std::int32_t* symbols, const Ind
     const std::size_t n = writers.size();
     for (std::size_t k = 0; k < n; ++k) {
         const Share share(count, n, k);
-        for (std::size_t i = share.begin + share.size; i-- > share.begin;) encode_one(writers[k], symbols, indexes, i, tables);
+        for (std::size_t i = share.begin + share.size; i-- > share.begin;) {
+            encode_one(writers[k], symbols, indexes, i, tables);
+        }
     }
 }
 

@@ -18,12 +18,13 @@ namespace rans {
 
 constexpr std::uint64_t kLowerBound = std::uint64_t{1} << 31;  // between two symbols, kLowerBound <= state < 2^63
 
-// The cumulative frequencies of `rows` distributions, checked once and laid out for coding. Immutable, so that any number
-// of coders and threads share one.
+// The cumulative frequencies of `rows` distributions, checked once and laid out for coding. Immutable, so that any
+// number of coders and threads share one.
 class Tables {
 public:
-    // cdf: host, `rows` x `columns` values, row-major, borrowed for the call. Row r holds 0 = c_0 < .. < c_{n-1} = 65536
-    //      in its first n = lengths[r] places; its symbols are offsets[r] .. offsets[r] + n - 3, the last one escapes.
+    // cdf: host, `rows` x `columns` values, row-major, borrowed for the call. Row r holds 0 = c_0 < .. < c_{n-1} =
+    //      65536 in its first n = lengths[r] places. Its symbols are offsets[r] .. offsets[r] + n - 3; the last interval
+    //      is the escape.
     // lengths, offsets: host, `rows` values each, borrowed for the call.
     // Throws std::invalid_argument that names the row and the value.
     Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, const std::int32_t* lengths,
@@ -39,8 +40,8 @@ public:
         std::uint32_t escape : 24;  // number of plain symbols; the symbol of this number escapes
         std::uint32_t shift : 8;    // slot >> shift is the bucket
     };
-    // A run of slots in which at most two symbols meet, or (frequency = 0) more of them or the escape: those are looked up
-    // in the row itself.
+    // A run of slots in which at most two symbols meet, or (frequency = 0) more of them or the escape: those are looked
+    // up in the row itself.
     struct Bucket {
         std::uint16_t start, next_start;          // first slots of the two symbols
         std::uint16_t frequency, next_frequency;  // slots of the two symbols

@@ -8,12 +8,17 @@
 namespace sparsecodec::rans {
 namespace {
 
+// Keep every position in the pools within 32 bits, and every symbol with room for escapes on both sides.
+constexpr std::size_t kMaxRows = std::size_t{1} << 16;
+constexpr std::size_t kMaxValues = std::size_t{1} << 28;
+constexpr std::int32_t kMaxOffset = 1 << 30;
+
 constexpr int kMinBucketBits = 2;
 constexpr int kMaxBucketBits = 10;
 
-// A row gets more buckets until no more of its slots than this need the slow lookup (escapes aside). More slow slots cost
-// mispredicted branches, more buckets cost cache: scales up to 8 decode, in Msym/s with one and with two streams, at
-// 1/12: 169, 232; 1/20: 190, 274; 1/40: 190, 291; 1/80: 165, 273; 1/160: 144, 184 (EPYC Zen 5, 2026-11-21).
+// A row gets more buckets until no more of its slots than this need the slow lookup (escapes aside). More slow slots
+// cost mispredicted branches, more buckets cost cache: scales up to 8 decode, in Msym/s with one and with two streams,
+// at 1/12: 169, 232; 1/20: 190, 274; 1/40: 190, 291; 1/80: 165, 273; 1/160: 144, 184 (EPYC Zen 5, 2026-11-21).
 constexpr std::uint32_t kMaxSlowSlots = kProbabilityOne / 40;
 
 // The symbol that owns `slot`. cdf: `count` + 1 values.
@@ -25,13 +30,13 @@ std::uint32_t owner(const std::uint32_t* cdf, std::uint32_t count, std::uint32_t
 
 Tables::Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, const std::int32_t* lengths,
                const std::int32_t* offsets) {
-    SC_CHECK(rows >= 1 && rows <= (1u << 20), "cdf: ", rows, " rows (needs 1 to ", 1u << 20, ")");
-    constexpr std::int32_t kMaxOffset = 1 << 30;
+    SC_CHECK(rows >= 1 && rows <= kMaxRows, "cdf: ", rows, " rows (needs 1 to ", kMaxRows, ")");
+    const std::size_t longest = std::min<std::size_t>(columns, kProbabilityOne + 1);
     for (std::size_t r = 0; r < rows; ++r) {
         const std::int32_t* values = cdf + r * columns;
         const std::int32_t length = lengths[r];
-        SC_CHECK(length >= 2 && static_cast<std::size_t>(length) <= std::min<std::size_t>(columns, kProbabilityOne + 1),
-                 "lengths[", r, "] = ", length, " (needs 2 to ", std::min<std::size_t>(columns, kProbabilityOne + 1), ")");
+        SC_CHECK(length >= 2 && static_cast<std::size_t>(length) <= longest, "lengths[", r, "] = ", length,
+                 " (needs 2 to ", longest, ")");
         SC_CHECK(offsets[r] >= -kMaxOffset && offsets[r] <= kMaxOffset, "offsets[", r, "] = ", offsets[r], " (needs -",
                  kMaxOffset, " to ", kMaxOffset, ")");
         SC_CHECK(values[0] == 0, "cdf[", r, "][0] = ", values[0], " (needs 0)");
@@ -42,6 +47,7 @@ Tables::Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, c
         SC_CHECK(values[length - 1] == static_cast<std::int32_t>(kProbabilityOne), "cdf[", r, "][", length - 1,
                  "] = ", values[length - 1], " (needs ", kProbabilityOne, " at the end of a row)");
 
+        SC_CHECK(cdf_.size() + longest <= kMaxValues, "cdf: ", rows, " rows have more than ", kMaxValues, " values");
         Row row{};
         row.first_symbol = static_cast<std::uint32_t>(cdf_.size());
         row.offset = offsets[r];

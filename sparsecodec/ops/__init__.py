@@ -3,7 +3,9 @@
 from sparsecodec.ops._registry import bind, call, specs, use_backend, why_unavailable
 from sparsecodec.ops.conv2d_act import conv2d_act
 from sparsecodec.ops.conv_transpose2d_act import conv_transpose2d_act
+from sparsecodec.ops.depth_conv_block import depth_conv_block
 from sparsecodec.ops.entropy_parameters import entropy_parameters
+from sparsecodec.ops.gdn import gdn
 from sparsecodec.ops.pointwise import pointwise
 from sparsecodec.ops.quantize_latent import quantize_latent
 from sparsecodec.ops.restore_latent import restore_latent
@@ -14,8 +16,10 @@ __all__ = [
     "call",
     "conv2d_act",
     "conv_transpose2d_act",
+    "depth_conv_block",
     "entropy_parameters",
     "evc_scale_thresholds",
+    "gdn",
     "pointwise",
     "quantize_latent",
     "restore_latent",

@@ -8,8 +8,9 @@ import torch
 from torch import Tensor
 
 from sparsecodec.ops._epilogue import channels_innermost
+from sparsecodec.ops._spatial_prior import groups_of
 
-INTERPRETER_LIMIT = 2**17  # elements of one tensor; a program of the interpreter takes milliseconds
+INTERPRETER_LIMIT = 2**16  # elements of one tensor; a program of the interpreter takes milliseconds
 PIXEL_LIMIT = 2**31 - 1024  # pixels are numbered in int32, the last tile included
 
 
@@ -31,10 +32,21 @@ def triton_rejects(dtypes: tuple[torch.dtype, ...], **activations: Tensor | None
                 reasons.append(f"{name}.shape={list(value.shape)} (the interpreter takes {INTERPRETER_LIMIT} elements)")
         elif value.device.type != "cuda":
             reasons.append(f"{name}.device={value.device.type} (needs cuda, or cpu with TRITON_INTERPRET=1)")
-        if value.dim() not in (4, 5):
-            reasons.append(f"{name}.shape={list(value.shape)} (needs [N, C, H, W])")
-        elif value.shape[0] * value.shape[-2] * value.shape[-1] > PIXEL_LIMIT:
+        if value.dim() >= 3 and value.shape[0] * value.shape[-2] * value.shape[-1] > PIXEL_LIMIT:
             reasons.append(f"{name}.shape={list(value.shape)} (needs N * H * W <= {PIXEL_LIMIT})")
+    return reasons
+
+
+def triton_rejects_grouped(part: str, **tensors: Tensor | None) -> list[str]:
+    """`triton_rejects` of a kernel that runs one pass of a spatial prior on float32 tensors of any layout."""
+    reasons = triton_rejects((torch.float32,), **tensors)
+    groups = groups_of(part)
+    for name, value in tensors.items():
+        if value is None or (value.dim() == 5 and value.shape[1] == groups):
+            continue
+        if value.dim() != 4 or value.shape[1] % groups:
+            accepted = f"[N, C, H, W] with C a multiple of {groups}, or [N, {groups}, C/{groups}, H, W]"
+            reasons.append(f"{name}.shape={list(value.shape)} (needs {accepted})")
     return reasons
 
 
@@ -44,6 +56,10 @@ def triton_rejects_dense(out_index: Tensor | None, shuffle: int, **activations: 
     if out_index is not None and (activations["residual"] is None or shuffle != 1):
         reasons.append(f"out_index with shuffle={shuffle} (needs a residual and shuffle=1)")
     for name, value in activations.items():
-        if value is not None and value.dim() == 4 and not channels_innermost(value):
+        if value is None:
+            continue
+        if value.dim() != 4:
+            reasons.append(f"{name}.shape={list(value.shape)} (needs [N, C, H, W])")
+        elif not channels_innermost(value):
             reasons.append(f"{name}.stride={value.stride()} (needs channels innermost, torch.channels_last)")
     return reasons

@@ -10,6 +10,7 @@ from torch import Tensor
 from sparsecodec.errors import UsageError
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
 from sparsecodec.ops._spatial_prior import cpu_rejects_grouped, split_groups, take_active
+from sparsecodec.ops._triton_rules import triton_rejects_grouped
 
 
 def entropy_parameters_reference(scales: Tensor, thresholds: Tensor, part: str = "all") -> Tensor:
@@ -25,6 +26,10 @@ def _cpu_rejects(scales: Tensor, **_: Any) -> list[str]:
     return cpu_rejects_grouped(scales=scales)
 
 
+def _triton_rejects(scales: Tensor, part: str, **_: Any) -> list[str]:
+    return triton_rejects_grouped(part, scales=scales)
+
+
 ENTROPY_PARAMETERS = register(
     OpSpec(
         name="entropy_parameters",
@@ -36,6 +41,12 @@ ENTROPY_PARAMETERS = register(
                 "sparsecodec._C:entropy_parameters",
                 rejects=_cpu_rejects,
                 plan="sparsecodec._C:entropy_parameters_plan",
+            ),
+            Impl(
+                "triton",
+                "sparsecodec._triton.entropy_parameters:entropy_parameters",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.entropy_parameters:entropy_parameters_plan",
             ),
         ),
         constants=("thresholds", "part"),

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsecodec.ops._epilogue import cpu_rejects, finish, select_channels
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
+from sparsecodec.ops._triton_rules import triton_rejects_dense
 
 
 def pointwise_reference(
@@ -33,6 +34,10 @@ def _cpu_rejects(x: Tensor, residual: Tensor | None, **_: Any) -> list[str]:
     return cpu_rejects(x=x, residual=residual)
 
 
+def _triton_rejects(x: Tensor, out_index: Tensor | None, residual: Tensor | None, shuffle: int, **_: Any) -> list[str]:
+    return triton_rejects_dense(out_index, shuffle, x=x, residual=residual)
+
+
 POINTWISE = register(
     OpSpec(
         name="pointwise",
@@ -41,7 +46,15 @@ POINTWISE = register(
             'Tensor? residual=None, str activation="none", float slope=0.01, int shuffle=1) -> Tensor'
         ),
         reference=pointwise_reference,
-        impls=(Impl("cpu", "sparsecodec._C:pointwise", rejects=_cpu_rejects, plan="sparsecodec._C:pointwise_plan"),),
+        impls=(
+            Impl("cpu", "sparsecodec._C:pointwise", rejects=_cpu_rejects, plan="sparsecodec._C:pointwise_plan"),
+            Impl(
+                "triton",  # after cpu, which takes no CUDA tensor: the interpreter never replaces the native kernel
+                "sparsecodec._triton.pointwise:pointwise",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.pointwise:pointwise_plan",
+            ),
+        ),
         constants=("weight", "bias", "in_index", "out_index", "activation", "slope", "shuffle"),
     )
 )

@@ -1,13 +1,15 @@
 """Cases that tests and benches share, and the judge that compares implementations with references."""
 
-from sparsecodec.testing import conv2d_act, conv_transpose2d_act, entropy_parameters, pointwise
+from sparsecodec.testing import conv2d_act, conv_transpose2d_act, depth_conv_block, entropy_parameters, gdn, pointwise
 from sparsecodec.testing.compare import OpCase, Verdict, judge, run_eager, run_planned
 
 CASES: list[OpCase] = [
     *pointwise.CASES,
     *conv2d_act.CASES,
     *conv_transpose2d_act.CASES,
+    *depth_conv_block.CASES,
     *entropy_parameters.CASES,
+    *gdn.CASES,
 ]
 
 __all__ = ["CASES", "OpCase", "Verdict", "judge", "run_eager", "run_planned"]

@@ -58,7 +58,13 @@ def _entropy_case(shape, part, *, layout="dense", thresholds=evc_scale_threshold
     name = id or f"{'x'.join(map(str, shape))}-{part}-{layout}"
     count = shape[0] * shape[1] * shape[2] * shape[3] // groups_of(part)
     return OpCase(
-        "entropy_parameters", name, make, dtypes=FLOAT32, bench=bench, bytes_moved=lambda size: count * (size + 2)
+        "entropy_parameters",
+        name,
+        make,
+        dtypes=FLOAT32,
+        must_run=frozenset({"cpu"} if bench else {"cpu", "triton"}),
+        bench=bench,
+        bytes_moved=lambda size: count * (size + 2),
     )
 
 
@@ -114,6 +120,9 @@ CASES = [
     ),
     _entropy_case((1, 64, 4, 5), "all", thresholds=lambda: torch.tensor([0.5, 0.5, 0.5, 2.0]), id="repeated"),
     _entropy_case((1, 64, 4, 5), "all", thresholds=lambda: torch.tensor([1e-30, 1.0, 1.0000001, 1e30]), id="uneven"),
+    # Triton: 64 positions, 32 channels of a group.
+    _entropy_case((1, 64, 8, 8), "even", id="tiles-exact"),
+    _entropy_case((1, 66, 5, 13), "odd", id="tiles-and-one"),
     _entropy_case((1, 192, 32, 48), "even", id="evc-768x512", bench=True),
     *(_quantize_case(shape, part) for shape in SHAPES for part in ("all", "even")),
     *(

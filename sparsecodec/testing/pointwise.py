@@ -25,9 +25,12 @@ def kept(full: int, n: int, generator: Generator, ascending: bool = True) -> Ten
 def _case(
     id: str, n: int, c_in: int, c_out: int, h: int, w: int, *, gather: int = 0, scatter: int = 0,
     residual: bool = False, ascending: bool = True, sliced: bool = False, bias: bool = True, scale: float = 1.0,
-    bench: bool = False, **options: Any,
+    bench: bool = False, half: bool = False, **options: Any,
 ) -> OpCase:  # fmt: skip
-    """gather, scatter: channels of x and of residual when indexed; sliced: activations are slices of wider tensors."""
+    """gather, scatter: channels of x and of residual when indexed; sliced: activations are slices of wider tensors.
+
+    half: in float16, which the CPU kernels refuse.
+    """
 
     def make(dtype: torch.dtype, generator: Generator) -> dict[str, Any]:
         arguments: dict[str, Any] = dict(options)
@@ -52,6 +55,8 @@ def _case(
         "pointwise",
         id,
         make,
+        dtypes=(torch.float16,) if half else (torch.float32, torch.bfloat16),
+        must_run=frozenset({"triton"} if half else {"cpu"} if bench else {"cpu", "triton"}),
         terms=c_in,
         bench=bench,
         flops=2 * c_in * c_out * n * h * w,
@@ -91,6 +96,13 @@ CASES = [
     _case("slice", 2, 24, 40, 6, 10, sliced=True),
     _case("slice-residual", 1, 24, 40, 6, 10, sliced=True, residual=True),
     _case("slice-scatter", 1, 24, 40, 6, 10, sliced=True, scatter=77, gather=30),
+    # Triton: 64 or 128 pixels, 16 to 128 columns of the output, sums in steps of 32 or 64.
+    _case("tiles-exact", 1, 64, 128, 8, 16),
+    _case("tiles-and-one", 1, 65, 129, 3, 43, activation="leaky_relu"),
+    _case("tiles-scatter", 1, 64, 64, 8, 16, scatter=192, ascending=False),
+    _case("half", 1, 65, 129, 3, 43, half=True, activation="leaky_relu"),
+    _case("half-gather-scatter", 2, 30, 70, 9, 15, half=True, gather=96, scatter=96, activation="sigmoid_gate"),
+    _case("half-shuffle", 1, 24, 68, 3, 5, half=True, shuffle=2, residual=True, activation="relu"),
     _case("192-192-64x96", 1, 192, 192, 64, 96, activation="leaky_relu", bench=True),
     _case("192-768-64x96", 1, 192, 768, 64, 96, activation="leaky_relu", bench=True),
     _case("64-64-64x96", 1, 64, 64, 64, 96, activation="leaky_relu", bench=True),

@@ -1,0 +1,151 @@
+"""A depthwise block and the feed-forward block behind it, whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsecodec.errors import UsageError
+from sparsecodec.ops._epilogue import cpu_rejects, finish, select_channels
+from sparsecodec.ops._registry import Impl, OpSpec, call, register
+
+
+def _pointwise(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    slope: float = 1.0,
+    out_index: Tensor | None = None,
+    residual: Tensor | None = None,
+) -> Tensor:
+    if residual is not None and weight.shape[0] == 0:
+        return residual
+    kernel = weight[:, :, None, None] if weight.dim() == 2 else weight
+    y = F.conv2d(x, kernel.to(x.dtype), None if bias is None else bias.to(x.dtype))
+    return finish(_activate(y, slope), out_index, residual, "none", 1.0, 1)
+
+
+def _activate(y: Tensor, slope: float) -> Tensor:
+    """Slope 1 is the identity, 0 a ReLU."""
+    if slope == 1.0:
+        return y
+    return F.relu(y) if slope == 0.0 else F.leaky_relu(y, slope)
+
+
+def depth_conv_block_reference(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    dw: Tensor,
+    db: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    w3: Tensor,
+    b3: Tensor | None,
+    w4: Tensor,
+    b4: Tensor | None,
+    slopes: Sequence[float],
+    adaptor: Tensor | None = None,
+    adaptor_bias: Tensor | None = None,
+    out2_index: Tensor | None = None,
+    out4_index: Tensor | None = None,
+    in1_index: Tensor | None = None,
+    in3_index: Tensor | None = None,
+) -> Tensor:
+    """`depth_conv_block` in plain torch."""
+    if len(slopes) != 5:
+        raise UsageError(f"slopes: {len(slopes)} values (needs 5)")
+    t = _pointwise(select_channels(x, in1_index), w1, b1, slopes[0])
+    t = F.conv2d(t, dw.to(x.dtype), None if db is None else db.to(x.dtype), padding=1, groups=dw.shape[0])
+    t = _activate(t, slopes[1])
+    skip = x if adaptor is None else _pointwise(x, adaptor, adaptor_bias)
+    u = _pointwise(t, w2, b2, slopes[2], out2_index, skip)
+    t = _pointwise(select_channels(u, in3_index), w3, b3, slopes[3])
+    return _pointwise(t, w4, b4, slopes[4], out4_index, u)
+
+
+def _cpu_rejects(x: Tensor, **_: Any) -> list[str]:
+    return cpu_rejects(x=x)
+
+
+DEPTH_CONV_BLOCK = register(
+    OpSpec(
+        name="depth_conv_block",
+        schema=(
+            "(Tensor x, Tensor w1, Tensor? b1, Tensor dw, Tensor? db, Tensor w2, Tensor? b2, Tensor w3, Tensor? b3, "
+            "Tensor w4, Tensor? b4, float[] slopes, Tensor? adaptor=None, Tensor? adaptor_bias=None, "
+            "Tensor? out2_index=None, Tensor? out4_index=None, Tensor? in1_index=None, "
+            "Tensor? in3_index=None) -> Tensor"
+        ),
+        reference=depth_conv_block_reference,
+        impls=(
+            Impl(
+                "cpu",
+                "sparsecodec._C:depth_conv_block",
+                rejects=_cpu_rejects,
+                plan="sparsecodec._C:depth_conv_block_plan",
+            ),
+        ),
+        constants=(
+            *("w1", "b1", "dw", "db", "w2", "b2", "w3", "b3", "w4", "b4", "slopes"),
+            *("adaptor", "adaptor_bias", "out2_index", "out4_index", "in1_index", "in3_index"),
+        ),
+    )
+)
+
+
+def depth_conv_block(
+    x: Tensor,
+    w1: Tensor,
+    b1: Tensor | None,
+    dw: Tensor,
+    db: Tensor | None,
+    w2: Tensor,
+    b2: Tensor | None,
+    w3: Tensor,
+    b3: Tensor | None,
+    w4: Tensor,
+    b4: Tensor | None,
+    slopes: Sequence[float],
+    adaptor: Tensor | None = None,
+    adaptor_bias: Tensor | None = None,
+    out2_index: Tensor | None = None,
+    out4_index: Tensor | None = None,
+    in1_index: Tensor | None = None,
+    in3_index: Tensor | None = None,
+) -> Tensor:
+    """1x1, depthwise 3x3, 1x1 beside a skip, then two 1x1 beside a skip.
+
+    t = act1(w1 x[in1] + b1); t = act2(dw t + db), zeros around t; u = skip, with act3(w2 t + b2) added to its channels
+    out2; out = u, with act5(w4 act4(w3 u[in3] + b3) + b4) added to its channels out4. skip = x or adaptor x.
+
+    Args:
+        x: ``[N, C, H, W]`` bfloat16|float32, channels_last for the CPU kernel. Features.
+        w1: ``[C1, C]``, or ``[C1, K1]`` with `in1_index`. All matrices may also be ``[., ., 1, 1]``; any float dtype.
+        b1: ``[C1]`` or None. All biases may be None.
+        dw: ``[C1, 1, 3, 3]``. Depthwise taps.
+        db: ``[C1]`` or None.
+        w2: ``[Co, C1]``, or ``[C2, C1]`` with `out2_index`.
+        b2: as rows of `w2`, or None.
+        w3: ``[H, Co]``, or ``[H, K3]`` with `in3_index`.
+        b3: ``[H]`` or None.
+        w4: ``[Co, H]``, or ``[C4, H]`` with `out4_index`.
+        b4: as rows of `w4`, or None.
+        slopes: factor of negative values after w1, dw, w2, w3 and w4: 1 = no activation, 0 = ReLU, else LeakyReLU.
+        adaptor: ``[Co, C]`` or None, then Co = C.
+        adaptor_bias: ``[Co]`` or None.
+        out2_index: ``[C2]`` int or None. Distinct channels of u.
+        out4_index: ``[C4]`` int or None. Distinct channels of the result.
+        in1_index: ``[K1]`` int or None. Channels of `x` that w1 reads.
+        in3_index: ``[K3]`` int or None. Channels of u that w3 reads.
+
+    Returns:
+        ``[N, Co, H, W]``, dtype of `x`.
+    """
+    return call(
+        DEPTH_CONV_BLOCK, x, w1, b1, dw, db, w2, b2, w3, b3, w4, b4, slopes, adaptor, adaptor_bias, out2_index,
+        out4_index, in1_index, in3_index,
+    )  # fmt: skip
