@@ -71,7 +71,7 @@ def decode(
         tables: the distributions used to encode.
         out: shape of `indexes`, int32, contiguous; filled and returned. None: a new tensor or array, like `indexes`.
         strict: also require that the stream ends exactly after the last symbol, in the state in which its encoder
-            began. Damage that passes this check has a probability of about 2^-31.
+            began. Nearly all damage fails this check; a change of nothing but the digits of an escape does not.
 
     Returns:
         Symbols, int32, shape of `indexes`.
