@@ -133,6 +133,47 @@ def test_rare_constructs(seed: int) -> None:
     assert compact(model, masks, graph).ffn_in.out_channels == 2 * masks.widths["ffn_in"][0]
 
 
+class Split(nn.Module):
+    """Halves that never meet in one operator: they must still stay equally wide."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.both = nn.Conv2d(3, 16, 1)
+        self.first, self.second = nn.Conv2d(8, 3, 1), nn.Conv2d(8, 3, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        a, b = F.relu(self.both(x)).chunk(2, 1)
+        return torch.cat([self.first(a), self.second(b)], 1)
+
+
+class MaskedConv2d(nn.Conv2d):
+    """An autoregressive convolution that masks its weight in its forward."""
+
+    def __init__(self, c_in: int, c_out: int) -> None:
+        super().__init__(c_in, c_out, 5, padding=2)
+        self.register_buffer("mask", torch.ones_like(self.weight))
+        self.mask[:, :, 2, 2:] = 0
+        self.mask[:, :, 3:] = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight * self.mask, self.bias)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [Split, lambda: nn.Sequential(MaskedConv2d(3, 8), nn.ReLU(), MaskedConv2d(8, 8), nn.ReLU(), MaskedConv2d(8, 2))],
+)
+@pytest.mark.parametrize("seed", range(3))
+def test_chunks_and_masking_convolutions(make, seed: int) -> None:
+    torch.manual_seed(seed)
+    model = make().double()
+    graph = ChannelGraph.trace(model)
+    masks = ChannelMasks.random(graph, 0.4, seed)
+    x = _input((2, 3, 7, 9), torch.float64)
+    expected, got = apply_masks(model, masks, graph)(x), compact(model, masks, graph)(x)
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
 def test_masked_channels_are_zero_where_they_are_read(evc) -> None:
     graph = trace_model(evc.model, ["dec"])
     masks = ChannelMasks.random(graph, 0.5, 6)

@@ -286,8 +286,11 @@ def test_training_reaches_the_target_on_whole_tiles(net: Net) -> None:
         torch.testing.assert_close(small(_x()), net(_x()), rtol=0, atol=1e-12)
 
 
-def test_freeze_meets_the_target_even_if_training_did_not(net: Net) -> None:
+@pytest.mark.parametrize("theta", [0.1, 1.3])
+def test_freeze_meets_the_target_even_if_training_did_not(net: Net, theta: float) -> None:
     decay = _decay(net, sparsity=0.7, t0=0, t1=1)
+    with torch.no_grad():
+        decay.theta.fill_(theta)  # far too low, far too high
     decay.set_step(1)
     assert bool(decay.frozen) and 0.7 <= decay.mac_reduction < 0.75
 

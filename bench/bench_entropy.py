@@ -1,0 +1,194 @@
+"""The entropy coder against CompressAI's and constriction's, one thread each, rounds interleaved.
+
+Symbols have the statistics of a trained model: scales log-uniform between 0.11 and 8 in random order, symbols drawn
+from them, 192 channels at 1/16 of 768 x 512. Every case is decoded and compared before it is timed.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable
+from statistics import median
+
+import numpy as np
+import pytest
+import torch
+
+from sparsecodec._compat import import_compressai
+from sparsecodec.entropy import Decoder, Encoder, EntropyTables, decode, encode, evc_gaussian_tables
+
+LATENT = (1, 192, 32, 48)
+ROUNDS = 20
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def race(benchmark, bench_row):
+    """Times `ours`, and before each of its rounds every peer once; a row each."""
+
+    def run(
+        op: str, case: str, ours: Callable, peers: dict[str, Callable], symbols: int, rounds: int = ROUNDS, **fields
+    ):
+        times: dict[str, list[float]] = {name: [] for name in peers}
+
+        def time_peers() -> None:
+            for name, call in peers.items():
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+
+        ours()
+        benchmark.pedantic(ours, setup=time_peers, rounds=rounds)
+        mine = benchmark.stats.stats.median if benchmark.stats else math.nan
+        fields |= {"symbols": symbols, "dtype": "int32", "passed": True, "timer": "host, rounds interleaved"}
+        speedups = {f"speedup_over_{name}": median(values) / mine for name, values in times.items()}
+        bench_row(op=op, case=case, backend="cpu", msym_s=symbols / mine / 1e6, **speedups, **fields)
+        for name, values in times.items():
+            t = median(values)
+            bench_row(
+                op=op, case=case, backend=name, t_us_p50=1e6 * t, n_runs=len(values), msym_s=symbols / t / 1e6, **fields
+            )
+
+    return run
+
+
+@pytest.fixture(scope="module")
+def model():
+    """CompressAI's Gaussian conditional, and a latent as mbt2018-mean codes it: (y, scales, means)."""
+    import_compressai()
+    from compressai.entropy_models import GaussianConditional
+    from compressai.models.google import get_scale_table
+
+    conditional = GaussianConditional(None)
+    conditional.update_scale_table(get_scale_table())
+    generator = torch.Generator().manual_seed(0)
+    scales = 0.11 * (8 / 0.11) ** torch.rand(LATENT, generator=generator)
+    means = torch.randn(LATENT, generator=generator)
+    return conditional, torch.randn(LATENT, generator=generator) * scales + means, scales, means
+
+
+def _tables(conditional) -> EntropyTables:
+    return EntropyTables(conditional.quantized_cdf, conditional.cdf_length, conditional.offset)
+
+
+def bench_decompress_mbt2018_mean(race, model):
+    """The whole call, from strings to the float latent with its means; the indexes are given, as in CompressAI."""
+    conditional, y, scales, means = model
+    tables, indexes = _tables(conditional), conditional.build_indexes(scales)
+    strings = conditional.compress(y, indexes, means)
+
+    def ours():
+        return decode(strings[0], indexes, tables).to(means.dtype).add_(means)
+
+    def theirs():
+        return conditional.decompress(strings, indexes, means=means)
+
+    assert torch.equal(ours(), theirs())
+    rate = len(strings[0]) * 8 / y.numel()
+    race("rans_decode", "mbt2018-mean-768x512", ours, {"compressai": theirs}, y.numel(), bits_per_symbol=rate)
+
+
+def bench_compress_mbt2018_mean(race, model):
+    conditional, y, scales, means = model
+    tables, indexes = _tables(conditional), conditional.build_indexes(scales)
+
+    def ours():
+        return [encode((y - means).round_().int(), indexes, tables)]
+
+    def theirs():
+        return conditional.compress(y, indexes, means)
+
+    assert ours() == theirs()
+    rate = len(ours()[0]) * 8 / y.numel()
+    race("rans_encode", "mbt2018-mean-768x512", ours, {"compressai": theirs}, y.numel(), bits_per_symbol=rate)
+
+
+@pytest.mark.parametrize("count", [192, 12_288])
+def bench_small_calls(race, model, count):
+    """What a call costs beside its symbols: a position of an autoregressive model, the hyper-latent of a picture."""
+    conditional, y, scales, means = model
+    tables, indexes = _tables(conditional), conditional.build_indexes(scales)[0].flatten()[None, :count, None, None]
+    strings = conditional.compress((y - means)[0].flatten()[None, :count, None, None], indexes)
+
+    def ours():
+        return decode(strings[0], indexes, tables)
+
+    def theirs():
+        return conditional.decompress(strings, indexes)
+
+    assert torch.equal(ours().float(), theirs())
+    race("rans_decode", f"call-of-{count}", ours, {"compressai": theirs}, count, rounds=10 * ROUNDS)
+
+
+def _evc_latent() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+    """Symbols int32, indexes int16, and the scales those indexes stand for, float64."""
+    generator = torch.Generator().manual_seed(0)
+    count = math.prod(LATENT)
+    step = math.log(64 / 0.11) / 255
+    highest = math.log(8 / 0.11) / step
+    indexes = (torch.rand(count, generator=generator) * highest).to(torch.int16)
+    scales = 0.11 * torch.exp(indexes.double() * step)
+    return (torch.randn(count, generator=generator) * scales).round().int(), indexes, scales.numpy()
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def bench_decode_evc(race, streams):
+    """The 256-row Gaussian table, one stream and the two of an EVC payload; peer: constriction's ANS with Gaussians."""
+    import constriction
+
+    symbols, indexes, scales = _evc_latent()
+    tables, out = evc_gaussian_tables(), torch.empty_like(symbols)
+    encoder = Encoder(streams)
+    encoder.push(symbols, indexes, tables)
+    payload = encoder.finish()
+    family = constriction.stream.model.QuantizedGaussian(-50, 50)
+    zeros = np.zeros_like(scales)
+    ans = constriction.stream.stack.AnsCoder()
+    ans.encode_reverse(symbols.clamp(-50, 50).numpy(), family, zeros, scales)
+    words = ans.get_compressed()
+
+    def ours():
+        decoder = Decoder(payload, streams)
+        decoder.decode(indexes, tables, out=out)
+        decoder.finish()
+
+    def theirs():
+        return constriction.stream.stack.AnsCoder(words).decode(family, zeros, scales)
+
+    ours()
+    assert torch.equal(out, symbols)
+    assert np.array_equal(theirs(), symbols.clamp(-50, 50).numpy())
+    rate = len(payload) * 8 / len(symbols)
+    race("rans_decode", f"evc-streams-{streams}", ours, {"constriction": theirs}, len(symbols), bits_per_symbol=rate)
+
+
+@pytest.mark.parametrize("streams", [1, 2])
+def bench_encode_evc(race, streams):
+    import constriction
+
+    symbols, indexes, scales = _evc_latent()
+    tables = evc_gaussian_tables()
+    family = constriction.stream.model.QuantizedGaussian(-50, 50)
+    zeros, clamped = np.zeros_like(scales), symbols.clamp(-50, 50).numpy()
+
+    def ours():
+        encoder = Encoder(streams)
+        encoder.push(symbols, indexes, tables)
+        return encoder.finish()
+
+    def theirs():
+        ans = constriction.stream.stack.AnsCoder()
+        ans.encode_reverse(clamped, family, zeros, scales)
+        return ans.get_compressed()
+
+    assert torch.equal(Decoder(ours(), streams).decode(indexes, tables), symbols)
+    rate = len(ours()) * 8 / len(symbols)
+    race("rans_encode", f"evc-streams-{streams}", ours, {"constriction": theirs}, len(symbols), bits_per_symbol=rate)

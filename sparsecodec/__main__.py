@@ -1,0 +1,7 @@
+"""``python -m sparsecodec``."""
+
+import sys
+
+from sparsecodec.cli import main
+
+sys.exit(main())

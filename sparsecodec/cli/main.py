@@ -1,0 +1,47 @@
+"""Parses the command line, runs one command, and turns errors into a sentence and an exit code."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+import sparsecodec
+from sparsecodec.cli import bdrate, decode, demo, encode, evaluate, info, plot, train
+from sparsecodec.errors import SparseCodecError
+
+COMMANDS = (demo, encode, decode, info, evaluate, bdrate, plot, train)
+EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 corrupt stream, 4 stream or weights of another model,
+5 over a limit. Progress goes to stderr, results to stdout."""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The parser of all commands; each sets ``run``, which takes the parsed arguments."""
+    parser = argparse.ArgumentParser("sparsecodec", description=sparsecodec.__doc__.splitlines()[0], epilog=EXIT_CODES)
+    parser.add_argument("--version", action="version", version=f"sparsecodec {sparsecodec.__version__}")
+    subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
+    for command in COMMANDS:
+        command.add_to(subparsers)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs the command line `argv` (default: the process's) and returns the exit code."""
+    arguments = build_parser().parse_args(argv)
+    try:
+        arguments.run(arguments)
+    except SparseCodecError as error:
+        return _fail(str(error), error.exit_code)
+    except BrokenPipeError:  # the reader of our output has seen enough
+        sys.stderr.close()
+        return 1
+    except OSError as error:
+        return _fail(str(error), 1)
+    except KeyboardInterrupt:
+        return _fail("interrupted", 130)
+    return 0
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"sparsecodec: {' '.join(message.split())}", file=sys.stderr)
+    return code

@@ -1,0 +1,96 @@
+"""Options and outputs that several commands share."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import tempfile
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from sparsecodec.errors import UsageError
+
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+DEFAULT_MODEL = "evc-tiny-sparse"
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+    """``--json``: one object on stdout instead of text."""
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_compute(parser: argparse.ArgumentParser) -> None:
+    """``--device``, ``--dtype`` and ``--threads``."""
+    parser.add_argument("--device", default="cpu", help="where to run (default: cpu)")
+    parser.add_argument("--dtype", choices=DTYPES, help="of the transforms (default: the fastest of the machine)")
+    parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's choice)")
+
+
+def compute_options(arguments: argparse.Namespace) -> dict[str, Any]:
+    """What `add_compute` parsed, as keywords of `compile_codec`; sets the number of threads."""
+    if arguments.threads is not None:
+        torch.set_num_threads(arguments.threads)
+    try:
+        device = torch.device(arguments.device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {arguments.device} is unknown to torch") from error
+    return {"device": device, "dtype": DTYPES.get(arguments.dtype)}
+
+
+def positive(text: str) -> int:
+    """A whole number above zero, as an argparse type."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{value} (needs at least 1)")
+    return value
+
+
+def quality(text: str) -> float:
+    """A number from 0 to 100, as an argparse type."""
+    value = float(text)
+    if not 0 <= value <= 100:
+        raise argparse.ArgumentTypeError(f"{text} (needs 0 to 100)")
+    return value
+
+
+def print_json(values: Any) -> None:
+    """One object on stdout. Numbers that JSON does not have, as the PSNR of equal pictures, become null."""
+    print(json.dumps(_finite(values)))
+
+
+def write_bytes(path: str | Path, data: bytes) -> None:
+    """Writes a file that appears whole or not at all.
+
+    Raises:
+        UsageError: the folder cannot be written.
+    """
+    path = Path(path)
+    try:
+        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
+            partial = Path(file.name)
+            try:
+                file.write(data)
+                file.flush()
+                partial.chmod(0o644)  # temporary files are private
+                os.replace(partial, path)
+            finally:
+                partial.unlink(missing_ok=True)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {error}") from error
+
+
+def write_json(path: str | Path, values: Any) -> None:
+    """Like `print_json`, into a file; see `write_bytes`."""
+    write_bytes(path, (json.dumps(_finite(values), indent=1) + "\n").encode())
+
+
+def _finite(values: Any) -> Any:
+    if isinstance(values, dict):
+        return {key: _finite(value) for key, value in values.items()}
+    if isinstance(values, list | tuple):
+        return [_finite(value) for value in values]
+    return None if isinstance(values, float) and not math.isfinite(values) else values

@@ -1,0 +1,100 @@
+"""Rate-distortion points of a codec on real bytes, in the JSON shape that CompressAI's tools read."""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from statistics import fmean
+from typing import Any, Protocol
+
+from torch import Tensor
+
+from sparsecodec.data import read_image, to_uint8
+from sparsecodec.entropy.bitstream import MAGIC, Container
+from sparsecodec.errors import UsageError
+from sparsecodec.metrics.quality import MS_SSIM_MIN_SIDE, ms_ssim, psnr
+
+
+class Codec(Protocol):
+    """Picture to the bytes of a file and back."""
+
+    def encode(self, x: Tensor, quality: float | None = None) -> bytes: ...
+
+    def decode(self, data: bytes) -> Tensor: ...
+
+
+def evaluate(
+    codec: Codec,
+    pictures: Sequence[str | Path],
+    qualities: Sequence[float | None] = (None,),
+    name: str = "",
+    progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+) -> dict[str, Any]:
+    """Encodes and decodes every picture at every quality.
+
+    Args:
+        codec: a `CompiledCodec`, or an anchor such as `JPEG`.
+        pictures: files; those under `MS_SSIM_MIN_SIDE` pixels do not count towards MS-SSIM.
+        qualities: what goes to ``codec.encode``.
+        name: into the result.
+        progress: wraps the list of (quality, picture) pairs, for example ``tqdm``.
+
+    Returns:
+        ``{"name", "description", "results", "per_picture"}``. ``results`` holds lists over the qualities, means over
+        the pictures: ``psnr-rgb``, ``ms-ssim-rgb`` (null if no picture is large enough), ``bpp`` (payload),
+        ``bpp_file`` (with the container), ``encoding_time`` and ``decoding_time`` (seconds, without the first call for
+        a size), ``sha256_reconstruction``.
+
+    Raises:
+        UsageError: no pictures, or one cannot be read.
+    """
+    if not pictures or not qualities:
+        raise UsageError("evaluate needs at least one picture and one quality")
+    per_picture: list[list[dict[str, Any]]] = [[] for _ in qualities]
+    digests = [hashlib.sha256() for _ in qualities]
+    seen: set[tuple[int, ...]] = set()
+    for index, path in progress([(index, path) for index in range(len(qualities)) for path in pictures]):
+        x = read_image(path)
+        if x.shape not in seen:
+            codec.decode(codec.encode(x, quality=qualities[index]))
+            seen.add(x.shape)
+        row, x_hat = _measure(codec, x, qualities[index])
+        per_picture[index].append({"picture": Path(path).name, **row})
+        digests[index].update(to_uint8(x_hat).tobytes())
+
+    columns = ("psnr-rgb", "ms-ssim-rgb", "bpp", "bpp_file", "encoding_time", "decoding_time")
+    results: dict[str, list[Any]] = {column: [_mean(rows, column) for rows in per_picture] for column in columns}
+    results["sha256_reconstruction"] = [digest.hexdigest() for digest in digests]
+    return {
+        "name": name,
+        "description": f"{len(pictures)} pictures, real bytes",
+        "qualities": list(qualities),
+        "results": results,
+        "per_picture": per_picture,
+    }
+
+
+def _measure(codec: Codec, x: Tensor, quality: float | None) -> tuple[dict[str, Any], Tensor]:
+    start = time.perf_counter()
+    blob = codec.encode(x, quality=quality)
+    encoded = time.perf_counter()
+    x_hat = codec.decode(blob)
+    decoded = time.perf_counter()
+    pixels = x.shape[2] * x.shape[3]
+    payload = sum(map(len, Container.from_bytes(blob).payloads)) if blob.startswith(MAGIC) else len(blob)
+    row = {
+        "psnr-rgb": psnr(x_hat, x),
+        "ms-ssim-rgb": ms_ssim(x_hat, x) if min(x.shape[2:]) >= MS_SSIM_MIN_SIDE else None,
+        "bpp": 8 * payload / pixels,
+        "bpp_file": 8 * len(blob) / pixels,
+        "encoding_time": encoded - start,
+        "decoding_time": decoded - encoded,
+    }
+    return row, x_hat
+
+
+def _mean(rows: list[dict[str, Any]], column: str) -> float | None:
+    values = [row[column] for row in rows if row[column] is not None]
+    return fmean(values) if values else None

@@ -1,0 +1,186 @@
+"""Saving and loading codecs, dense and compact, without pickle.
+
+``NAME.json`` holds everything the weights do not say::
+
+    {"format": 1, "name": ..., "architecture": {"family": "evc", ...}, "compact": null or {...}, "sha256": ...,
+     "info": {...}}
+
+``architecture`` goes to `models.from_description`, ``compact`` to `sparsity.apply_compact_config`, and ``sha256`` is
+the `model_hash` of what loading must give, so that files of two models are never mixed.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from sparsecodec.errors import ModelMismatchError, UsageError
+from sparsecodec.models.checkpoint import unwrap_state_dict
+from sparsecodec.models.description import describe, from_description
+from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.sparsity import apply_compact_config
+
+FORMAT = 1
+FOLDER = Path(__file__).parent
+
+
+def names() -> list[str]:
+    """The codecs that ship with the package."""
+    return sorted(path.stem for path in FOLDER.glob("*.json") if path.with_suffix(".safetensors").exists())
+
+
+def find(prefix: bytes) -> str | None:
+    """The shipped codec whose hash starts with `prefix` (a stream carries 8 bytes of it), or None."""
+    for name in names():
+        if _read_description(FOLDER / f"{name}.json")["sha256"].startswith(prefix.hex()):
+            return name
+    return None
+
+
+def load(name: str | Path) -> nn.Module:
+    """A codec by name, or from files.
+
+    Args:
+        name: one of `names()`, or a path: ``DIR/NAME``, with or without ``.safetensors`` or ``.json``.
+
+    Returns:
+        The module in eval mode. A compact one carries its `compact_config` as an attribute, so `save` can write it.
+
+    Raises:
+        UsageError: no such model, a file is missing or unreadable, or weights and description do not fit.
+        ModelMismatchError: the weights are not those that the description was written with.
+    """
+    weights_path, description_path = _paths(name)
+    description = _read_description(description_path)
+    tensors = _read_weights(weights_path)
+    model = _build(description)
+    try:
+        _fill(model, tensors)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"{weights_path} does not fit {description_path.name}: {error}") from error
+    if model_hash(model).hex() != description["sha256"]:
+        raise ModelMismatchError(f"{weights_path} holds other weights than {description_path.name} was written with")
+    return model.eval()
+
+
+def save(
+    model: nn.Module,
+    path: str | Path,
+    compact: Mapping[str, Any] | None = None,
+    info: Mapping[str, Any] | None = None,
+    dtype: torch.dtype | None = None,
+) -> None:
+    """Writes a codec that `load` can rebuild. Each file appears whole or not at all.
+
+    Args:
+        model: EVC or CompressAI's; the latter with its tables, after ``update()``.
+        path: ``DIR/NAME``, with or without ``.safetensors``; the folder is created.
+        compact: the `compact_config` of a compact model; one that was loaded remembers its own.
+        info: JSON-able remarks (training, licence) that travel along.
+        dtype: store floating-point weights in this type, for example float16.
+
+    Raises:
+        UsageError: the model cannot be rebuilt from its configuration, or the files cannot be written.
+    """
+    stem = _stem(path)
+    architecture = describe(model)
+    compact = compact if compact is not None else getattr(model, "compact_config", None)
+    tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
+    if dtype is not None:
+        tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+    for key, value in tensors.items():
+        if value.is_floating_point() and not value.isfinite().all():
+            raise UsageError(f"weight {key} is not finite in {value.dtype}")
+    description = {
+        "format": FORMAT,
+        "name": stem.name,
+        "architecture": architecture,
+        "compact": None if compact is None else dict(compact),
+        "sha256": "",
+        "info": dict(info or {}),
+    }
+    rebuilt = _build(description)
+    try:
+        _fill(rebuilt, tensors)
+    except (RuntimeError, ValueError) as error:
+        raise UsageError(f"the model is not what its configuration says (is it compact?): {error}") from error
+    description["sha256"] = model_hash(rebuilt).hex()
+    _write(stem, tensors, description)
+
+
+def _write(stem: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
+    targets = [stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json")]
+    partials = [target.with_name(f"{target.name}.{os.getpid()}.partial") for target in targets]
+    try:
+        stem.parent.mkdir(parents=True, exist_ok=True)
+        save_file(tensors, partials[0])
+        partials[1].write_text(json.dumps(description, indent=1) + "\n")
+        for partial, target in zip(partials, targets, strict=True):
+            os.replace(partial, target)
+    except (OSError, SafetensorError) as error:
+        raise UsageError(f"{stem} cannot be written: {error}") from error
+    finally:
+        for partial in partials:
+            partial.unlink(missing_ok=True)
+
+
+def _stem(path: str | Path) -> Path:
+    path = Path(path)
+    return path.with_suffix("") if path.suffix in (".safetensors", ".json") else path
+
+
+def _paths(name: str | Path) -> tuple[Path, Path]:
+    """(weights, description); a bare name that ships with the package wins over files of that name."""
+    stem = FOLDER / name if str(name) in names() else _stem(name)
+    weights, description = (stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json"))
+    found = [path.exists() for path in (weights, description)]
+    if not any(found):
+        raise UsageError(f"model {str(name)!r} does not exist (shipped: {', '.join(names()) or 'none'}; or a path)")
+    if not all(found):
+        missing = description if found[0] else weights
+        raise UsageError(f"{missing} is missing; a model is a .safetensors and a .json file of one name")
+    return weights, description
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    try:
+        description = json.loads(path.read_text())
+    except (OSError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as JSON: {error}") from error
+    if not isinstance(description, dict) or description.get("format") != FORMAT:
+        found = description.get("format") if isinstance(description, dict) else type(description).__name__
+        raise UsageError(f"{path} has format {found!r} (needs {FORMAT})")
+    for key, kind in {"architecture": dict, "compact": (dict, type(None)), "sha256": str}.items():
+        if not isinstance(description.get(key, ...), kind):
+            raise UsageError(f"{path} has no valid {key!r}")
+    return description
+
+
+def _read_weights(path: Path) -> dict[str, Tensor]:
+    try:
+        return load_file(path)
+    except (OSError, SafetensorError, ValueError) as error:
+        raise UsageError(f"{path} cannot be read as safetensors: {error}") from error
+
+
+def _build(description: Mapping[str, Any]) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):  # the weights are replaced: the caller's random numbers stay as they are
+        model = from_description(description["architecture"])
+    if description["compact"] is not None:
+        model = apply_compact_config(model, description["compact"])
+        model.compact_config = dict(description["compact"])
+    return model
+
+
+def _fill(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Loads weights, in float32 whatever they are stored in."""
+    tensors = unwrap_state_dict(tensors)
+    model.load_state_dict({key: t.float() if t.is_floating_point() else t for key, t in tensors.items()})

@@ -1,0 +1,50 @@
+"""Shared by all tests."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+import sparsecodec
+from sparsecodec.data import read_image
+from sparsecodec.models import create
+from sparsecodec.sparsity import ChannelMasks, compact, compact_config, trace_model
+from sparsecodec.zoo import save
+
+# Small tensors: a second thread only waits, and on a busy machine it waits long. Tests of threading ask for their own.
+torch.set_num_threads(1)
+
+# Without a GPU, Triton kernels run in Triton's interpreter; the variable counts when they are first imported.
+if not torch.cuda.is_available():
+    os.environ.setdefault("TRITON_INTERPRET", "1")
+
+PICTURES = Path(sparsecodec.__file__).parent / "data" / "pictures"
+
+
+@pytest.fixture(scope="session")
+def picture_path() -> Path:
+    """A photo that ships with the package, 768 x 512."""
+    return PICTURES / "kodim23.png"
+
+
+@pytest.fixture(scope="session")
+def photo(picture_path: Path) -> Tensor:
+    """``[1, 3, 192, 256]`` float32 in [0, 1]: a textured part of that photo. Not to be written to."""
+    return read_image(picture_path)[:, :, 96:288, 192:448].contiguous()
+
+
+@pytest.fixture(scope="session")
+def codec_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A folder with ``dense`` and ``sparse``, untrained codecs of the tiny family as `zoo.save` writes them."""
+    folder = tmp_path_factory.mktemp("codecs")
+    torch.manual_seed(0)
+    dense = create("evc-tiny").eval()
+    graph = trace_model(dense, ["dec", "hyper_dec", "y_prior_fusion", "y_spatial_prior"])
+    masks = ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=16)
+    save(dense, folder / "dense")
+    save(compact(dense, masks, graph), folder / "sparse", compact=compact_config(masks, graph))
+    return folder

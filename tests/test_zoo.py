@@ -1,0 +1,225 @@
+"""Saving and loading codecs."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from sparsecodec import ModelMismatchError, SparseCodecError, UsageError, zoo
+from sparsecodec._compat import import_compressai
+from sparsecodec.models import create
+from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.sparsity import ChannelMasks, compact, compact_config, trace_model
+
+
+@pytest.fixture(scope="module")
+def dense():
+    torch.manual_seed(0)
+    return create("evc-tiny").eval()
+
+
+@pytest.fixture(scope="module")
+def compacted(dense):
+    graph = trace_model(dense, ["dec", "y_prior_fusion"])
+    masks = ChannelMasks.random(graph, sparsity=0.5, seed=0, round_to=8)
+    return compact(dense, masks, graph), compact_config(masks, graph)
+
+
+@pytest.fixture
+def saved(dense, tmp_path):
+    zoo.save(dense, tmp_path / "codec", info={"steps": 3})
+    return tmp_path / "codec"
+
+
+def assert_equal_weights(a, b):
+    assert a.state_dict().keys() == b.state_dict().keys()
+    assert all(torch.equal(value, b.state_dict()[key]) for key, value in a.state_dict().items())
+
+
+@pytest.mark.parametrize("suffix", ["", ".safetensors", ".json"])
+def test_dense_roundtrip(dense, saved, suffix):
+    assert_equal_weights(zoo.load(f"{saved}{suffix}"), dense)
+    assert json.loads(saved.with_suffix(".json").read_text())["info"] == {"steps": 3}
+
+
+def test_compact_roundtrip_and_saving_what_was_loaded(compacted, tmp_path):
+    model, config = compacted
+    zoo.save(model, tmp_path / "a", compact=config)
+    loaded = zoo.load(tmp_path / "a")
+    assert_equal_weights(loaded, model)
+    assert sum(p.numel() for p in loaded.parameters()) < 0.8 * sum(p.numel() for p in create("evc-tiny").parameters())
+    zoo.save(loaded, tmp_path / "b")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_compact_model_without_its_configuration_is_refused(compacted, tmp_path):
+    with pytest.raises(UsageError, match="compact"):
+        zoo.save(compacted[0], tmp_path / "a")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    ("name", "sizes"),
+    [
+        ("FactorizedPrior", (16, 24)),
+        ("ScaleHyperprior", (16, 24)),
+        ("MeanScaleHyperprior", (16, 24)),
+        ("Cheng2020Anchor", (16,)),
+    ],
+)
+def test_compressai_roundtrip(name, sizes, photo, tmp_path):
+    torch.manual_seed(0)
+    model = getattr(import_compressai().models, name)(*sizes).eval()
+    model.update()
+    graph = trace_model(model, ["g_a", "g_s"])
+    masks = ChannelMasks.random(graph, sparsity=0.5, seed=0)
+    small = compact(model, masks, graph)
+    zoo.save(small, tmp_path / "codec", compact=compact_config(masks, graph))
+    loaded = zoo.load(tmp_path / "codec")
+    x = photo[:, :, :64, :64]
+    assert loaded.compress(x) == small.compress(x)
+    assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+def test_unknown_classes_are_refused(tmp_path):
+    with pytest.raises(UsageError, match="Linear is no codec"):
+        zoo.save(torch.nn.Linear(2, 2), tmp_path / "x")
+
+
+def test_half_precision_files_load_as_float32(dense, tmp_path):
+    zoo.save(dense, tmp_path / "half", dtype=torch.float16)
+    loaded = zoo.load(tmp_path / "half")
+    assert {value.dtype for value in loaded.state_dict().values()} == {torch.float32}
+    assert torch.equal(loaded.enc.state_dict()["0.conv1.weight"], dense.enc[0].conv1.weight.half().float())
+    assert (tmp_path / "half.safetensors").stat().st_size < 2.1 * sum(p.numel() for p in dense.parameters())
+
+
+def test_overflow_in_half_precision_is_refused(dense, tmp_path):
+    model = create("evc-tiny")
+    model.load_state_dict(dense.state_dict())
+    with torch.no_grad():
+        model.q_basic[0, 0] = 1e6
+    with pytest.raises(UsageError, match="q_basic is not finite in torch.float16"):
+        zoo.save(model, tmp_path / "half", dtype=torch.float16)
+
+
+def test_module_prefixes_are_removed(saved, dense):
+    weights = saved.with_suffix(".safetensors")
+    save_file({f"module.{key}": value for key, value in load_file(weights).items()}, weights)
+    assert_equal_weights(zoo.load(saved), dense)
+
+
+def test_loading_leaves_the_random_numbers_alone(saved):
+    torch.manual_seed(1)
+    zoo.load(saved)
+    after = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.equal(after, torch.rand(3))
+
+
+@pytest.mark.parametrize("name", ["nonexistent", "evc-gigantic", "folder/codec"])
+def test_missing_model_is_named(name, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UsageError, match=name):
+        zoo.load(name)
+
+
+@pytest.mark.parametrize("suffix", [".json", ".safetensors"])
+def test_missing_half_is_named(saved, suffix):
+    saved.with_suffix(suffix).unlink()
+    with pytest.raises(UsageError, match=f"codec{suffix} is missing"):
+        zoo.load(saved)
+
+
+def test_mismatched_shape_is_named(saved):
+    weights = saved.with_suffix(".safetensors")
+    tensors = load_file(weights)
+    tensors["q_basic"] = torch.ones(1, 7, 1, 1)
+    save_file(tensors, weights)
+    with pytest.raises(UsageError, match="q_basic"):
+        zoo.load(saved)
+
+
+def test_missing_weight_is_named(saved):
+    weights = saved.with_suffix(".safetensors")
+    tensors = load_file(weights)
+    del tensors["q_scale"]
+    save_file(tensors, weights)
+    with pytest.raises(UsageError, match="q_scale"):
+        zoo.load(saved)
+
+
+def test_weights_of_another_model_are_refused(saved):
+    weights = saved.with_suffix(".safetensors")
+    tensors = load_file(weights)
+    tensors["q_basic"][0, 0] += 1e-3
+    save_file(tensors, weights)
+    with pytest.raises(ModelMismatchError, match="codec"):
+        zoo.load(saved)
+
+
+@pytest.mark.parametrize("cut", [0, 7, 1000])
+def test_truncated_weights_are_refused(saved, cut):
+    weights = saved.with_suffix(".safetensors")
+    weights.write_bytes(weights.read_bytes()[:cut])
+    with pytest.raises(UsageError, match="codec.safetensors"):
+        zoo.load(saved)
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        "not json",
+        "[]",
+        {"format": 99},
+        {"architecture": None},
+        {"architecture": {}},
+        {"architecture": {"family": "vvc"}},
+        {"architecture": {"family": "evc", "encoder": "tiny"}},
+        {"architecture": {"family": "evc", "encoder": "huge", "decoder": "tiny"}},
+        {"compact": "all"},
+        {"compact": {}},
+        {"compact": {"format": 1, "transforms": ["dec"], "kept": {}}},
+        {"sha256": 3},
+    ],
+    ids=str,
+)
+def test_wrong_description_is_an_error_of_ours(saved, change):
+    path = saved.with_suffix(".json")
+    text = change if isinstance(change, str) else json.dumps(json.loads(path.read_text()) | change)
+    path.write_text(text)
+    with pytest.raises(SparseCodecError):
+        zoo.load(saved)
+
+
+def test_failed_save_leaves_the_old_files(saved, dense, monkeypatch):
+    before = saved.with_suffix(".safetensors").read_bytes()
+
+    def fail(tensors, path):
+        path.write_bytes(b"half")
+        raise OSError("disk full")
+
+    monkeypatch.setattr("sparsecodec.zoo.files.save_file", fail)
+    with pytest.raises(UsageError, match="disk full"):
+        zoo.save(dense, saved)
+    assert saved.with_suffix(".safetensors").read_bytes() == before
+    assert sorted(path.name for path in saved.parent.iterdir()) == ["codec.json", "codec.safetensors"]
+
+
+def test_hash_sees_every_weight(dense):
+    model = create("evc-tiny")
+    model.load_state_dict(dense.state_dict())
+    assert model_hash(model) == model_hash(dense)
+    with torch.no_grad():
+        model.q_basic[0, -1] += 1e-6
+    assert model_hash(model) != model_hash(dense)
+
+
+def test_shipped_codecs_load():
+    for name in zoo.names():
+        model = zoo.load(name)
+        assert zoo.find(model_hash(model)[:8]) == name
+    assert zoo.find(b"\0" * 8) is None
