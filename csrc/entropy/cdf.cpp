@@ -11,9 +11,8 @@ void pmf_to_quantized_cdf(const float* pmf, std::size_t count, std::int32_t* cdf
 
     std::uint64_t total = 0;
     for (std::size_t i = 0; i < count; ++i) {
-        SC_CHECK(std::isfinite(pmf[i]) && pmf[i] >= 0, "pmf[", i, "] = ", pmf[i], " (needs a finite number >= 0)");
-        // A mass above 2 is no rounding error; the bound keeps the sums below far from overflow.
-        SC_CHECK(pmf[i] <= 2, "pmf[", i, "] = ", pmf[i], " (needs a probability)");
+        // Also false for NaN. A mass above 2 is no rounding error; the bound keeps the sums below far from overflow.
+        SC_CHECK(pmf[i] >= 0 && pmf[i] <= 2, "pmf[", i, "] = ", pmf[i], " (needs a probability)");
         cdf[i + 1] = static_cast<std::int32_t>(std::round(pmf[i] * static_cast<float>(kProbabilityOne)));
         total += static_cast<std::uint64_t>(cdf[i + 1]);
     }

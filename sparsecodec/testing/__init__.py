@@ -1,7 +1,7 @@
 """Cases that tests and benches share, and the judge that compares implementations with references."""
 
 from sparsecodec.testing import conv2d_act, conv_transpose2d_act, depth_conv_block, entropy_parameters, gdn, pointwise
-from sparsecodec.testing.compare import OpCase, Verdict, judge, run_eager, run_planned
+from sparsecodec.testing.compare import OpCase, Verdict, islanded, judge, run_eager, run_planned
 
 CASES: list[OpCase] = [
     *pointwise.CASES,
@@ -12,4 +12,4 @@ CASES: list[OpCase] = [
     *gdn.CASES,
 ]
 
-__all__ = ["CASES", "OpCase", "Verdict", "judge", "run_eager", "run_planned"]
+__all__ = ["CASES", "OpCase", "Verdict", "islanded", "judge", "run_eager", "run_planned"]

@@ -69,13 +69,19 @@ class Verdict:
     complaint: str | None
 
 
-def island(tensor: Tensor) -> Tensor:
+def device_of(backend: str) -> torch.device:
+    """Where cases run on `backend`: on the GPU if there is one and the backend is for GPUs."""
+    return torch.device("cuda" if backend in ("triton", "cuda") and torch.cuda.is_available() else "cpu")
+
+
+def island(tensor: Tensor, device: torch.device | None = None) -> Tensor:
     """A copy of `tensor` with its strides, in the middle of a buffer of NaN (integers: the smallest value)."""
+    device = tensor.device if device is None else device
     if tensor.numel() == 0:
-        return tensor
+        return tensor.to(device)
     poison = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    buffer = torch.full((span + 2 * MARGIN,), poison, dtype=tensor.dtype)
+    buffer = torch.full((span + 2 * MARGIN,), poison, dtype=tensor.dtype, device=device)
     result = buffer.as_strided(tensor.shape, tensor.stride(), MARGIN)
     return result.copy_(tensor)
 
@@ -91,8 +97,8 @@ def channel_slice(tensor: Tensor, before: int = 5, after: int = 3) -> Tensor:
 
 def overrun(tensor: Tensor) -> bool:
     """Whether memory around an island, or between its elements, no longer holds NaN."""
-    storage = torch.empty(0, dtype=tensor.dtype).set_(tensor.untyped_storage())
-    outside = torch.ones(storage.numel(), dtype=torch.bool)
+    storage = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
+    outside = torch.ones(storage.numel(), dtype=torch.bool, device=tensor.device)
     outside.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(False)
     return not bool(storage[outside].isnan().all())
 
@@ -119,8 +125,10 @@ def _cast(value: Any, convert: Callable[[Tensor], Tensor]) -> Any:
     return convert(value) if isinstance(value, Tensor) else value
 
 
-def _islanded(arguments: dict[str, Any]) -> dict[str, Any]:
-    return {name: _cast(value, island) for name, value in arguments.items()}
+def islanded(case: OpCase, backend: str, dtype: torch.dtype) -> dict[str, Any]:
+    """The case's arguments, each tensor an island on the device of `backend`."""
+    device = device_of(backend)
+    return {name: _cast(value, lambda t: island(t, device)) for name, value in case.arguments(dtype).items()}
 
 
 def _ulp(value: float, dtype: torch.dtype) -> float:
@@ -131,14 +139,14 @@ def _ulp(value: float, dtype: torch.dtype) -> float:
 def run_eager(case: OpCase, backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The op's public path on `backend`: islanded inputs, poisoned allocations."""
     impl = next(impl for impl in case.spec.impls if impl.backend == backend)
-    arguments = _islanded(case.arguments(dtype))
+    arguments = islanded(case, backend, dtype)
     with torch.no_grad(), poisoned_allocations():
         return _outputs(resolve(impl.target)(**arguments))
 
 
 def run_planned(case: OpCase, backend: str, dtype: torch.dtype) -> tuple[Tensor, ...]:
     """The bound op, constants packed, written into poisoned islands; AssertionError if it writes beside them."""
-    arguments = _islanded(case.arguments(dtype))
+    arguments = islanded(case, backend, dtype)
     with torch.no_grad(), use_backend(backend):
         shapes = [value.detach() for value in _outputs(case.spec.reference(**arguments))]
         out = tuple(
@@ -171,7 +179,7 @@ def judge(case: OpCase, outputs: tuple[Tensor, ...], dtype: torch.dtype) -> Verd
         return Verdict(0.0, 0.0, 0.0, f"{len(outputs)} results instead of {len(working)}")
     worst = Verdict(0.0, 0.0, 0.0, None)
     for index, (got, reference, truth) in enumerate(zip(outputs, working, wide, strict=True)):
-        verdict = _judge_one(got, reference, truth, case)
+        verdict = _judge_one(got.cpu(), reference, truth, case)
         if verdict.complaint is not None:
             return replace(verdict, complaint=f"result {index}: {verdict.complaint}")
         worst = max(worst, verdict, key=lambda v: v.error)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from sparsecodec.ops._registry import reasons_against, resolve, specs, why_unavailable
-from sparsecodec.testing import CASES, judge, run_eager, run_planned
+from sparsecodec.testing import CASES, islanded, judge, run_eager, run_planned
 
 RUNS = [
     pytest.param(case, impl, dtype, id=f"{case.op}-{case.id}-{impl.backend}-{str(dtype).removeprefix('torch.')}")
@@ -24,7 +24,7 @@ def _require(case, impl, dtype):
     if missing is not None and impl.backend != "cpu":
         pytest.skip(missing)
     with torch.no_grad():
-        reasons = reasons_against(impl, case.arguments(dtype))
+        reasons = reasons_against(impl, islanded(case, impl.backend, dtype))
     if reasons and impl.backend not in case.must_run:
         pytest.skip("; ".join(reasons))
     assert not reasons, reasons

@@ -8,8 +8,8 @@ import torch
 from sparsecodec.ops import bind
 from sparsecodec.testing import CASES, run_eager
 
-CONVOLUTIONS = ("pointwise", "conv2d_act", "conv_transpose2d_act")
-PINNED = [pytest.param(case, id=f"{case.op}-{case.id}") for case in CASES if case.op in CONVOLUTIONS and not case.bench]
+PINNED_OPS = ("pointwise", "conv2d_act", "conv_transpose2d_act", "depth_conv_block", "gdn")
+PINNED = [pytest.param(case, id=f"{case.op}-{case.id}") for case in CASES if case.op in PINNED_OPS and not case.bench]
 
 
 def _run(case):
