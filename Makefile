@@ -1,4 +1,4 @@
-# make demo | test | bench | lint. Everything happens in .venv; nothing is installed outside this folder.
+# make demo | test | bench | lint | aot. Everything happens in .venv; nothing is installed outside this folder.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPU_ONLY := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
 TORCH := torch==2.13.0$(if $(CPU_ONLY),+cpu)
 
-.PHONY: demo test bench lint install clean
+.PHONY: demo test bench lint aot install clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsecodec demo --out demo
@@ -25,6 +25,10 @@ bench: $(INSTALLED)
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+
+# Registers, spills and tensor-core instructions of every Triton kernel; needs no GPU.
+aot: $(INSTALLED)
+	env -u TRITON_INTERPRET $(BIN)/python tests/ops/aot_compile.py --out bench/results/aot.json
 
 install: $(INSTALLED)
 

@@ -148,7 +148,7 @@ def test_failed_write_keeps_the_old_file(picture, codec_files, capsys, tmp_path,
     def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr("sparsecodec.cli.options.os.replace", fail)
+    monkeypatch.setattr("sparsecodec._files.os.replace", fail)
     code, message = complaint(capsys, "encode", picture, tmp_path / "x.spc", "-m", codec_files / "dense")
     assert code == 2 and "disk full" in message
     assert (tmp_path / "x.spc").read_bytes() == b"old"
@@ -225,6 +225,15 @@ def test_demo_prints_a_table(picture, codec_files, capsys, tmp_path):
     lines = out.splitlines()
     assert "GMAC" in lines[2] and [line.split(",")[0] for line in lines[3:8]] == ["dense"] * 2 + ["sparse"] * 3
     assert "decoding" in err
+
+
+def test_demo_says_what_it_left_out(picture, codec_files, capsys, tmp_path, monkeypatch):
+    reason = "plots need the extra sparsecodec[plot]"
+    monkeypatch.setattr("sparsecodec.cli.demo.why_no_plot", lambda: reason)
+    code, out, err = run(capsys, *demo_arguments(picture, codec_files, tmp_path / "demo"), "--json")
+    assert code == 0 and json.loads(out)["dense"]["ms_ssim"] is None
+    assert f"left out: {reason}" in err and "left out: MS-SSIM of a picture of 65 x 71" in err
+    assert not (tmp_path / "demo" / "rd.png").exists()
 
 
 def test_demo_refuses_to_time_a_decoder_that_gives_another_picture(picture, codec_files, capsys, tmp_path, monkeypatch):

@@ -198,11 +198,10 @@ def test_wrong_description_is_an_error_of_ours(saved, change):
 def test_failed_save_leaves_the_old_files(saved, dense, monkeypatch):
     before = saved.with_suffix(".safetensors").read_bytes()
 
-    def fail(tensors, path):
-        path.write_bytes(b"half")
+    def fail(source, target):
         raise OSError("disk full")
 
-    monkeypatch.setattr("sparsecodec.zoo.files.save_file", fail)
+    monkeypatch.setattr("sparsecodec._files.os.replace", fail)
     with pytest.raises(UsageError, match="disk full"):
         zoo.save(dense, saved)
     assert saved.with_suffix(".safetensors").read_bytes() == before

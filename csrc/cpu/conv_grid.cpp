@@ -76,8 +76,8 @@ void point_out(const Grid& grid, const Image<P>& image, std::ptrdiff_t first, st
 }
 
 // Runs a task whose pixels come from and go to main memory: one register tile at a time through all blocks of channels,
-// while the next tile is on its way. 1x1, 64 -> 64 channels, 256x384, one Zen 5 core, 2026-11: bf16 2.8 -> 2.3 ms, float
-// 6.5 -> 5.4 ms; no gain where the images fit the third-level cache.
+// while the next tile is on its way. 1x1, 64 -> 64 channels, 256x384, one core of a busy Zen 5 machine, 2026-11: bf16
+// 2.8 -> 2.3 ms, float 6.5 -> 5.6 ms. On 128x192 bf16 lost 7 %, hence kLargeImages.
 template <class T>
 void run_streaming(const GridCall<T>& call, const T* const* rows, std::ptrdiff_t tap_step, std::ptrdiff_t m,
                    const igemm::Epilogue<T>& epilogue) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -24,12 +25,12 @@ from sparsecodec.cli.options import (
     write_json,
 )
 from sparsecodec.cli.pictures import side_by_side
-from sparsecodec.cli.plot import draw
+from sparsecodec.cli.plot import draw, why_no_plot
 from sparsecodec.cli.timing import Spread, interleaved
 from sparsecodec.data import read_image, write_image
 from sparsecodec.errors import SparseCodecError
 from sparsecodec.info import environment
-from sparsecodec.metrics import JPEG, MS_SSIM_MIN_SIDE, evaluate, ms_ssim, psnr
+from sparsecodec.metrics import JPEG, evaluate, ms_ssim, psnr, why_no_ms_ssim
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.zoo import load
 
@@ -63,7 +64,6 @@ class Contender:
     def figures(self, x: Tensor, spread: Spread) -> dict[str, Any]:
         """What the table and the JSON say about it."""
         x_hat = self.decode()
-        large_enough = min(x.shape[2:]) >= MS_SSIM_MIN_SIDE
         return {
             "label": self.label,
             "macs": self.macs,
@@ -71,7 +71,7 @@ class Contender:
             "decode_ms": spread.p50_ms,
             "decode_ms_spread": [spread.p20_ms, spread.p80_ms],
             "psnr": psnr(x_hat, x),
-            "ms_ssim": ms_ssim(x_hat, x) if large_enough else None,
+            "ms_ssim": ms_ssim(x_hat, x) if why_no_ms_ssim(x) is None else None,
             "bpp": 8 * len(self.stream) / (x.shape[2] * x.shape[3]),
             "bytes": len(self.stream),
             "dtype": self.dtype,
@@ -95,6 +95,7 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     x = read_image(arguments.image)
+    left_out = [reason for reason in (why_no_ms_ssim(x), why_no_plot()) if reason is not None]
     out = Path(arguments.out)
     out.mkdir(parents=True, exist_ok=True)
     dense, sparse = load(arguments.dense), load(arguments.sparse)
@@ -125,9 +126,17 @@ def run(arguments: argparse.Namespace) -> None:
         "environment": environment(),
     }
     result["rate_distortion"] = _curves(arguments, compiled_dense, fastest)
-    result["files"] = _write(out, x, contenders, rows, result["rate_distortion"])
+    result["files"] = _write(out, x, contenders, rows)
+    if why_no_plot() is None:
+        points = {
+            label: (values["bpp_file"], values["psnr-rgb"]) for label, values in result["rate_distortion"].items()
+        }
+        draw(points, out / "rd.png", title=result["picture"]["name"])
+        result["files"].append("rd.png")
     (out / "report.txt").write_text(f"{fastest.report}\n")
     write_json(out / "demo.json", result)
+    for reason in left_out:
+        print(f"left out: {reason}", file=sys.stderr)
     if arguments.json:
         print_json(result)
     else:
@@ -207,10 +216,8 @@ def _curves(arguments: argparse.Namespace, dense: CompiledCodec, sparse: Compile
     return curves
 
 
-def _write(
-    out: Path, x: Tensor, contenders: dict[str, Contender], rows: dict[str, Any], curves: dict[str, dict[str, Any]]
-) -> list[str]:
-    """Streams, pictures and plot; returns the names of the files."""
+def _write(out: Path, x: Tensor, contenders: dict[str, Contender], rows: dict[str, Any]) -> list[str]:
+    """Streams and pictures; returns the names of the files."""
     write_bytes(out / "dense.bin", contenders["dense"].stream)
     write_bytes(out / "sparse.spc", contenders["sparse"].stream)
     panels = {"original": x, "dense": contenders["dense"].decode(), "sparse": contenders["sparse"].decode()}
@@ -220,9 +227,7 @@ def _write(
         row = rows.get(label)
         captions.append(f"{label}: {row['psnr']:.2f} dB, {row['bpp']:.3f} bpp" if row else label)
     write_image(side_by_side(list(panels.values()), captions), out / "side_by_side.png")
-    points = {label: (values["bpp_file"], values["psnr-rgb"]) for label, values in curves.items()}
-    draw(points, out / "rd.png", title=f"{rows['dense']['label']} against sparse")
-    return ["dense.bin", "sparse.spc", *(f"{label}.png" for label in panels), "side_by_side.png", "rd.png"]
+    return ["dense.bin", "sparse.spc", *(f"{label}.png" for label in panels), "side_by_side.png"]
 
 
 def table(result: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ def _header(path: str) -> dict[str, Any]:
     return {
         "width": container.width,
         "height": container.height,
-        "quality": container.quality,
+        "quality_field": container.quality,
         "model_hash": container.model_hash.hex(),
         "model": find(container.model_hash),
         "numerics": f"{container.numerics:#06x}",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import argparse
 import json
 import math
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from sparsecodec._files import replacing
 from sparsecodec.errors import UsageError
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -68,17 +67,9 @@ def write_bytes(path: str | Path, data: bytes) -> None:
     Raises:
         UsageError: the folder cannot be written.
     """
-    path = Path(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
-            partial = Path(file.name)
-            try:
-                file.write(data)
-                file.flush()
-                partial.chmod(0o644)  # temporary files are private
-                os.replace(partial, path)
-            finally:
-                partial.unlink(missing_ok=True)
+        with replacing(path) as partial:
+            partial.write_bytes(data)
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {error}") from error
 

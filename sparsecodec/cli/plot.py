@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import io
 import sys
 from pathlib import Path
@@ -32,6 +33,11 @@ def run(arguments: argparse.Namespace) -> None:
     print(arguments.output, file=sys.stderr)
 
 
+def why_no_plot() -> str | None:
+    """None if `draw` can draw, else the sentence that says why not."""
+    return None if importlib.util.find_spec("matplotlib") else "plots need the extra sparsecodec[plot]"
+
+
 def draw(
     curves: dict[str, tuple[list[float], list[float]]], output: str | Path, metric: str = "psnr-rgb", title: str = ""
 ) -> None:
@@ -40,10 +46,11 @@ def draw(
     Raises:
         UsageError: the extra ``[plot]`` is not installed, or the suffix is unknown.
     """
-    try:
-        from matplotlib.figure import Figure
-    except ImportError as error:
-        raise UsageError(f"plots need the extra sparsecodec[plot]: {error}") from error
+    reason = why_no_plot()
+    if reason is not None:
+        raise UsageError(reason)
+    from matplotlib.figure import Figure  # optional
+
     figure = Figure(figsize=(7, 5), layout="constrained")
     axes = figure.add_subplot()
     for label, points in curves.items():

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from pathlib import Path
 
 import numpy as np
@@ -11,6 +9,7 @@ import torch
 from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
+from sparsecodec._files import replacing
 from sparsecodec.errors import UsageError
 
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
@@ -67,14 +66,8 @@ def write_image(x: Tensor, path: str | Path) -> None:
     Raises:
         UsageError: Pillow cannot write this suffix, or the folder cannot be written.
     """
-    path = Path(path)
     try:
-        with tempfile.NamedTemporaryFile(dir=path.parent, suffix=path.suffix, delete=False) as file:
-            partial = Path(file.name)
-        try:
+        with replacing(path) as partial:
             Image.fromarray(to_uint8(x)).save(partial)
-            os.replace(partial, path)
-        finally:
-            partial.unlink(missing_ok=True)
     except (ValueError, OSError) as error:
         raise UsageError(f"{path} cannot be written: {error}") from error

@@ -1,6 +1,6 @@
 """Entropy coding: tables, rANS streams and the container file."""
 
-from sparsecodec.entropy.bitstream import DEFAULT_MAX_PIXELS, Container, crc32c, model_fingerprint
+from sparsecodec.entropy.bitstream import DEFAULT_MAX_PIXELS, Container, crc32c
 from sparsecodec.entropy.coder import Decoder, Encoder, decode, encode, join_streams, split_streams
 from sparsecodec.entropy.tables import (
     EntropyTables,
@@ -26,7 +26,6 @@ __all__ = [
     "evc_gaussian_tables",
     "gaussian_tables",
     "join_streams",
-    "model_fingerprint",
     "pmf_to_quantized_cdf",
     "split_streams",
     "tables_from_pmf",

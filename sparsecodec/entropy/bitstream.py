@@ -2,16 +2,11 @@
 
 from __future__ import annotations
 
-import hashlib
 import struct
-from collections.abc import Mapping
 from dataclasses import dataclass
 
-import torch
-from torch import Tensor
-
 from sparsecodec import _C
-from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
+from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 
 MAGIC = b"SPC"
 VERSION = 1
@@ -31,26 +26,12 @@ def crc32c(data: bytes) -> int:
     return _C.crc32c(data)
 
 
-def model_fingerprint(state: Mapping[str, Tensor]) -> bytes:
-    """8 bytes that tell one set of weights from another: SHA-256 over names, dtypes, shapes and values, in name order.
-
-    Args:
-        state: a state dict; tensors of any shape, dtype and device.
-    """
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        tensor = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        digest.update(tensor.reshape(-1).view(torch.uint8).numpy())
-    return digest.digest()[:MODEL_HASH_BYTES]
-
-
 @dataclass(frozen=True)
 class Container:
     """What an ``.spc`` file holds.
 
     Args:
-        model_hash: `model_fingerprint` of the weights that wrote the payloads.
+        model_hash: first 8 bytes of a hash of the weights that wrote the payloads.
         numerics: tag of the arithmetic that fed the entropy coder; streams open only where it is the same.
         height: of the picture, in pixels, 1 to 2^24 - 1.
         width: of the picture, in pixels, 1 to 2^24 - 1.
@@ -111,17 +92,6 @@ class Container:
                 raise BitstreamError(f"payload {i} ({size} bytes) is damaged: its checksum does not match")
             payloads.append(bytes(payload))
         return cls(header.model_hash, header.numerics, header.height, header.width, header.quality, tuple(payloads))
-
-    def require(self, model_hash: bytes, numerics: int) -> None:
-        """Refuses to go on with another model or other arithmetic than the file was written with.
-
-        Raises:
-            ModelMismatchError: one of the two differs.
-        """
-        if model_hash != self.model_hash:
-            raise ModelMismatchError(f"written with model {self.model_hash.hex()}, not with {model_hash.hex()}")
-        if numerics != self.numerics:
-            raise ModelMismatchError(f"written with numerics {self.numerics:#06x}, not with {numerics:#06x}")
 
 
 @dataclass(frozen=True)

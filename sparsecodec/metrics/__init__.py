@@ -3,6 +3,6 @@
 from sparsecodec.metrics.anchors import JPEG
 from sparsecodec.metrics.bjontegaard_delta import bd_psnr, bd_rate
 from sparsecodec.metrics.evaluation import evaluate
-from sparsecodec.metrics.quality import MS_SSIM_MIN_SIDE, ms_ssim, psnr
+from sparsecodec.metrics.quality import MS_SSIM_MIN_SIDE, ms_ssim, psnr, why_no_ms_ssim
 
-__all__ = ["JPEG", "MS_SSIM_MIN_SIDE", "bd_psnr", "bd_rate", "evaluate", "ms_ssim", "psnr"]
+__all__ = ["JPEG", "MS_SSIM_MIN_SIDE", "bd_psnr", "bd_rate", "evaluate", "ms_ssim", "psnr", "why_no_ms_ssim"]

@@ -14,7 +14,7 @@ from torch import Tensor
 from sparsecodec.data import read_image, to_uint8
 from sparsecodec.entropy.bitstream import MAGIC, Container
 from sparsecodec.errors import UsageError
-from sparsecodec.metrics.quality import MS_SSIM_MIN_SIDE, ms_ssim, psnr
+from sparsecodec.metrics.quality import ms_ssim, psnr, why_no_ms_ssim
 
 
 class Codec(Protocol):
@@ -36,14 +36,14 @@ def evaluate(
 
     Args:
         codec: a `CompiledCodec`, or an anchor such as `JPEG`.
-        pictures: files; those under `MS_SSIM_MIN_SIDE` pixels do not count towards MS-SSIM.
+        pictures: files; those that MS-SSIM cannot measure (`why_no_ms_ssim`) do not count towards it.
         qualities: what goes to ``codec.encode``.
         name: into the result.
         progress: wraps the list of (quality, picture) pairs, for example ``tqdm``.
 
     Returns:
         ``{"name", "description", "results", "per_picture"}``. ``results`` holds lists over the qualities, means over
-        the pictures: ``psnr-rgb``, ``ms-ssim-rgb`` (null if no picture is large enough), ``bpp`` (payload),
+        the pictures: ``psnr-rgb``, ``ms-ssim-rgb`` (None if it was not measured), ``bpp`` (payload),
         ``bpp_file`` (with the container), ``encoding_time`` and ``decoding_time`` (seconds, without the first call for
         a size), ``sha256_reconstruction``.
 
@@ -86,7 +86,7 @@ def _measure(codec: Codec, x: Tensor, quality: float | None) -> tuple[dict[str, 
     payload = sum(map(len, Container.from_bytes(blob).payloads)) if blob.startswith(MAGIC) else len(blob)
     row = {
         "psnr-rgb": psnr(x_hat, x),
-        "ms-ssim-rgb": ms_ssim(x_hat, x) if min(x.shape[2:]) >= MS_SSIM_MIN_SIDE else None,
+        "ms-ssim-rgb": ms_ssim(x_hat, x) if why_no_ms_ssim(x) is None else None,
         "bpp": 8 * payload / pixels,
         "bpp_file": 8 * len(blob) / pixels,
         "encoding_time": encoded - start,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 
 from torch import Tensor
@@ -9,6 +10,16 @@ from torch import Tensor
 from sparsecodec.errors import UsageError
 
 MS_SSIM_MIN_SIDE = 161  # five scales of an 11-pixel window
+
+
+def why_no_ms_ssim(x: Tensor) -> str | None:
+    """None if `ms_ssim` can measure pictures like `x`, else the sentence that says why not."""
+    if importlib.util.find_spec("pytorch_msssim") is None:
+        return "MS-SSIM needs the extra sparsecodec[metrics]"
+    if min(x.shape[2:]) < MS_SSIM_MIN_SIDE:
+        height, width = x.shape[2:]
+        return f"MS-SSIM of a picture of {height} x {width} (needs {MS_SSIM_MIN_SIDE} at least)"
+    return None
 
 
 def psnr(x: Tensor, reference: Tensor) -> float:
@@ -33,14 +44,12 @@ def ms_ssim(x: Tensor, reference: Tensor) -> float:
     Raises:
         UsageError: too small, or the extra ``[metrics]`` is not installed.
     """
-    try:
-        from pytorch_msssim import ms_ssim as measure
-    except ImportError as error:
-        raise UsageError(f"MS-SSIM needs the extra sparsecodec[metrics]: {error}") from error
     x, reference = _eight_bits(x, reference)
-    if min(x.shape[2:]) < MS_SSIM_MIN_SIDE:
-        height, width = x.shape[2:]
-        raise UsageError(f"MS-SSIM of a picture of {height} x {width} (needs {MS_SSIM_MIN_SIDE} at least)")
+    reason = why_no_ms_ssim(x)
+    if reason is not None:
+        raise UsageError(reason)
+    from pytorch_msssim import ms_ssim as measure  # optional
+
     return measure(x, reference, data_range=255).item()
 
 

@@ -67,9 +67,13 @@ def _residual(program: Program, step: Step) -> None:
             and _same_shape(program, *step.inputs.values())
         )
 
+    # Of a block and its skip, the block's last convolution adds: it is the deeper one.
+    depth: dict[Step, int] = {}
+    for other in program.steps:
+        depth[other] = 1 + max((depth[source] for source in other.sources), default=0)
     operands = sorted(
         filter(fits, step.inputs.values()),
-        key=lambda operand: ("out_index" in operand.constants, program.steps.index(operand)),
+        key=lambda operand: ("out_index" in operand.constants, depth[operand], program.steps.index(operand)),
     )
     if not operands:
         return

@@ -168,6 +168,11 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
         )
     if is_add(node.target) and len(args) == 2 and all(map(_is_step, args)) and not kwargs:
         return Step("add", {"x": args[0], "residual": args[1]}, paths=())
+    if len(args) == 1 and _is_step(args[0]):
+        if node.target in (F.relu, torch.relu) and set(kwargs) <= {"inplace"}:
+            return Step("activation", {"x": args[0]}, {"slope": 0.0})
+        if node.target is F.leaky_relu and set(kwargs) <= {"inplace", "negative_slope"}:
+            return Step("activation", {"x": args[0]}, {"slope": float(kwargs.get("negative_slope", 0.01))})
     label = getattr(node.target, "__name__", str(node.target))
     return Step(PLAIN, paths=(), function=node.target, args=args, kwargs=kwargs, reason=f"{label} has no rule")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -11,6 +10,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from sparsecodec._files import replacing
 from sparsecodec.errors import UsageError
 
 
@@ -21,9 +21,8 @@ def save(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Op
         tensors |= {f"{group}.{key}": value for key, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
-    partial = path.with_suffix(".partial")
-    save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"step": str(step)})
-    os.replace(partial, path)
+    with replacing(path) as partial:
+        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"step": str(step)})
 
 
 def load(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:

@@ -12,16 +12,17 @@ the `model_hash` of what loading must give, so that files of two models are neve
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
+from sparsecodec._files import replacing
 from sparsecodec.errors import ModelMismatchError, UsageError
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.description import describe, from_description
@@ -117,19 +118,14 @@ def save(
 
 
 def _write(stem: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    targets = [stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json")]
-    partials = [target.with_name(f"{target.name}.{os.getpid()}.partial") for target in targets]
+    weights, text = (stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json"))
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        save_file(tensors, partials[0])
-        partials[1].write_text(json.dumps(description, indent=1) + "\n")
-        for partial, target in zip(partials, targets, strict=True):
-            os.replace(partial, target)
-    except (OSError, SafetensorError) as error:
+        with replacing(text) as partial_text, replacing(weights) as partial_weights:
+            partial_text.write_text(json.dumps(description, indent=1) + "\n")
+            partial_weights.write_bytes(serialize(tensors))  # save_file would make the file private
+    except OSError as error:
         raise UsageError(f"{stem} cannot be written: {error}") from error
-    finally:
-        for partial in partials:
-            partial.unlink(missing_ok=True)
 
 
 def _stem(path: str | Path) -> Path:

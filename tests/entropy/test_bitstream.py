@@ -4,13 +4,12 @@ import struct
 
 import numpy as np
 import pytest
-import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecodec import _C
-from sparsecodec.entropy import Container, crc32c, model_fingerprint
-from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
+from sparsecodec.entropy import Container, crc32c
+from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 
 HASH = bytes(range(8))
 
@@ -123,15 +122,6 @@ def test_large_pictures_are_refused_by_limit():
         Container.from_bytes(container(b"x", height=1 << 20, width=1 << 20).to_bytes())
 
 
-def test_other_models_and_numerics_are_refused():
-    file = container(b"x")
-    file.require(HASH, 0x0102)
-    with pytest.raises(ModelMismatchError, match="0001020304050607"):
-        file.require(bytes(8), 0x0102)
-    with pytest.raises(ModelMismatchError, match="0x0102, not with 0x0103"):
-        file.require(HASH, 0x0103)
-
-
 @pytest.mark.parametrize(
     "changes",
     [
@@ -147,22 +137,6 @@ def test_other_models_and_numerics_are_refused():
 def test_values_without_a_place_are_refused(changes):
     with pytest.raises(UsageError, match=str(next(iter(changes)))[:6]):
         container(b"x", **changes)
-
-
-def test_fingerprint_sees_names_shapes_types_and_values():
-    state = {"a": torch.arange(6.0), "b": torch.tensor(1), "c": torch.empty(0)}
-    variants = [
-        state,
-        {**state, "a": torch.arange(6.0).view(2, 3)},
-        {**state, "a": torch.arange(6.0).bfloat16()},
-        {**state, "a": torch.arange(6.0) + 1e-6},
-        {"b": state["a"], "a": state["b"], "c": state["c"]},
-        {"a": state["a"], "b": state["b"]},
-    ]
-    prints = [model_fingerprint(variant) for variant in variants]
-    assert len(set(prints)) == len(variants) and {len(p) for p in prints} == {8}
-    strided = torch.arange(12.0)[::2] / 2
-    assert model_fingerprint({"c": state["c"], "b": state["b"], "a": strided}) == prints[0]
 
 
 def test_crc32c():

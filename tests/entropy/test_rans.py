@@ -238,19 +238,32 @@ def test_random_bytes_never_do_harm(latent, streams):
 
 
 @pytest.mark.parametrize(
-    "payload",
+    ("payload", "complaint"),
     [
-        b"",
-        b"\x13\x08\x00" + bytes(16),  # reserved bits
-        b"\x11\x08",  # ends inside the sizes
-        b"\x11\x11\x00" + bytes(16),  # a size past the end
-        b"\x10\xff\xff\xff\xff" + bytes(16),
-        b"\x21\x08\x00\x08\x00" + bytes(24),  # three streams
+        (b"", "empty"),
+        (b"\x13\x08\x00" + bytes(16), "no stream prefix: 13"),  # a reserved bit
+        (b"\x11\x08", "ends inside the sizes"),
+        (b"\x11\x11\x00" + bytes(16), "claims 17 bytes, 16 are left"),
+        (b"\x10\xff\xff\xff\xff" + bytes(16), "claims 4294967295 bytes, 16 are left"),
+        (b"\x21\x08\x00\x09\x00" + bytes(16), "stream 1 of 3 claims 9 bytes, 8 are left"),
     ],
 )
-def test_impossible_prefixes_are_damage(payload):
-    with pytest.raises(BitstreamError):
-        Decoder(payload, 2)
+def test_impossible_prefixes_are_damage(payload, complaint):
+    with pytest.raises(BitstreamError, match=complaint):
+        split_streams(payload)
+
+
+def test_another_number_of_streams_is_damage(latent):
+    call = latent(30)
+    for written in (1, 2, 3):
+        encoder = Encoder(written, prefixed=True)
+        encoder.push(*call)
+        payload = encoder.finish()
+        for expected in (1, 2, 3):
+            if expected != written:
+                with pytest.raises(BitstreamError, match=rf"{written} streams \(expected {expected}\)"):
+                    Decoder(payload, expected, prefixed=True)
+        Decoder(payload, written, prefixed=True)
 
 
 def test_decoder_is_unusable_after_an_error(latent):

@@ -98,7 +98,7 @@ def test_killed_while_saving_leaves_the_old_checkpoint(pictures, tmp_path, monke
     trainer = _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
     trainer.save()
     before = trainer.checkpoint_path.read_bytes()
-    monkeypatch.setattr("sparsecodec.training.checkpoint.os.replace", _fail)
+    monkeypatch.setattr("os.replace", _fail)
     trainer.train_step()
     with pytest.raises(OSError, match="disk"):
         trainer.save()

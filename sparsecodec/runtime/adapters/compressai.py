@@ -217,7 +217,10 @@ class Bottleneck:
 
     def quantize(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` float32 -> symbols, int32 contiguous."""
-        return (x - self._medians).round_().to(torch.int32).contiguous()
+        symbols = (x - self._medians).round_().to(torch.int32)
+        # With one position `contiguous` would keep channels_last strides, by which torch chooses another algorithm
+        # for what follows: other bits than in the decoder.
+        return symbols.clone(memory_format=torch.contiguous_format)
 
     def restore(self, symbols: Tensor) -> Tensor:
         """Symbols -> ``[N, C, H, W]`` float32 contiguous."""

@@ -1,0 +1,139 @@
+"""Small codecs of CompressAI's families, with latents worth coding, and their compiled twins."""
+
+from __future__ import annotations
+
+import copy
+from dataclasses import dataclass
+from functools import cache
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsecodec._compat import import_compressai
+from sparsecodec.models import create
+from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.sparsity import ChannelMasks, compact, trace_model
+
+CLASSES = {  # name -> class and constructor arguments
+    "bmshj2018-factorized": ("FactorizedPrior", (32, 48)),
+    "bmshj2018-factorized-relu": ("FactorizedPriorReLU", (32, 48)),
+    "bmshj2018-hyperprior": ("ScaleHyperprior", (32, 48)),
+    "mbt2018-mean": ("MeanScaleHyperprior", (32, 48)),
+    "mbt2018": ("JointAutoregressiveHierarchicalPriors", (32, 48)),
+    "cheng2020-anchor": ("Cheng2020Anchor", (32,)),
+}
+TRANSFORMS = ("g_a", "g_s", "h_a", "h_s", "entropy_parameters")
+
+
+def _last_convolution(module: nn.Module) -> nn.Conv2d:
+    return [layer for layer in module.modules() if isinstance(layer, nn.Conv2d)][-1]
+
+
+def _lively(model: nn.Module) -> nn.Module:
+    """Random weights give latents near zero; scaled, they fill several symbols and tables."""
+    x = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("bias", "beta", "gamma")):
+                parameter += 0.05 * torch.rand(parameter.shape, generator=torch.Generator().manual_seed(2))
+        for path, source in (("g_a", lambda: x), ("h_a", lambda: model.g_a(x))):
+            if hasattr(model, path):
+                network = model.get_submodule(path)
+                _last_convolution(network).weight *= 3 / network(source()).std()
+        if hasattr(model, "h_s"):  # scales from below the first table to the tenth or so
+            network = getattr(model, "entropy_parameters", model.h_s)
+            _last_convolution(network).weight *= 30
+    return model
+
+
+@cache
+def build(name: str, variant: str) -> nn.Module:
+    """The original, dense or compact, with its tables. Not to be changed."""
+    torch.manual_seed(3)
+    if name == "evc-tiny":
+        model = create(name).eval()
+        transforms = ["enc", "dec", "hyper_enc", "hyper_dec", "y_prior_fusion", "y_spatial_prior"]
+    else:
+        class_name, widths = CLASSES[name]
+        model = _lively(getattr(import_compressai().models, class_name)(*widths).eval())
+        transforms = [path for path in TRANSFORMS if hasattr(model, path)]
+    if variant == "compact":
+        graph = trace_model(model, transforms)
+        model = compact(model, ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=8), graph)
+    if name != "evc-tiny":
+        model.update()
+    return model.requires_grad_(False)
+
+
+@dataclass(frozen=True)
+class Pair:
+    """A model and what `compile_codec` makes of it."""
+
+    name: str
+    variant: str
+    dtype: torch.dtype
+    original: nn.Module
+    compiled: CompiledCodec
+
+    @property
+    def autoregressive(self) -> bool:
+        return hasattr(self.original, "context_prediction")
+
+
+@cache
+def pair_of(name: str, variant: str, dtype: torch.dtype) -> Pair:
+    original = build(name, variant)
+    return Pair(name, variant, dtype, original, compile_codec(original, dtype=dtype))
+
+
+@pytest.fixture(params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def dtype(request: pytest.FixtureRequest) -> torch.dtype:
+    return request.param
+
+
+@pytest.fixture(params=["dense", "compact"])
+def variant(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture(params=CLASSES)
+def pair(request: pytest.FixtureRequest, variant: str, dtype: torch.dtype) -> Pair:
+    return pair_of(request.param, variant, dtype)
+
+
+@pytest.fixture(params=CLASSES)
+def float_pair(request: pytest.FixtureRequest) -> Pair:
+    """The dense model in float32."""
+    return pair_of(request.param, "dense", torch.float32)
+
+
+@pytest.fixture
+def mean_scale() -> Pair:
+    return pair_of("mbt2018-mean", "dense", torch.float32)
+
+
+@pytest.fixture(scope="session")
+def pictures(photo: Tensor) -> Tensor:
+    """``[2, 3, 64, 128]`` from the photo."""
+    return torch.cat([photo[:, :, :64, :128], photo[:, :, 64:128, 64:192]])
+
+
+class InDtype(nn.Module):
+    """A transform in another precision, for references: takes and gives float32 (float64 if that is the dtype)."""
+
+    def __init__(self, module: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.module = copy.deepcopy(module).to(dtype)
+        self.dtype = dtype
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.module(x.to(self.dtype))
+        return y if self.dtype == torch.float64 else y.float()
+
+
+def with_synthesis_in(model: nn.Module, path: str, dtype: torch.dtype) -> nn.Module:
+    """A copy of `model` that differs in the precision of one transform only, so that strings mean the same latents."""
+    model = copy.deepcopy(model)
+    setattr(model, path, InDtype(model.get_submodule(path), dtype))
+    return model
