@@ -149,6 +149,14 @@ struct Lookup {
 };
 
 template <class Index>
+[[gnu::always_inline]] inline void prefetch(Index index, const Lookup lookup) {
+    const std::uint32_t number = row_number(index);
+    if (number >= lookup.row_count) return;
+    const Tables::Bucket* buckets = lookup.buckets + lookup.rows[number].first_bucket;
+    for (int line = 0; line < NPF; ++line) __builtin_prefetch(buckets + 8 * line);
+}
+
+template <class Index>
 [[gnu::always_inline]] inline void decode_one(Reader& reader, std::int32_t* symbols, const Index* indexes,
                                               std::size_t i, const Tables& tables, const Lookup lookup) {
     const std::uint32_t number = row_number(indexes[i]);
@@ -230,11 +238,18 @@ void decode(std::vector<Reader>& readers, std::int32_t* symbols, const Index* in
         const std::size_t begin = share.begin, end = share.begin + share.size;
         Reader reader = readers[k];
         if (k + 1 == n) {
-            for (std::size_t i = begin; i < end; ++i) decode_one(reader, symbols, indexes, i, tables, lookup);
+            for (std::size_t i = begin; i < end; ++i) {
+                if (i + AHEAD < end) prefetch(indexes[i + AHEAD], lookup);
+                decode_one(reader, symbols, indexes, i, tables, lookup);
+            }
         } else {
             const Share other(count, n, k + 1);  // as long as `share` or longer
             Reader other_reader = readers[k + 1];
             for (std::size_t i = begin; i < end; ++i) {
+                if (i + AHEAD < end) {
+                    prefetch(indexes[i + AHEAD], lookup);
+                    prefetch(indexes[i + share.size + AHEAD], lookup);
+                }
                 decode_one(reader, symbols, indexes, i, tables, lookup);
                 decode_one(other_reader, symbols, indexes, i + share.size, tables, lookup);
             }

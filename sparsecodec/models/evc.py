@@ -186,7 +186,7 @@ class EVC(nn.Module):
             q_scale: global step, a number or ``[N or 1, 1, 1, 1]``.
 
         Returns:
-            ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``, a scalar.
+            ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``.
         """
         self._check_picture(x)
         q = self.curr_q(q_scale)
