@@ -148,12 +148,16 @@ struct Lookup {
         : rows(tables.row_data()), buckets(tables.buckets()), symbols(tables.symbols()), row_count(tables.rows()) {}
 };
 
+// Asks for the first 512 bytes of a row's buckets: most rows have no more. A lone stream, which waits for each lookup,
+// becomes 1.1 (64 rows) to 1.25 times (256 rows) as fast; two streams hide the wait themselves (EPYC Zen 5, 2026-11-21).
+constexpr std::size_t kPrefetchDistance = 6;  // symbols; 4 and 8 are slower
+
 template <class Index>
 [[gnu::always_inline]] inline void prefetch(Index index, const Lookup lookup) {
     const std::uint32_t number = row_number(index);
-    if (number >= lookup.row_count) return;
+    if (SC_UNLIKELY(number >= lookup.row_count)) return;
     const Tables::Bucket* buckets = lookup.buckets + lookup.rows[number].first_bucket;
-    for (int line = 0; line < NPF; ++line) __builtin_prefetch(buckets + 8 * line);
+    for (std::size_t i = 0; i < Tables::kPrefetched; i += 8) __builtin_prefetch(buckets + i);  // 8 buckets a cache line
 }
 
 template <class Index>
@@ -239,17 +243,13 @@ void decode(std::vector<Reader>& readers, std::int32_t* symbols, const Index* in
         Reader reader = readers[k];
         if (k + 1 == n) {
             for (std::size_t i = begin; i < end; ++i) {
-                if (i + AHEAD < end) prefetch(indexes[i + AHEAD], lookup);
+                if (i + kPrefetchDistance < end) prefetch(indexes[i + kPrefetchDistance], lookup);
                 decode_one(reader, symbols, indexes, i, tables, lookup);
             }
         } else {
             const Share other(count, n, k + 1);  // as long as `share` or longer
             Reader other_reader = readers[k + 1];
             for (std::size_t i = begin; i < end; ++i) {
-                if (i + AHEAD < end) {
-                    prefetch(indexes[i + AHEAD], lookup);
-                    prefetch(indexes[i + share.size + AHEAD], lookup);
-                }
                 decode_one(reader, symbols, indexes, i, tables, lookup);
                 decode_one(other_reader, symbols, indexes, i + share.size, tables, lookup);
             }

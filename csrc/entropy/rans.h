@@ -23,8 +23,8 @@ constexpr std::uint64_t kLowerBound = std::uint64_t{1} << 31;  // between two sy
 class Tables {
 public:
     // cdf: host, `rows` x `columns` values, row-major, borrowed for the call. Row r holds 0 = c_0 < .. < c_{n-1} =
-    //      65536 in its first n = lengths[r] places. Its symbols are offsets[r] .. offsets[r] + n - 3; the last interval
-    //      is the escape.
+    //      65536 in its first n = lengths[r] places. Its symbols are offsets[r] .. offsets[r] + n - 3; the last
+    //      interval is the escape.
     // lengths, offsets: host, `rows` values each, borrowed for the call.
     // Throws std::invalid_argument that names the row and the value.
     Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, const std::int32_t* lengths,
@@ -46,6 +46,7 @@ public:
         std::uint16_t start, next_start;          // first slots of the two symbols
         std::uint16_t frequency, next_frequency;  // slots of the two symbols
     };
+    static constexpr std::size_t kPrefetched = 64;  // there are this many buckets behind the first one of each row
     // What the encoder does for a symbol, without dividing: state div f = mulhi(state, reciprocal) >> shift.
     struct Code {
         std::uint64_t reciprocal;

@@ -57,6 +57,7 @@ Tables::Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, c
         add_codes(row);
         rows_.push_back(row);
     }
+    buckets_.resize(buckets_.size() + kPrefetched);
 }
 
 std::size_t Tables::bytes() const {
