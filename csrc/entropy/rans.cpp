@@ -149,7 +149,7 @@ struct Lookup {
 };
 
 // Asks for the first 512 bytes of a row's buckets: most rows have no more. A lone stream, which waits for each lookup,
-// becomes 1.1 (64 rows) to 1.25 times (256 rows) as fast; two streams hide the wait themselves (EPYC Zen 5, 2026-11-21).
+// becomes 1.1 (64 rows) to 1.25 times (256 rows) as fast; two streams hide the wait (EPYC Zen 5, 2026-11-21).
 constexpr std::size_t kPrefetchDistance = 6;  // symbols; 4 and 8 are slower
 
 template <class Index>

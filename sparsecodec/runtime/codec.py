@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import threading
+from abc import ABC, abstractmethod
 from typing import ClassVar
 
 import torch
@@ -22,7 +23,7 @@ from sparsecodec.sparsity.scatter import ScatterConv2d
 MAX_PIXELS = 2**28
 
 
-class CompiledCodec:
+class CompiledCodec(ABC):
     """A codec whose transforms run on fused kernels. Made by `compile_codec`; a subclass per family.
 
     ``compress`` and ``decompress`` answer the family's own calls with the family's own strings: the networks between
@@ -56,21 +57,21 @@ class CompiledCodec:
                 self._transforms[path] = CompiledTransform(module, path, precision, strict=strict)
 
     @classmethod
+    @abstractmethod
     def matches(cls, model: nn.Module) -> bool:
         """Whether `model` has this family's structure."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
         """Input shape of each transform for a picture of that (padded) size."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
         """Padded picture -> payloads, and the quality field of the container."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
         """Payloads -> padded picture."""
-        raise NotImplementedError
 
     def warm_up(self, sample: Tensor) -> None:
         """Codes `sample` once, so that every layer has its kernel and its buffers."""

@@ -230,9 +230,9 @@ def test_truncated_strings_are_refused(name: str, photo: Tensor):
             strings[latent] = [string[:size]]
             with pytest.raises(BitstreamError):
                 compiled.decompress(strings, coded["shape"])
-    strings = [[string + b"\0\0\0\0"] for (string,) in coded["strings"]]
-    with pytest.raises(BitstreamError):
-        compiled.decompress(strings, coded["shape"])
+        strings[latent] = [string + b"\0\0\0\0"]
+        with pytest.raises(BitstreamError):
+            compiled.decompress(strings, coded["shape"])
 
 
 def test_damaged_files_are_refused(mean_scale: Pair, photo: Tensor):

@@ -196,6 +196,11 @@ def test_an_activation_in_place_changes_what_others_read():
     compile_and_check(Lambda(lambda m, x: _then(y := m.a(x), y.mul_(3)) + m.b(y), a=conv(), b=conv()))
 
 
+def test_a_result_outlives_what_is_computed_after_it():
+    layers = {name: conv(kernel=1) for name in "abcd"}
+    compile_and_check(Lambda(lambda m, x: _then(m.d(m.c(m.b(y := m.a(x)))), y), **layers))
+
+
 def _then(first: Tensor, second: Tensor) -> Tensor:
     return second
 
@@ -262,7 +267,7 @@ def test_an_unseen_module_in_half_precision():
     x = torch.randn(1, 8, 6, 5)
     transform = CompiledTransform(module, "t", torch.bfloat16)
     with torch.inference_mode():
-        exact, eager = copy.deepcopy(module).double()(x.double()), module.bfloat16()(x.bfloat16())
+        exact, eager = copy.deepcopy(module).double()(x.double()), copy.deepcopy(module).bfloat16()(x.bfloat16())
         ours = transform(x)
     assert ours.dtype == torch.bfloat16
     assert (ours - exact).abs().max() <= 2 * (eager - exact).abs().max() + 1e-2 * exact.abs().max()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
@@ -40,13 +41,13 @@ class CompressAICodec(CompiledCodec):
     def matches(cls, model: nn.Module) -> bool:
         return {name for name, _ in model.named_children()} == cls.CHILDREN
 
+    @abstractmethod
     def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
         """Pictures -> a list of strings per latent, and the spatial shape of the last of them."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _decompress(self, strings: list[list[bytes]], shape: torch.Size, networks: Callable[[str], Network]) -> Tensor:
         """The inverse of `_compress`, up to the input of the synthesis transform."""
-        raise NotImplementedError
 
     @torch.inference_mode()
     def compress(self, x: Tensor) -> dict[str, Any]:
