@@ -23,6 +23,11 @@ from sparsecodec.sparsity.scatter import ScatterConv2d
 MAX_PIXELS = 2**28
 
 
+def finished(x_hat: Tensor) -> Tensor:
+    """A transform's output, ``[N, 3, H, W]`` in any layout and dtype -> a new contiguous float32 tensor in [0, 1]."""
+    return x_hat.to(torch.float32, memory_format=torch.contiguous_format, copy=True).clamp_(0, 1)
+
+
 class CompiledCodec(ABC):
     """A codec whose transforms run on fused kernels. Made by `compile_codec`; a subclass per family.
 
@@ -148,7 +153,7 @@ class CompiledCodec(ABC):
         padded = (height + -height % self.STRIDE, width + -width % self.STRIDE)
         with self._lock:
             x_hat = self._decode(list(container.payloads), container.quality, *padded)
-            return x_hat[:, :, :height, :width].float().clamp(0, 1).contiguous()
+            return finished(x_hat[:, :, :height, :width])
 
     @property
     def report(self) -> Report:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsecodec.entropy import EntropyTables, decode, encode
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 from sparsecodec.ops import entropy_parameters, quantize_latent, restore_latent, scale_table_thresholds
-from sparsecodec.runtime.codec import MAX_PIXELS, CompiledCodec
+from sparsecodec.runtime.codec import MAX_PIXELS, CompiledCodec, finished
 
 Network = Callable[[Tensor], Tensor]
 MAX_SYMBOL = 2**24  # float32 holds every integer up to here; the family does not clip
@@ -94,7 +94,7 @@ class CompressAICodec(CompiledCodec):
             raise ResourceLimitError(f"shape={tuple(shape)} is a picture of {pixels} pixels (limit: {MAX_PIXELS})")
         with self._lock:
             y_hat = self._decompress([list(some) for some in strings], torch.Size(shape), self._model.get_submodule)
-            return {"x_hat": self._transforms["g_s"](y_hat).float().clamp(0, 1).contiguous()}
+            return {"x_hat": finished(self._transforms["g_s"](y_hat))}
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
         if quality is not None:

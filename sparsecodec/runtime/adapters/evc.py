@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from sparsecodec.entropy import evc_factorized_tables, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.nn import DualPrior, DualPriorCoder, lower_bound
-from sparsecodec.runtime.codec import CompiledCodec
+from sparsecodec.runtime.codec import CompiledCodec, finished
 
 STEP_MIN = 0.5
 
@@ -60,7 +60,7 @@ class EVCCodec(CompiledCodec):
         with self._lock:
             payload, y_hat = self._analyse(x.to(self.device), gain, self._original_coder)
             x_hat = self._transforms["dec"](y_hat)
-            return {"bit_stream": payload, "x_hat": x_hat.float().clamp(0, 1).contiguous()}
+            return {"bit_stream": payload, "x_hat": finished(x_hat)}
 
     @torch.inference_mode()
     def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:
@@ -69,7 +69,7 @@ class EVCCodec(CompiledCodec):
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
         with self._lock:
             x_hat = self._synthesise(bit_stream, self._round(q_scale), height, width, self._original_coder)
-            return {"x_hat": x_hat[:, :, :height, :width].float().clamp(0, 1).contiguous()}
+            return {"x_hat": finished(x_hat[:, :, :height, :width])}
 
     def _analyse(self, x: Tensor, gain: Tensor, coder: DualPriorCoder) -> tuple[bytes, Tensor]:
         y = self._transforms["enc"](x).float() / gain.view(1, -1, 1, 1)
