@@ -264,3 +264,17 @@ def test_train_prunes_and_the_result_opens(photo, codec_files, capsys, tmp_path)
     assert code == 0 and out == "", err
     small, dense = load(tmp_path / "run" / "small"), load(codec_files / "dense")
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in dense.parameters())
+
+
+def test_without_the_extension_info_works_and_coding_says_what_is_missing(tmp_path, picture_path):
+    hidden = "import sys; sys.modules['sparsecodec._C'] = None; from sparsecodec.cli import main; sys.exit(main())"
+
+    def command(*arguments):
+        return subprocess.run([sys.executable, "-c", hidden, *arguments], capture_output=True, text=True)
+
+    info = command("info")
+    assert info.returncode == 0 and "sparsecodec._C cannot be imported" in info.stdout
+    encode = command("encode", str(picture_path), str(tmp_path / "a.spc"))
+    assert encode.returncode == 1 and "Traceback" not in encode.stderr
+    assert "entropy coding needs sparsecodec._C" in encode.stderr
+    assert not list(tmp_path.iterdir())

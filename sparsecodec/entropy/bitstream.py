@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from dataclasses import dataclass
 
-from sparsecodec import _C
+from sparsecodec.entropy.native import native
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 
 MAGIC = b"SPC"
@@ -23,7 +23,7 @@ _CRC = struct.Struct("<I")
 
 def crc32c(data: bytes) -> int:
     """CRC-32C of bytes-like data (the polynomial of iSCSI and ext4, not that of ``zlib.crc32``)."""
-    return _C.crc32c(data)
+    return native().crc32c(data)
 
 
 @dataclass(frozen=True)

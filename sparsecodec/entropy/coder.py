@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecodec import _C
+from sparsecodec.entropy.native import native
 from sparsecodec.entropy.tables import EntropyTables
 from sparsecodec.errors import BitstreamError, UsageError
 
@@ -57,7 +57,7 @@ def encode(symbols: Array, indexes: Array, tables: EntropyTables) -> bytes:
     Raises:
         UsageError: wrong dtype or sizes, an index without a row, a symbol 2^31 or more away from its row.
     """
-    return _C.rans_encode(_dense(symbols, "symbols"), _dense(indexes, "indexes"), tables.native)
+    return native().rans_encode(_dense(symbols, "symbols"), _dense(indexes, "indexes"), tables.native)
 
 
 def decode(
@@ -81,7 +81,7 @@ def decode(
         UsageError: wrong dtype or sizes, an index without a row.
     """
     result, memory = _destination(out, indexes)
-    _C.rans_decode(data, _dense(indexes, "indexes"), tables.native, memory, strict)
+    native().rans_decode(data, _dense(indexes, "indexes"), tables.native, memory, strict)
     return result
 
 
@@ -100,7 +100,7 @@ class Encoder:
     def __init__(self, streams: int = 1, *, prefixed: bool | None = None) -> None:
         self.prefixed = streams > 1 if prefixed is None else prefixed
         _check_layout(streams, self.prefixed)
-        self._native = _C.RansEncoder(streams)
+        self._native = native().RansEncoder(streams)
 
     def push(self, symbols: Array, indexes: Array, tables: EntropyTables) -> None:
         """Adds a coding call (arguments as for `encode`). Calls are decoded in the order in which they were pushed."""
@@ -131,7 +131,7 @@ class Decoder:
         parts = split_streams(data) if prefixed else [data]
         if len(parts) != streams:
             raise BitstreamError(f"a payload of {len(parts)} streams (expected {streams})")
-        self._native = _C.RansDecoder(parts)
+        self._native = native().RansDecoder(parts)
 
     def decode(self, indexes: Array, tables: EntropyTables, out: Array | None = None) -> Array:
         """The symbols of the next coding call; arguments and result as for `decode`. Unusable after an error."""

@@ -14,8 +14,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecodec import _C
 from sparsecodec.entropy.gaussian64 import PACKED_FREQUENCIES
+from sparsecodec.entropy.native import native
 from sparsecodec.errors import SparseCodecError, UsageError
 
 EVC_SCALE_RANGE = (0.11, 64.0)
@@ -43,7 +43,7 @@ class EntropyTables:
         self.cdf = _frozen(cdf, "cdf")
         self.lengths = _frozen(lengths, "lengths")
         self.offsets = _frozen(offsets, "offsets")
-        self.native = _C.RansTables(self.cdf, self.lengths, self.offsets)
+        self.native = native().RansTables(self.cdf, self.lengths, self.offsets)
 
     @property
     def rows(self) -> int:
@@ -85,7 +85,7 @@ def pmf_to_quantized_cdf(pmf: Tensor) -> Tensor:
     if pmf.dtype != torch.float32 or pmf.ndim != 1:
         raise UsageError(f"pmf: shape {tuple(pmf.shape)} {pmf.dtype} (needs [n] float32)")
     cdf = torch.empty(len(pmf) + 1, dtype=torch.int32)
-    _C.pmf_to_quantized_cdf(pmf.detach().cpu().contiguous().numpy(), cdf.numpy())
+    native().pmf_to_quantized_cdf(pmf.detach().cpu().contiguous().numpy(), cdf.numpy())
     return cdf
 
 
