@@ -18,7 +18,7 @@ from torch import Tensor, fx, nn
 from sparsecodec.errors import GraphError
 from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn
 from sparsecodec.sparsity.scatter import ScatterConv2d
-from sparsecodec.sparsity.tracing import Tracer
+from sparsecodec.sparsity.tracing import trace
 
 CONVOLUTIONS = ("pointwise", "conv2d_act", "conv_transpose2d_act")
 PLAIN = "torch"
@@ -54,8 +54,11 @@ class Step:
 
     def replace_source(self, old: Step, new: Step) -> None:
         """Reads `new` wherever it read `old`."""
-        self.inputs = {name: new if source is old else source for name, source in self.inputs.items()}
-        swap = lambda value: new if value is old else value  # noqa: E731 - one expression, used twice
+
+        def swap(value: Any) -> Any:
+            return new if value is old else value
+
+        self.inputs = {name: swap(source) for name, source in self.inputs.items()}
         self.args = fx.node.map_aggregate(self.args, swap)
         self.kwargs = fx.node.map_aggregate(self.kwargs, swap)
 
@@ -101,10 +104,7 @@ def lower(module: nn.Module, name: str) -> Program:
         GraphError: the module cannot be traced, or does not take exactly one tensor or return one.
     """
     wrapped = module if list(module.children()) else nn.Sequential(module)  # fx would trace into a lone layer
-    try:
-        graph = Tracer().trace(wrapped)
-    except Exception as error:
-        raise GraphError(f"{name} cannot be traced: {type(error).__name__}: {error}") from error
+    graph = trace(wrapped, name)
     env: dict[fx.Node, Any] = {}
     steps: list[Step] = []
     for node in graph.nodes:

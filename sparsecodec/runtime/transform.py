@@ -68,7 +68,10 @@ class CompiledTransform:
 
     def _run(self, step: Step, values: list[Any], out: Tensor | None) -> Any:
         if step.op == PLAIN:
-            take = lambda value: values[self._index[value]] if isinstance(value, Step) else value  # noqa: E731
+
+            def take(value: Any) -> Any:
+                return values[self._index[value]] if isinstance(value, Step) else value
+
             return step.function(*fx.node.map_aggregate(step.args, take), **fx.node.map_aggregate(step.kwargs, take))
         inputs = {name: values[self._index[source]] for name, source in step.inputs.items()}
         for name, source in step.inputs.items():

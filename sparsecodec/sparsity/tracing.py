@@ -33,6 +33,18 @@ class Tracer(fx.Tracer):
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
+def trace(module: nn.Module, name: str) -> fx.Graph:
+    """The graph of `module`, down to the layers at which `Tracer` stops.
+
+    Raises:
+        GraphError: the forward depends on values that tracing does not have; `name` says whose.
+    """
+    try:
+        return Tracer().trace(module)
+    except Exception as error:  # fx runs the module's own forward, which may raise anything
+        raise GraphError(f"{name} cannot be traced: {type(error).__name__}: {error}") from error
+
+
 def walk(module: nn.Module, prefix: str) -> Walk:
     """Trace `module` and interpret it on channel layouts.
 
@@ -44,10 +56,7 @@ def walk(module: nn.Module, prefix: str) -> Walk:
         prefix += "."
     if not list(module.children()):  # a lone layer: fx would trace into it
         return _lone_layer(module, prefix)
-    try:
-        graph = Tracer().trace(module)
-    except Exception as error:
-        raise GraphError(f"{label} cannot be traced: {type(error).__name__}: {error}") from error
+    graph = trace(module, label)
     recorder = Recorder(prefix)
     env: dict[fx.Node, object] = {}
     for node in graph.nodes:

@@ -34,7 +34,7 @@ def load(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Op
     try:
         with safe_open(path, "pt") as file:
             step = int(file.metadata()["step"])
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+            tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is not a training checkpoint: {error}") from error
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in (*modules, "optimizer")}
