@@ -125,7 +125,7 @@ def _columns(out_index, full):
     return torch.cat([out_index.int(), others.int()])
 
 
-def pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle, dtype):
+def pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle, chunks, interleaved, dtype):
     """The op with its constants packed: a callable ``(x, residual=None, out=None)``; `out` may be `residual`."""
     weight = weight.detach().reshape(weight.shape[0], -1).to(dtype, copy=True).contiguous()
     bias = None if bias is None else bias.detach().to(torch.float32, copy=True).contiguous()
@@ -133,7 +133,7 @@ def pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle
     out_index = None if out_index is None else out_index.to(torch.int32, copy=True).contiguous()
     columns = {}  # channels of the residual -> which are written, in the kernel's order
 
-    def run(x, residual=None, out=None):
+    def run(x, residual=None, scale=None, out=None):
         n, _, height, width = x.shape
         in_place = out is not None and residual is not None and out.data_ptr() == residual.data_ptr()
         written = None
@@ -159,10 +159,13 @@ def pointwise(
     in_index=None,
     out_index=None,
     residual=None,
+    scale=None,
     activation="none",
     slope=0.01,
     shuffle=1,
+    chunks=1,
+    interleaved=False,
 ):
     """The op on channels_last tensors."""
-    plan = pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle, x.dtype)
-    return plan(x, residual)
+    constants = (activation, slope, shuffle, chunks, interleaved)
+    return pointwise_plan(weight, bias, in_index, out_index, *constants, x.dtype)(x, residual, scale)

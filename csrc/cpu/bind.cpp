@@ -89,7 +89,8 @@ class ConvPlan {
         });
     }
 
-    py::object operator()(py::handle x, py::handle residual, py::object out) const {
+    py::object operator()(py::handle x, py::handle residual, py::handle scale, py::object out) const {
+        SC_CHECK(scale.is_none(), "scale (not in the CPU kernel)");
         return std::visit([&](const auto& conv) { return run(*conv, x, residual, std::move(out)); }, conv_);
     }
 
@@ -207,7 +208,8 @@ void bind_cpu(py::module_& m) {
     bind_gdn(m);
 
     py::class_<ConvPlan>(m, "ConvPlan", "A pointwise or conv2d_act layer with packed weights.")
-        .def("__call__", &ConvPlan::operator(), "x"_a, "residual"_a = py::none(), "out"_a = py::none());
+        .def("__call__", &ConvPlan::operator(), "x"_a, "residual"_a = py::none(),
+             "scale"_a = py::none(), "out"_a = py::none());
     py::class_<ConvTransposePlan>(m, "ConvTransposePlan", "A conv_transpose2d_act layer with packed weights.")
         .def("__call__", &ConvTransposePlan::operator(), "x"_a, "out"_a = py::none());
 
@@ -216,10 +218,12 @@ void bind_cpu(py::module_& m) {
     m.def(
         "pointwise_plan",
         [](py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
-           const std::string& activation, float slope, int shuffle, py::handle dtype) {
+           const std::string& activation, float slope, int shuffle, int chunks, bool, py::handle dtype) {
+            SC_CHECK(chunks == 1, "chunks=", chunks, " (not in the CPU kernel)");
             return conv2d_act_plan(weight, bias, 1, 0, in_index, out_index, activation, slope, shuffle, dtype);
         },
-        "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "dtype"_a);
+        "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "chunks"_a,
+        "interleaved"_a, "dtype"_a);
     m.def(
         "conv_transpose2d_act_plan",
         [](py::handle weight, py::handle bias, int stride, int padding, int output_padding,
@@ -235,19 +239,21 @@ void bind_cpu(py::module_& m) {
         [](py::handle x, py::handle weight, py::handle bias, int stride, int padding, py::handle in_index,
            py::handle out_index, py::handle residual, const std::string& activation, float slope, int shuffle) {
             return (*conv2d_act_plan(weight, bias, stride, padding, in_index, out_index, activation, slope, shuffle,
-                                     x.attr("dtype")))(x, residual, py::none());
+                                     x.attr("dtype")))(x, residual, py::none(), py::none());
         },
         "x"_a, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "in_index"_a, "out_index"_a, "residual"_a,
         "activation"_a, "slope"_a, "shuffle"_a);
     m.def(
         "pointwise",
         [](py::handle x, py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
-           py::handle residual, const std::string& activation, float slope, int shuffle) {
+           py::handle residual, py::handle scale, const std::string& activation, float slope, int shuffle, int chunks,
+           bool) {
+            SC_CHECK(chunks == 1, "chunks=", chunks, " (not in the CPU kernel)");
             return (*conv2d_act_plan(weight, bias, 1, 0, in_index, out_index, activation, slope, shuffle,
-                                     x.attr("dtype")))(x, residual, py::none());
+                                     x.attr("dtype")))(x, residual, scale, py::none());
         },
-        "x"_a, "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "residual"_a, "activation"_a, "slope"_a,
-        "shuffle"_a);
+        "x"_a, "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "residual"_a, "scale"_a, "activation"_a, "slope"_a,
+        "shuffle"_a, "chunks"_a, "interleaved"_a);
     m.def(
         "conv_transpose2d_act",
         [](py::handle x, py::handle weight, py::handle bias, int stride, int padding, int output_padding,

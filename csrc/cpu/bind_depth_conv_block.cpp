@@ -77,6 +77,11 @@ std::optional<std::vector<std::int32_t>> optional_index(py::handle index, const 
     return copy_values<std::int32_t>(index, name);
 }
 
+void check_options(py::handle scale, bool gated, int chunks, bool shortcut) {
+    SC_CHECK(scale.is_none() && !gated && chunks == 1 && !shortcut, "scale, gated, chunks=", chunks,
+             ", shortcut (not in the CPU kernel)");
+}
+
 class DepthConvBlockPlan {
   public:
     DepthConvBlockPlan(py::handle w1, py::handle b1, py::handle dw, py::handle db, py::handle w2, py::handle b2,
@@ -100,7 +105,8 @@ class DepthConvBlockPlan {
         if (k.channels() > 0) build(k.channels());
     }
 
-    py::object operator()(py::handle x, py::object out) {
+    py::object operator()(py::handle x, py::handle scale, py::object out) {
+        check_options(scale, false, 1, false);
         if (constants_) build(x.attr("shape").cast<py::tuple>()[1].cast<int>());  // every product is indexed
         return std::visit([&](const auto& block) { return run(*block, x, std::move(out)); }, block_);
     }
@@ -142,29 +148,34 @@ class DepthConvBlockPlan {
 
 void bind_depth_conv_block(py::module_& m) {
     py::class_<DepthConvBlockPlan>(m, "DepthConvBlockPlan", "A depth_conv_block with packed weights.")
-        .def("__call__", &DepthConvBlockPlan::operator(), "x"_a, "out"_a = py::none());
+        .def("__call__", &DepthConvBlockPlan::operator(), "x"_a, "scale"_a = py::none(),
+             "out"_a = py::none());
     m.def(
         "depth_conv_block_plan",
         [](py::handle w1, py::handle b1, py::handle dw, py::handle db, py::handle w2, py::handle b2, py::handle w3,
            py::handle b3, py::handle w4, py::handle b4, const std::vector<float>& slopes, py::handle adaptor,
            py::handle adaptor_bias, py::handle out2_index, py::handle out4_index, py::handle in1_index,
-           py::handle in3_index, py::handle dtype) {
+           py::handle in3_index, bool gated, int chunks, bool, bool shortcut, py::handle dtype) {
+            check_options(py::none(), gated, chunks, shortcut);
             return std::make_unique<DepthConvBlockPlan>(w1, b1, dw, db, w2, b2, w3, b3, w4, b4, slopes, adaptor,
                                                         adaptor_bias, out2_index, out4_index, in1_index, in3_index, dtype);
         },
         "w1"_a, "b1"_a, "dw"_a, "db"_a, "w2"_a, "b2"_a, "w3"_a, "b3"_a, "w4"_a, "b4"_a, "slopes"_a, "adaptor"_a,
-        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a, "dtype"_a);
+        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a, "gated"_a, "chunks"_a, "interleaved"_a, "shortcut"_a,
+        "dtype"_a);
     m.def(
         "depth_conv_block",
         [](py::handle x, py::handle w1, py::handle b1, py::handle dw, py::handle db, py::handle w2, py::handle b2,
            py::handle w3, py::handle b3, py::handle w4, py::handle b4, const std::vector<float>& slopes, py::handle adaptor,
            py::handle adaptor_bias, py::handle out2_index, py::handle out4_index, py::handle in1_index,
-           py::handle in3_index) {
+           py::handle in3_index, py::handle scale, bool gated, int chunks, bool, bool shortcut) {
+            check_options(scale, gated, chunks, shortcut);
             return DepthConvBlockPlan(w1, b1, dw, db, w2, b2, w3, b3, w4, b4, slopes, adaptor, adaptor_bias,
-                                      out2_index, out4_index, in1_index, in3_index, x.attr("dtype"))(x, py::none());
+                                      out2_index, out4_index, in1_index, in3_index, x.attr("dtype"))(x, py::none(), py::none());
         },
         "x"_a, "w1"_a, "b1"_a, "dw"_a, "db"_a, "w2"_a, "b2"_a, "w3"_a, "b3"_a, "w4"_a, "b4"_a, "slopes"_a, "adaptor"_a,
-        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a);
+        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a, "scale"_a, "gated"_a, "chunks"_a, "interleaved"_a,
+        "shortcut"_a);
 }
 
 }  // namespace sparsecodec

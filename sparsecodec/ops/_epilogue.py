@@ -24,6 +24,29 @@ def activate(y: Tensor, activation: str, slope: float) -> Tensor:
     raise UsageError(f"activation={activation!r} (one of {', '.join(ACTIVATIONS)})")
 
 
+def add_chunks(y: Tensor, chunks: int, interleaved: bool) -> Tensor:
+    """Sums of `chunks` channels each, in float32 or wider, ascending: ``[N, C, H, W] -> [N, C / chunks, H, W]``.
+
+    Runs of C / chunks channels are added to each other (DCVC-RT adds halves), or, `interleaved`, each `chunks`
+    neighbours (DCVC-UF adds fours).
+    """
+    if chunks < 1 or y.shape[1] % chunks:
+        raise UsageError(f"chunks={chunks} of {y.shape[1]} channels (needs a divisor)")
+    if chunks == 1:
+        return y
+    shape = (-1, chunks) if interleaved else (chunks, -1)
+    parts = y.to(torch.promote_types(y.dtype, torch.float32)).unflatten(1, shape).unbind(2 if interleaved else 1)
+    total = parts[0]
+    for part in parts[1:]:
+        total = total + part
+    return total.to(y.dtype)
+
+
+def scale_channels(y: Tensor, scale: Tensor | None) -> Tensor:
+    """``[N, C, H, W]`` times ``[C]``, rounded once to the dtype of `y`."""
+    return y if scale is None else (y * scale.view(1, -1, 1, 1)).to(y.dtype)
+
+
 def finish(
     y: Tensor, out_index: Tensor | None, residual: Tensor | None, activation: str, slope: float, shuffle: int
 ) -> Tensor:

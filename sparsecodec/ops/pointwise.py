@@ -7,7 +7,8 @@ from typing import Any
 import torch.nn.functional as F
 from torch import Tensor
 
-from sparsecodec.ops._epilogue import cpu_rejects, finish, select_channels
+from sparsecodec.errors import UsageError
+from sparsecodec.ops._epilogue import activate, add_chunks, cpu_rejects, finish, scale_channels, select_channels
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
 from sparsecodec.ops._triton_rules import triton_rejects_dense
 
@@ -19,23 +20,44 @@ def pointwise_reference(
     in_index: Tensor | None = None,
     out_index: Tensor | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
     activation: str = "none",
     slope: float = 0.01,
     shuffle: int = 1,
+    chunks: int = 1,
+    interleaved: bool = False,
 ) -> Tensor:
     """`pointwise` in plain torch."""
     x = select_channels(x, in_index)
     kernel = weight[:, :, None, None] if weight.dim() == 2 else weight
     y = F.conv2d(x, kernel.to(x.dtype), None if bias is None else bias.to(x.dtype))
-    return finish(y, out_index, residual, activation, slope, shuffle)
+    if chunks != 1:
+        if shuffle != 1 or out_index is not None:
+            raise UsageError(f"chunks={chunks} with shuffle={shuffle} or out_index (needs neither)")
+        y, activation = add_chunks(activate(y, activation, slope), chunks, interleaved), "none"
+    return scale_channels(finish(y, out_index, residual, activation, slope, shuffle), scale)
 
 
-def _cpu_rejects(x: Tensor, residual: Tensor | None, **_: Any) -> list[str]:
-    return cpu_rejects(x=x, residual=residual)
+def _cpu_rejects(x: Tensor, residual: Tensor | None, scale: Tensor | None, chunks: int, **_: Any) -> list[str]:
+    reasons = cpu_rejects(x=x, residual=residual)
+    if scale is not None or chunks != 1:
+        reasons.append(f"scale, chunks={chunks} (not in this kernel)")
+    return reasons
 
 
-def _triton_rejects(x: Tensor, out_index: Tensor | None, residual: Tensor | None, shuffle: int, **_: Any) -> list[str]:
-    return triton_rejects_dense(out_index, shuffle, x=x, residual=residual)
+def _triton_rejects(
+    x: Tensor,
+    out_index: Tensor | None,
+    residual: Tensor | None,
+    scale: Tensor | None,
+    shuffle: int,
+    chunks: int,
+    **_: Any,
+) -> list[str]:
+    reasons = triton_rejects_dense(out_index, shuffle, x=x, residual=residual)
+    if scale is not None or chunks != 1:
+        reasons.append(f"scale, chunks={chunks} (not in this kernel)")
+    return reasons
 
 
 POINTWISE = register(
@@ -43,7 +65,8 @@ POINTWISE = register(
         name="pointwise",
         schema=(
             "(Tensor x, Tensor weight, Tensor? bias=None, Tensor? in_index=None, Tensor? out_index=None, "
-            'Tensor? residual=None, str activation="none", float slope=0.01, int shuffle=1) -> Tensor'
+            'Tensor? residual=None, Tensor? scale=None, str activation="none", float slope=0.01, int shuffle=1, '
+            "int chunks=1, bool interleaved=False) -> Tensor"
         ),
         reference=pointwise_reference,
         impls=(
@@ -55,9 +78,11 @@ POINTWISE = register(
                 plan="sparsecodec._triton.pointwise:pointwise_plan",
             ),
         ),
-        constants=("weight", "bias", "in_index", "out_index", "activation", "slope", "shuffle"),
+        constants=(
+            "weight", "bias", "in_index", "out_index", "activation", "slope", "shuffle", "chunks", "interleaved",
+        ),
     )
-)
+)  # fmt: skip
 
 
 def pointwise(
@@ -67,14 +92,17 @@ def pointwise(
     in_index: Tensor | None = None,
     out_index: Tensor | None = None,
     residual: Tensor | None = None,
+    scale: Tensor | None = None,
     activation: str = "none",
     slope: float = 0.01,
     shuffle: int = 1,
+    chunks: int = 1,
+    interleaved: bool = False,
 ) -> Tensor:
     """1x1 convolution of some channels, added to some channels.
 
-    y[n,o,h,w] = act(bias[o] + sum_k weight[o,k] * x[n, in_index[k], h, w]), shuffled; then out = residual, with y[:, o]
-    added to channel out_index[o].
+    y[n,o,h,w] = act(bias[o] + sum_k weight[o,k] * x[n, in_index[k], h, w]), chunks added, shuffled; then
+    out = residual, with y[:, o] added to channel out_index[o]; then out[:, c] *= scale[c].
 
     Args:
         x: ``[N, C_in_full, H, W]`` bfloat16|float32, channels_last for the CPU kernel. Features.
@@ -83,19 +111,23 @@ def pointwise(
         in_index: ``[C_in]`` int or None. Channels of `x`; None = x has exactly C_in channels.
         out_index: ``[C_out]`` int or None. Distinct channels of `residual`; needs shuffle=1.
         residual: ``[N, C_full, H, W]`` if `out_index` is given, else the shape of the result, or None. Added last.
-        activation: none | relu | leaky_relu | sigmoid_gate (y * sigmoid(4 y)).
+        scale: ``[C]`` float32 for the C channels of the result, or None. Quantisation step; changes between calls.
+        activation: none | relu | leaky_relu | sigmoid_gate (y * sigmoid(4 y), DCVC's WSiLU).
         slope: of leaky_relu.
         shuffle: r of `torch.nn.PixelShuffle`, applied after the activation; C_out is a multiple of r^2.
+        chunks: so many activated channels are added to one; divides C_out; needs shuffle=1 and no `out_index`.
+        interleaved: add `chunks` neighbours (DCVC-UF) instead of runs of C_out / chunks channels (DCVC-RT).
 
     Returns:
-        ``[N, C_full or C_out / r^2, H*r, W*r]``, dtype of `x`.
+        ``[N, C_full or C_out / (r^2 * chunks), H*r, W*r]``, dtype of `x`.
 
     Raises:
         NoBackendError: a backend is forced and refuses these inputs.
-        UsageError: an unknown activation, or `out_index` without `residual` or with a shuffle.
+        UsageError: an unknown activation, `out_index` without `residual` or with a shuffle, or chunks that do not fit.
 
     Exactness: tolerance. The float32 CPU kernel is pinned: acc = bias, then acc = fma(x, w, acc) over k ascending; its
         bits do not depend on instruction set, threads, batch or image size.
     Gradients: reference only.
     """
-    return call(POINTWISE, x, weight, bias, in_index, out_index, residual, activation, slope, shuffle)
+    options = (scale, activation, slope, shuffle, chunks, interleaved)
+    return call(POINTWISE, x, weight, bias, in_index, out_index, residual, *options)

@@ -117,6 +117,6 @@ def test_plans_refuse_what_they_were_not_built_for():
     with pytest.raises(UsageError, match="x is smaller than the kernel"):
         bind(CONV2D_ACT, x, torch.randn(6, 8, 3, 3), stride=4).run(_x(1, 8, 2, 5))
     with pytest.raises(UsageError, match="dtype torch.float16"):
-        _C.pointwise_plan(torch.randn(6, 8), None, None, None, "none", 0.0, 1, torch.float16)
+        _C.pointwise_plan(torch.randn(6, 8), None, None, None, "none", 0.0, 1, 1, False, torch.float16)
     with pytest.raises(UsageError, match="stride=0"):
         bind(CONV2D_ACT, x, weight, stride=0).run(x)
