@@ -13,6 +13,7 @@ from torch import Tensor
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
 from sparsecodec.nn.layers import lower_bound
+from sparsecodec.nn.routine import Coding, Routine, drive, pulling, pushing
 from sparsecodec.ops import entropy_parameters, evc_scale_thresholds, quantize_latent, restore_latent
 
 STEP_MIN = 0.5  # least quantisation step
@@ -70,9 +71,10 @@ class DualPrior:
         return by_half[:, :, 0], by_half[:, :, 1]
 
 
-def _z_indexes(z_shape: tuple[int, ...]) -> Tensor:
+def _z_indexes(z_shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Table row = channel, ``[N, C, h, w]`` int16."""
-    return torch.arange(z_shape[1], dtype=torch.int16)[None, :, None, None].expand(z_shape).contiguous()
+    rows = torch.arange(z_shape[1], dtype=torch.int16, device=device)
+    return rows[None, :, None, None].expand(z_shape).contiguous()
 
 
 class DualPriorCoder:
@@ -91,26 +93,13 @@ class DualPriorCoder:
         self._thresholds = evc_scale_thresholds()
 
     def encode(self, y: Tensor, z: Tensor, gain: Tensor) -> tuple[bytes, Tensor]:
-        """Codes one picture's latents.
-
-        Args:
-            y: ``[1, C, H, W]`` float32. Transform latent divided by `gain`.
-            z: ``[1, C, H/4, W/4]`` float32. Hyper-latent, not yet rounded.
-            gain: ``[C]`` float32. Global times channel-wise step.
+        """Codes one picture's latents; arguments as for `encoding`.
 
         Returns:
             The payload, and the latent as the decoder will have it, ``[1, C, H, W]``.
         """
         encoder = Encoder(STREAMS)
-        z_symbols = quantize_latent(z, limit=SYMBOL_MAX).cpu()
-        encoder.push(z_symbols, _z_indexes(z_symbols.shape), self._z_tables)
-
-        def push(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Tensor:
-            symbols = quantize_latent(y, means, step, part, SYMBOL_MAX)
-            encoder.push(symbols.cpu(), entropy_parameters(scales, self._threshold(y), part).cpu(), self._y_tables)
-            return symbols
-
-        y_hat = self._two_passes(z_symbols.to(y.device, torch.float32), gain, push)
+        y_hat = drive(self.encoding(y, z, gain), pushing(encoder))
         return encoder.finish(), y_hat
 
     def decode(self, payload: bytes, z_shape: tuple[int, int, int, int], gain: Tensor) -> Tensor:
@@ -120,23 +109,50 @@ class DualPriorCoder:
             BitstreamError: the payload is damaged or belongs to another size, model or arithmetic.
         """
         decoder = Decoder(payload, STREAMS)
-        z_hat = decoder.decode(_z_indexes(z_shape), self._z_tables)
-
-        def pull(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Tensor:
-            indexes = entropy_parameters(scales, self._threshold(means), part)
-            return decoder.decode(indexes.cpu(), self._y_tables).to(means.device)
-
-        y_hat = self._two_passes(z_hat.to(gain.device, torch.float32), gain, pull)
+        z_symbols = self.decode_z(decoder, z_shape)
+        y_hat = drive(self.decoding(z_symbols.to(gain.device), gain), pulling(decoder))
         decoder.finish()
         return y_hat
 
-    def _two_passes(self, z_hat: Tensor, gain: Tensor, code: Callable[..., Tensor]) -> Tensor:
+    def decode_z(self, decoder: Decoder, z_shape: tuple[int, int, int, int]) -> Tensor:
+        """The hyper-latent's symbols, the first call of a payload, int32 on the host."""
+        return decoder.decode(_z_indexes(z_shape), self._z_tables)
+
+    def encoding(self, y: Tensor, z: Tensor, gain: Tensor) -> Routine:
+        """Device work of `encode`.
+
+        Args:
+            y: ``[1, C, H, W]`` float32. Transform latent divided by `gain`.
+            z: ``[1, C, H/4, W/4]`` float32. Hyper-latent, not yet rounded.
+            gain: ``[C]`` float32. Global times channel-wise step.
+        """
+        z_symbols = quantize_latent(z, limit=SYMBOL_MAX)
+        yield Coding(self._z_tables, _z_indexes(z.shape, z.device), z_symbols)
+
+        def push(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
+            symbols = quantize_latent(y, means, step, part, SYMBOL_MAX)
+            yield Coding(self._y_tables, entropy_parameters(scales, self._threshold(y), part), symbols)
+            return symbols
+
+        return (yield from self._two_passes(z_symbols, gain, push))
+
+    def decoding(self, z_symbols: Tensor, gain: Tensor) -> Routine:
+        """Device work of `decode`: ``z_symbols [1, C, h, w]`` int32 -> latent ``[1, C, 4h, 4w]``."""
+
+        def pull(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
+            return (yield Coding(self._y_tables, entropy_parameters(scales, self._threshold(means), part)))
+
+        return (yield from self._two_passes(z_symbols, gain, pull))
+
+    def _two_passes(self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine]) -> Routine:
         """Both directions: `code` maps a pass' (scales, means, step, part) to its symbols."""
-        step, scales, means = self._prior.parameters(z_hat)
+        step, scales, means = self._prior.parameters(z_symbols.to(torch.float32))
         even, odd = PASSES
-        first = restore_latent(code(scales, means, step, even), means, part=even)
+        first = restore_latent((yield from code(scales, means, step, even)), means, part=even)
         scales, means = self._prior.refine(first, step, scales, means)
-        return restore_latent(code(scales, means, step, odd), means, first, step, gain, odd)
+        return restore_latent((yield from code(scales, means, step, odd)), means, first, step, gain, odd)
 
     def _threshold(self, like: Tensor) -> Tensor:
-        return self._thresholds.to(like.device)
+        if self._thresholds.device != like.device:
+            self._thresholds = self._thresholds.to(like.device)
+        return self._thresholds

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from sparsecodec.entropy.bitstream import Container
 from sparsecodec.errors import ModelMismatchError, UsageError
 from sparsecodec.nn.fingerprint import model_hash
-from sparsecodec.runtime.numerics import PINNED, Numerics, eager_numerics
+from sparsecodec.runtime.executor import Executor
+from sparsecodec.runtime.graphs import CudaGraphs
+from sparsecodec.runtime.numerics import Numerics, eager_numerics, kernel_numerics
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.sparsity.macs import count
@@ -23,8 +25,12 @@ from sparsecodec.sparsity.scatter import ScatterConv2d
 MAX_PIXELS = 2**28
 
 
-def finished(x_hat: Tensor) -> Tensor:
-    """A transform's output, ``[N, 3, H, W]`` in any layout and dtype -> a new contiguous float32 tensor in [0, 1]."""
+def finished(x_hat: Tensor, height: int, width: int) -> Tensor:
+    """A transform's output, ``[N, 3, H, W]`` in any layout and dtype -> a new contiguous float32 tensor in [0, 1].
+
+    What lies beyond `height` and `width` is cut off.
+    """
+    x_hat = x_hat[:, :, :height, :width]
     return x_hat.to(torch.float32, memory_format=torch.contiguous_format, copy=True).clamp_(0, 1)
 
 
@@ -52,6 +58,7 @@ class CompiledCodec(ABC):
         self.model_hash = model_hash(model)[:8]
         self._model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
         self._lock = threading.Lock()
+        self._executor = Executor(device, CudaGraphs(device) if device.type == "cuda" else None)
         self._transforms: dict[str, CompiledTransform | EagerTransform] = {}
         for path in (*self.ANALYSIS, *self.ENTROPY, *self.SYNTHESIS):
             precision = torch.float32 if path in self.ENTROPY else dtype
@@ -76,7 +83,7 @@ class CompiledCodec(ABC):
 
     @abstractmethod
     def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
-        """Payloads -> padded picture."""
+        """Payloads -> picture of that size, as `finished` gives it."""
 
     def warm_up(self, sample: Tensor) -> None:
         """Codes `sample` once, so that every layer has its kernel and its buffers."""
@@ -85,9 +92,8 @@ class CompiledCodec(ABC):
     @property
     def numerics(self) -> Numerics:
         """What the entropy networks of `encode` and `decode` compute with; a stream of other numerics is refused."""
-        if all(self._transforms[path].pinned for path in self.ENTROPY):
-            return PINNED
-        return eager_numerics(self.device)
+        backends = frozenset().union(*(self._transforms[path].backends for path in self.ENTROPY)) or {"cpu"}
+        return kernel_numerics(frozenset(backends), self.device)
 
     @torch.inference_mode()
     def encode(self, x: Tensor, quality: float | None = None) -> bytes:
@@ -149,11 +155,8 @@ class CompiledCodec(ABC):
                 f"the stream's entropy parameters were computed with numerics {container.numerics:#06x}, "
                 f"this codec computes with {self.numerics.tag:#06x}: {self.numerics.name}"
             )
-        height, width = container.height, container.width
-        padded = (height + -height % self.STRIDE, width + -width % self.STRIDE)
         with self._lock:
-            x_hat = self._decode(list(container.payloads), container.quality, *padded)
-            return finished(x_hat[:, :, :height, :width])
+            return self._decode(list(container.payloads), container.quality, container.height, container.width)
 
     @property
     def report(self) -> Report:
@@ -176,5 +179,7 @@ class CompiledCodec(ABC):
             f"encode and decode: {self.numerics.name}",
             f"compress and decompress: the original's own arithmetic ({eager_numerics(self.device).name})",
         )
+        if self.device.type == "cuda":
+            notes += (f"{self._executor.captures} CUDA graphs held", *self._executor.refusals)
         held = sum(transform.buffer_bytes for transform in self._transforms.values())
         return Report(tuple(rows), notes, (*self.ENTROPY, *self.SYNTHESIS), held)

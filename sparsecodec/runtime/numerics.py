@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.metadata
 import zlib
 from dataclasses import dataclass
 
@@ -37,5 +38,22 @@ def eager_numerics(device: torch.device) -> Numerics:
         where = torch.cuda.get_device_name(device)
     else:
         where = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    name = f"torch {torch.__version__}, {where}"
+    return _unnumbered(f"torch {torch.__version__}, {where}")
+
+
+def _unnumbered(name: str) -> Numerics:
     return Numerics(name, 0x8000 | zlib.crc32(name.encode()) & 0x7FFF)
+
+
+def kernel_numerics(backends: frozenset[str], device: torch.device) -> Numerics:
+    """What float32 networks compute with when `backends` run their steps.
+
+    The CPU kernels give the same bits everywhere. Triton's add in the same order, but the compiler and the device have
+    a say in it, so they are named.
+    """
+    if backends == {"cpu"}:
+        return PINNED
+    if backends == {"triton"}:
+        name = f"triton {importlib.metadata.version('triton')} fma32, {torch.cuda.get_device_name(device)}"
+        return _unnumbered(name)
+    return eager_numerics(device)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
-from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -16,17 +15,10 @@ from sparsecodec.ops._epilogue import channels_innermost
 from sparsecodec.ops._registry import Bound, bind, forced_backend, specs, why_unavailable
 from sparsecodec.runtime.fusion import fuse
 from sparsecodec.runtime.lowering import PLAIN, Step, lower
+from sparsecodec.runtime.planning import Plan, hold, make_plan
 from sparsecodec.runtime.report import Row
 
 MAX_PLANS = 8  # picture sizes whose buffers are kept; the least recently used goes first
-
-
-@dataclass
-class _Plan:
-    """Buffers of one input shape. `out` holds, per step, the tensor it writes, or None if the step allocates."""
-
-    out: list[Tensor | None]
-    bytes: int
 
 
 class CompiledTransform:
@@ -51,7 +43,7 @@ class CompiledTransform:
                 step.function = copy.deepcopy(step.function).to(dtype)
             step.args, step.kwargs = fx.node.map_aggregate((step.args, step.kwargs), self._in_dtype)
         self._bound: dict[Step, Bound] = {}
-        self._plans: OrderedDict[torch.Size, _Plan] = OrderedDict()
+        self._plans: OrderedDict[torch.Size, Plan] = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -59,8 +51,11 @@ class CompiledTransform:
         x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
         plan = self._plans.get(x.shape)
         if plan is None:
-            return self._first_run(x)
+            plan = self._plans[x.shape] = make_plan(self._program, self.name, x)
+            if len(self._plans) > MAX_PLANS:
+                self._plans.popitem(last=False)
         self._plans.move_to_end(x.shape)
+        hold(plan)
         values: list[Any] = [x, *([None] * (len(self._program.steps) - 1))]
         for index, step in enumerate(self._program.steps[1:], 1):
             values[index] = self._run(step, values, plan.out[index])
@@ -85,17 +80,6 @@ class CompiledTransform:
     def _in_dtype(self, value: Any) -> Any:
         return value.to(self.dtype) if isinstance(value, Tensor) and value.is_floating_point() else value
 
-    def _first_run(self, x: Tensor) -> Tensor:
-        """Runs once with fresh tensors, binding what is not bound, then plans the buffers for this shape."""
-        steps = self._program.steps
-        values: list[Any] = [x]
-        for step in steps[1:]:
-            values.append(self._run(step, values, None))
-        self._plans[x.shape] = self._plan(values)
-        if len(self._plans) > MAX_PLANS:
-            self._plans.popitem(last=False)
-        return values[self._index[self._program.output]]
-
     def _bind(self, step: Step, inputs: dict[str, Tensor]) -> Bound:
         spec = specs()[step.op]
         bound = bind(spec, **inputs, **step.constants)
@@ -107,50 +91,11 @@ class CompiledTransform:
             )
         return bound
 
-    def _plan(self, values: list[Any]) -> _Plan:
-        """Gives every step that can write into a given tensor part of a pool, reused once its last reader is done."""
-        steps = self._program.steps
-        last_use = {step: index for index, step in enumerate(steps)}
-        last_use[self._program.output] = len(steps)
-        for index in reversed(range(len(steps))):
-            for source in steps[index].sources:
-                # What a plain step returns may be a view of what it read, so its inputs live as long as its result.
-                until = last_use[steps[index]] if steps[index].op == PLAIN else index
-                last_use[source] = max(last_use[source], until)
-        pool: list[int] = []  # bytes per buffer
-        free: list[int] = []
-        held: list[tuple[int, int]] = []  # (last use, buffer)
-        assigned: list[int | None] = []
-        for index, step in enumerate(steps):
-            free += [buffer for until, buffer in held if until < index]
-            held = [(until, buffer) for until, buffer in held if until >= index]
-            bound = self._bound.get(step)
-            if bound is None or bound.backend == "reference":
-                assigned.append(None)
-                continue
-            need = values[index].numel() * values[index].element_size()
-            fitting = sorted((pool[buffer], buffer) for buffer in free if pool[buffer] >= need)
-            if fitting:
-                buffer = fitting[0][1]
-            elif free:
-                buffer = max(free, key=pool.__getitem__)
-                pool[buffer] = need
-            else:
-                buffer = len(pool)
-                pool.append(need)
-            free = [other for other in free if other != buffer]
-            held.append((last_use[step], buffer))
-            assigned.append(buffer)
-        storage = [torch.empty(size, dtype=torch.uint8, device=values[0].device) for size in pool]
-        out = [None if b is None else _like(values[i], storage[b]) for i, b in enumerate(assigned)]
-        return _Plan(out, sum(pool))
-
     @property
-    def pinned(self) -> bool:
-        """Whether every step runs on a float32 kernel whose bits depend on nothing but its inputs."""
+    def backends(self) -> frozenset[str]:
+        """Who runs the steps; ``torch`` for those that stayed torch layers."""
         steps = self._program.steps[1:]
-        on_cpu = all(step in self._bound and self._bound[step].backend == "cpu" for step in steps)
-        return on_cpu and self.dtype == torch.float32
+        return frozenset(self._bound[step].backend if step in self._bound else PLAIN for step in steps)
 
     @property
     def buffer_bytes(self) -> int:
@@ -180,7 +125,7 @@ class EagerTransform:
         reason: why it is not compiled.
     """
 
-    pinned = False
+    backends = frozenset({PLAIN})
     buffer_bytes = 0
 
     def __init__(self, module: nn.Module, name: str, reason: str) -> None:
@@ -208,9 +153,3 @@ def _label(step: Step) -> str:
     if isinstance(function, nn.Module):
         return type(function).__name__
     return function.args[0] if isinstance(function, partial) else getattr(function, "__name__", str(function))
-
-
-def _like(result: Tensor, storage: Tensor) -> Tensor:
-    """A view of `storage` with the shape, dtype and strides of `result`."""
-    count = result.numel() * result.element_size()
-    return storage[:count].view(result.dtype).as_strided(result.shape, result.stride())

@@ -13,7 +13,8 @@ from sparsecodec.entropy import Decoder, encode
 from sparsecodec.errors import UsageError
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.ops import bind, specs
-from sparsecodec.runtime.adapters.compressai import HyperpriorCodec
+from sparsecodec.runtime.adapters.compressai import Calls, HyperpriorCodec, Network
+from sparsecodec.runtime.codec import finished
 
 ONE_BY_ONE = "selects tables position by position, so it runs as in the model"
 
@@ -48,10 +49,15 @@ class AutoregressiveCodec(HyperpriorCodec):
         own = {"context_prediction": (1, self._latent, h, w), "entropy_parameters": (1, prior, h, w)}
         return {**super().input_shapes(height, width), **own}
 
-    def _encode_latent(self, y: Tensor, prior: Tensor) -> list[bytes]:
+    def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
+        y, z_symbols = self._latents(x)
+        calls = Calls()
+        calls(self._bottleneck.coding(z_symbols.cpu()), None)
+        prior = networks("h_s")(self._bottleneck.restore(z_symbols))
         margin = self._context.kernel_size[0] // 2
         padded = F.pad(y.contiguous(), (margin,) * 4)
-        return [self._encode_one(padded[i : i + 1], prior[i : i + 1]) for i in range(len(y))]
+        strings = [self._encode_one(padded[i : i + 1], prior[i : i + 1]) for i in range(len(y))]
+        return [strings, *calls.strings], calls.shape
 
     def _encode_one(self, y_hat: Tensor, prior: Tensor) -> bytes:
         count = prior.shape[2] * prior.shape[3]
@@ -66,6 +72,13 @@ class AutoregressiveCodec(HyperpriorCodec):
 
         self._walk(y_hat, prior, push)
         return encode(symbols, rows, self._tables)
+
+    def _decompress(
+        self, strings: list[list[bytes]], shape: torch.Size, size: tuple[int, int], networks: Callable[[str], Network]
+    ) -> Tensor:
+        z_symbols = self._bottleneck.decode(strings[1], shape).to(self.device)
+        y_hat = self._decode_latent(strings[0], networks("h_s")(self._bottleneck.restore(z_symbols)))
+        return finished(self._transforms["g_s"](y_hat), *size)
 
     def _decode_latent(self, strings: list[bytes], prior: Tensor) -> Tensor:
         margin = self._context.kernel_size[0] // 2

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables, decode, encode
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
+from sparsecodec.nn.routine import Coding, Routine
 from sparsecodec.ops import entropy_parameters, quantize_latent, restore_latent, scale_table_thresholds
 from sparsecodec.runtime.codec import MAX_PIXELS, CompiledCodec, finished
 
@@ -46,8 +47,10 @@ class CompressAICodec(CompiledCodec):
         """Pictures -> a list of strings per latent, and the spatial shape of the last of them."""
 
     @abstractmethod
-    def _decompress(self, strings: list[list[bytes]], shape: torch.Size, networks: Callable[[str], Network]) -> Tensor:
-        """The inverse of `_compress`, up to the input of the synthesis transform."""
+    def _decompress(
+        self, strings: list[list[bytes]], shape: torch.Size, size: tuple[int, int], networks: Callable[[str], Network]
+    ) -> Tensor:
+        """The inverse of `_compress`, to pictures of that height and width, as `finished` gives them."""
 
     @torch.inference_mode()
     def compress(self, x: Tensor) -> dict[str, Any]:
@@ -92,9 +95,10 @@ class CompressAICodec(CompiledCodec):
         pixels = shape[0] * shape[1] * self.STRIDE**2
         if pixels > MAX_PIXELS:
             raise ResourceLimitError(f"shape={tuple(shape)} is a picture of {pixels} pixels (limit: {MAX_PIXELS})")
+        size = (shape[0] * self.STRIDE, shape[1] * self.STRIDE)
         with self._lock:
-            y_hat = self._decompress([list(some) for some in strings], torch.Size(shape), self._model.get_submodule)
-            return {"x_hat": finished(self._transforms["g_s"](y_hat))}
+            strings = [list(some) for some in strings]
+            return {"x_hat": self._decompress(strings, torch.Size(shape), size, self._model.get_submodule)}
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
         if quality is not None:
@@ -106,9 +110,9 @@ class CompressAICodec(CompiledCodec):
         latents = len(self.CHILDREN & {"g_s", "h_s"})
         if len(payloads) != latents or quality:
             raise BitstreamError(f"{len(payloads)} payloads at quality {quality} (this codec has {latents}, at 0)")
-        shape = torch.Size((height // self.STRIDE, width // self.STRIDE))
-        y_hat = self._decompress([[payload] for payload in payloads], shape, self._transforms.__getitem__)
-        return self._transforms["g_s"](y_hat)
+        shape = torch.Size((-(-height // self.STRIDE), -(-width // self.STRIDE)))
+        strings = [[payload] for payload in payloads]
+        return self._decompress(strings, shape, (height, width), self._transforms.__getitem__)
 
     def _channels(self, path: str, channels: int, side: int, ratio: int) -> int:
         """Channels that a network makes, once it is known to shrink a `side` by `ratio` (or to grow it, below 1)."""
@@ -133,11 +137,21 @@ class FactorizedCodec(CompressAICodec):
         return {"g_a": (1, 3, height, width), "g_s": (1, self._latent, height // 16, width // 16)}
 
     def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
-        symbols = self._bottleneck.quantize(self._transforms["g_a"](x).float())
-        return [self._bottleneck.encode(symbols)], symbols.shape[2:]
+        calls = Calls()
+        self._executor.run(self._analysis, x, host=calls)
+        return calls.strings, calls.shape
 
-    def _decompress(self, strings: list[list[bytes]], shape: torch.Size, networks: Callable[[str], Network]) -> Tensor:
-        return self._bottleneck.restore(self._bottleneck.decode(strings[0], shape).to(self.device))
+    def _analysis(self, x: Tensor) -> Routine:
+        yield self._bottleneck.coding(self._bottleneck.quantize(self._transforms["g_a"](x).float()))
+
+    def _decompress(
+        self, strings: list[list[bytes]], shape: torch.Size, size: tuple[int, int], networks: Callable[[str], Network]
+    ) -> Tensor:
+        return self._executor.run(self._synthesis, self._bottleneck.decode(strings[0], shape), *size, host=Calls())
+
+    def _synthesis(self, symbols: Tensor, height: int, width: int) -> Routine:
+        yield from ()
+        return finished(self._transforms["g_s"](self._bottleneck.restore(symbols)), height, width)
 
 
 class HyperpriorCodec(CompressAICodec):
@@ -157,7 +171,7 @@ class HyperpriorCodec(CompressAICodec):
         conditional = self._model.gaussian_conditional
         self._tables = coder_tables(conditional)
         bound = float(conditional.lower_bound_scale.bound)
-        self._thresholds = scale_table_thresholds(conditional.scale_table, bound)
+        self._thresholds = scale_table_thresholds(conditional.scale_table, bound).to(device)
         self._hyper_latent = self._channels("h_a", self._latent, 4, 4)
         self._prior_channels = self._channels("h_s", self._hyper_latent, 1, 0.25)
         self._has_means = self._parameter_channels() == 2 * self._latent
@@ -181,27 +195,33 @@ class HyperpriorCodec(CompressAICodec):
         }
 
     def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
+        calls = Calls()
+        self._executor.run(self._analysis, x, networks, host=calls)
+        return calls.strings[::-1], calls.shape
+
+    def _latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Pictures -> their latents, and the symbols of their hyper-latents."""
         y = self._transforms["g_a"](x).float()
         z = self._transforms["h_a"](y if self._has_means else y.abs()).float()
-        z_symbols = self._bottleneck.quantize(z)
-        prior = networks("h_s")(self._bottleneck.restore(z_symbols))
-        return [self._encode_latent(y, prior), self._bottleneck.encode(z_symbols)], z_symbols.shape[2:]
+        return y, self._bottleneck.quantize(z)
 
-    def _decompress(self, strings: list[list[bytes]], shape: torch.Size, networks: Callable[[str], Network]) -> Tensor:
-        z_symbols = self._bottleneck.decode(strings[1], shape).to(self.device)
-        return self._decode_latent(strings[0], networks("h_s")(self._bottleneck.restore(z_symbols)))
+    def _analysis(self, x: Tensor, networks: Callable[[str], Network]) -> Routine:
+        y, z_symbols = self._latents(x)
+        yield self._bottleneck.coding(z_symbols)
+        scales, means = self._split(networks("h_s")(self._bottleneck.restore(z_symbols)))
+        symbols = quantize_latent(y, means, limit=MAX_SYMBOL)
+        yield Coding(self._tables, entropy_parameters(scales, self._thresholds), symbols)
 
-    def _encode_latent(self, y: Tensor, prior: Tensor) -> list[bytes]:
-        """``y [N, M, H, W]`` under the result of the hyper-synthesis -> N strings."""
-        scales, means = self._split(prior)
-        indexes = entropy_parameters(scales, self._thresholds.to(scales.device)).cpu()
-        return encode_each(quantize_latent(y, means, limit=MAX_SYMBOL).cpu(), indexes, self._tables)
+    def _decompress(
+        self, strings: list[list[bytes]], shape: torch.Size, size: tuple[int, int], networks: Callable[[str], Network]
+    ) -> Tensor:
+        z_symbols = self._bottleneck.decode(strings[1], shape)
+        return self._executor.run(self._synthesis, z_symbols, *size, networks, host=Calls(strings[0]))
 
-    def _decode_latent(self, strings: list[bytes], prior: Tensor) -> Tensor:
-        """The inverse of `_encode_latent`."""
-        scales, means = self._split(prior)
-        indexes = entropy_parameters(scales, self._thresholds.to(scales.device)).cpu()
-        return restore_latent(decode_each(strings, indexes, self._tables).to(scales.device), means)
+    def _synthesis(self, z_symbols: Tensor, height: int, width: int, networks: Callable[[str], Network]) -> Routine:
+        scales, means = self._split(networks("h_s")(self._bottleneck.restore(z_symbols)))
+        symbols = yield Coding(self._tables, entropy_parameters(scales, self._thresholds))
+        return finished(self._transforms["g_s"](restore_latent(symbols, means)), height, width)
 
     def _split(self, prior: Tensor) -> tuple[Tensor, Tensor | None]:
         """(scales, means or None), channels innermost."""
@@ -227,17 +247,42 @@ class Bottleneck:
         """Symbols -> ``[N, C, H, W]`` float32 contiguous."""
         return symbols.to(torch.float32) + self._medians
 
-    def encode(self, symbols: Tensor) -> list[bytes]:
-        """A string per picture."""
-        return encode_each(symbols.cpu(), self._indexes(symbols.shape), self.tables)
+    def coding(self, symbols: Tensor) -> Coding:
+        """The request to code `symbols`."""
+        return Coding(self.tables, self._indexes(symbols.shape, symbols.device), symbols)
 
     def decode(self, strings: list[bytes], shape: torch.Size) -> Tensor:
         """Strings of pictures whose latent has `shape` -> symbols."""
         return decode_each(strings, self._indexes((len(strings), len(self._medians), *shape)), self.tables)
 
     @staticmethod
-    def _indexes(shape: Sequence[int]) -> Tensor:
-        return torch.arange(shape[1], dtype=torch.int16)[None, :, None, None].expand(*shape).contiguous()
+    def _indexes(shape: Sequence[int], device: torch.device | None = None) -> Tensor:
+        rows = torch.arange(shape[1], dtype=torch.int16, device=device)
+        return rows[None, :, None, None].expand(*shape).contiguous()
+
+
+class Calls:
+    """Answers a routine's requests: a string per picture and coding call.
+
+    Args:
+        given: when decoding: the strings of the one call that is still to be decoded.
+
+    Attributes:
+        strings: when encoding: a list per call.
+        shape: of the first call's latent, height and width.
+    """
+
+    def __init__(self, given: list[bytes] | None = None) -> None:
+        self._given = given
+        self.strings: list[list[bytes]] = []
+        self.shape = torch.Size()
+
+    def __call__(self, request: Coding, out: Tensor | None) -> Tensor | None:
+        if request.symbols is None:
+            return decode_each(self._given, request.indexes, request.tables, out)
+        self.shape = self.shape or request.symbols.shape[2:]
+        self.strings.append(encode_each(request.symbols, request.indexes, request.tables))
+        return None
 
 
 def coder_tables(module: nn.Module) -> EntropyTables:
@@ -250,9 +295,9 @@ def encode_each(symbols: Tensor, indexes: Tensor, tables: EntropyTables) -> list
     return [encode(some, rows, tables) for some, rows in zip(symbols, indexes, strict=True)]
 
 
-def decode_each(strings: list[bytes], indexes: Tensor, tables: EntropyTables) -> Tensor:
-    """The inverse of `encode_each`: int32, shape of `indexes`."""
-    symbols = torch.empty(indexes.shape, dtype=torch.int32)
+def decode_each(strings: list[bytes], indexes: Tensor, tables: EntropyTables, symbols: Tensor | None = None) -> Tensor:
+    """The inverse of `encode_each`: int32, shape of `indexes`, into `symbols` where given."""
+    symbols = torch.empty(indexes.shape, dtype=torch.int32) if symbols is None else symbols
     for string, rows, out in zip(strings, indexes, symbols, strict=True):
         decode(string, rows, tables, out=out)
     return symbols

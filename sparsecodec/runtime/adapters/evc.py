@@ -8,9 +8,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import evc_factorized_tables, evc_gaussian_tables
+from sparsecodec.entropy import Decoder, Encoder, evc_factorized_tables, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.nn import DualPrior, DualPriorCoder, lower_bound
+from sparsecodec.nn.dual_prior import STREAMS
+from sparsecodec.nn.routine import Routine, pulling, pushing
 from sparsecodec.runtime.codec import CompiledCodec, finished
 
 STEP_MIN = 0.5
@@ -56,11 +58,9 @@ class EVCCodec(CompiledCodec):
         """As the model's own: ``[1, 3, H, W]`` with sides that are multiples of 64 -> ``bit_stream``, ``x_hat``."""
         if x.ndim != 4 or x.shape[:2] != (1, 3) or x.shape[2] % self.STRIDE or x.shape[3] % self.STRIDE or 0 in x.shape:
             raise UsageError(f"picture {tuple(x.shape)} (needs [1, 3, H, W], H and W multiples of {self.STRIDE})")
-        gain = self._q_basic * self._round(q_scale)
         with self._lock:
-            payload, y_hat = self._analyse(x.to(self.device), gain, self._original_coder)
-            x_hat = self._transforms["dec"](y_hat)
-            return {"bit_stream": payload, "x_hat": finished(x_hat)}
+            payload, x_hat = self._analyse(x, self._round(q_scale), self._original_coder, True)
+            return {"bit_stream": payload, "x_hat": x_hat}
 
     @torch.inference_mode()
     def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:
@@ -68,16 +68,32 @@ class EVCCodec(CompiledCodec):
         if height < 1 or width < 1:
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
         with self._lock:
-            x_hat = self._synthesise(bit_stream, self._round(q_scale), height, width, self._original_coder)
-            return {"x_hat": finished(x_hat[:, :, :height, :width])}
+            return {"x_hat": self._synthesise(bit_stream, self._round(q_scale), height, width, self._original_coder)}
 
-    def _analyse(self, x: Tensor, gain: Tensor, coder: DualPriorCoder) -> tuple[bytes, Tensor]:
+    def _analyse(
+        self, x: Tensor, q_scale: float, coder: DualPriorCoder, reconstruct: bool
+    ) -> tuple[bytes, Tensor | None]:
+        encoder = Encoder(STREAMS)
+        inputs = (x, self._q_basic * q_scale, coder, reconstruct)
+        x_hat = self._executor.run(self._analysis, *inputs, host=pushing(encoder))
+        return encoder.finish(), x_hat
+
+    def _analysis(self, x: Tensor, gain: Tensor, coder: DualPriorCoder, reconstruct: bool) -> Routine:
         y = self._transforms["enc"](x).float() / gain.view(1, -1, 1, 1)
-        return coder.encode(y, self._transforms["hyper_enc"](y).float(), gain)
+        y_hat = yield from coder.encoding(y, self._transforms["hyper_enc"](y).float(), gain)
+        return finished(self._transforms["dec"](y_hat), *x.shape[2:]) if reconstruct else None
 
     def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
+        decoder = Decoder(payload, STREAMS)
         z_shape = (1, self._latent, -(-height // self.STRIDE), -(-width // self.STRIDE))
-        return self._transforms["dec"](coder.decode(payload, z_shape, self._q_basic * q_scale))
+        inputs = (coder.decode_z(decoder, z_shape), self._q_basic * q_scale, coder, height, width)
+        x_hat = self._executor.run(self._synthesis, *inputs, host=pulling(decoder))
+        decoder.finish()
+        return x_hat
+
+    def _synthesis(self, z_symbols: Tensor, gain: Tensor, coder: DualPriorCoder, height: int, width: int) -> Routine:
+        y_hat = yield from coder.decoding(z_symbols, gain)
+        return finished(self._transforms["dec"](y_hat), height, width)
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
         quality = 50.0 if quality is None else quality
@@ -85,7 +101,7 @@ class EVCCodec(CompiledCodec):
             raise UsageError(f"quality={quality} (needs 0 to 100)")
         low, high = (float(self._model.q_scale.flatten()[i].log()) for i in (0, -1))
         q_scale = self._round(math.exp(low + (high - low) * quality / 100))
-        payload, _ = self._analyse(x, self._q_basic * q_scale, self._coder)
+        payload, _ = self._analyse(x, q_scale, self._coder, False)
         return [payload], round(q_scale * 100)
 
     def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:

@@ -1,0 +1,67 @@
+"""Coding as alternating work: networks on a device, symbols on the host.
+
+A routine is a generator of device work. Where it needs the coder it yields a `Coding` and, when decoding, is sent the
+symbols. It never looks at a value itself, so whoever drives it may run it eagerly (`drive`) or capture the stretches
+between two yields once and replay them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from dataclasses import dataclass
+from typing import Any
+
+from torch import Tensor
+
+from sparsecodec.entropy import Decoder, Encoder, EntropyTables
+
+
+@dataclass(frozen=True)
+class Coding:
+    """One coding call.
+
+    Attributes:
+        tables: the distributions.
+        indexes: table row of each symbol, int16, in the order of the stream.
+        symbols: int32, shape of `indexes`; None when decoding: then they are the answer.
+    """
+
+    tables: EntropyTables
+    indexes: Tensor
+    symbols: Tensor | None = None
+
+
+Routine = Generator[Coding, Tensor | None, Any]
+# (request on the host, where decoded symbols go or None) -> the symbols when decoding, None when encoding
+Host = Callable[[Coding, Tensor | None], Tensor | None]
+
+
+def drive(routine: Routine, host: Host) -> Any:
+    """Runs `routine` to its end, answering each request by `host`, and returns what it returns."""
+    answer = None
+    while True:
+        try:
+            request = routine.send(answer)
+        except StopIteration as stop:
+            return stop.value
+        symbols = None if request.symbols is None else request.symbols.cpu()
+        answer = host(Coding(request.tables, request.indexes.cpu(), symbols), None)
+        answer = None if answer is None else answer.to(request.indexes.device)
+
+
+def pushing(encoder: Encoder) -> Host:
+    """Answers requests by coding their symbols."""
+
+    def push(request: Coding, out: Tensor | None) -> None:
+        encoder.push(request.symbols, request.indexes, request.tables)
+
+    return push
+
+
+def pulling(decoder: Decoder) -> Host:
+    """Answers requests by what a payload holds."""
+
+    def pull(request: Coding, out: Tensor | None) -> Tensor:
+        return decoder.decode(request.indexes, request.tables, out)
+
+    return pull

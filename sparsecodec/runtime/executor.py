@@ -1,0 +1,188 @@
+"""Runs routines: eagerly on a CPU, as captured graphs with host coding in between on a GPU."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecodec.nn.routine import Coding, Host, Routine, drive
+from sparsecodec.runtime.graphs import CudaGraphs
+from sparsecodec.runtime.planning import holding
+
+MAX_CAPTURES = 8  # combinations of routine and shapes; the least recently used goes first
+
+
+@dataclass
+class _Stretch:
+    """Device work up to the next coding call, or to the end.
+
+    Attributes:
+        replay: launches it.
+        request: the call, its tensors in pinned memory, which the stretch fills; None at the end.
+        answer: pinned memory for decoded symbols, which the next stretch reads; None when encoding.
+    """
+
+    replay: Callable[[], None]
+    request: Coding | None
+    answer: Tensor | None
+
+
+@dataclass
+class _Captured:
+    """A routine for one set of shapes.
+
+    Attributes:
+        inputs, result: at the addresses that the graphs know.
+        held: what else the graphs read and write, so that it lives as long as they do.
+    """
+
+    inputs: list[Any]
+    stretches: list[_Stretch]
+    result: Any
+    held: list[Any]
+
+
+class Executor:
+    """Runs the routines of one codec; not to be used by two threads at once.
+
+    A routine's first run with new shapes is eager: kernels are chosen, tuned and given their buffers. It is then
+    captured, one graph for each stretch between two coding calls, and later runs replay those: tensors among the inputs
+    are data (another rate needs no other graph), everything else is part of the key. Each coding call costs one
+    synchronisation, and nothing else does.
+
+    Args:
+        device: of the tensors.
+        graphs: what captures; None: everything runs eagerly, as it always does on a CPU.
+    """
+
+    def __init__(self, device: torch.device, graphs: CudaGraphs | None = None) -> None:
+        self._device = device
+        self._graphs = graphs
+        self._captured: OrderedDict[tuple, _Captured | None] = OrderedDict()
+        self.refusals: list[str] = []  # routines that run eagerly although there are graphs, and why
+
+    def run(self, routine: Callable[..., Routine], *inputs: Any, host: Host) -> Any:
+        """Runs ``routine(*inputs)``, answering its requests by `host`.
+
+        Args:
+            routine: a generator function or bound method; equal ones share their graphs.
+            inputs: tensors are moved to the device; other values must be hashable.
+            host: gets requests on the host; decoded symbols may be written into its second argument.
+
+        Returns:
+            What the routine returns, a tensor or a tuple of tensors; new memory.
+        """
+        if self._graphs is None:
+            return drive(routine(*map(self._on_device, inputs)), host)
+        key = (routine, *map(_key, inputs))
+        with self._graphs.session():
+            if key in self._captured:
+                self._captured.move_to_end(key)
+                captured = self._captured[key]
+                result = self._replay(captured, inputs, host) if captured else self._eager(routine, inputs, host)
+            else:
+                witness = _Witness(host)
+                result = self._eager(routine, inputs, witness)
+                self._captured[key] = self._capture(routine, inputs, witness.calls)
+                if len(self._captured) > MAX_CAPTURES:
+                    self._captured.popitem(last=False)
+            return _map(self._graphs.handed_over, result)
+
+    @property
+    def captures(self) -> int:
+        """How many graphs are held."""
+        return sum(len(captured.stretches) for captured in self._captured.values() if captured)
+
+    def _on_device(self, value: Any) -> Any:
+        return value.to(self._device) if isinstance(value, Tensor) else value
+
+    def _eager(self, routine: Callable[..., Routine], inputs: tuple, host: Host) -> Any:
+        return drive(routine(*map(self._on_device, inputs)), host)
+
+    def _capture(
+        self, routine: Callable[..., Routine], inputs: tuple, calls: list[tuple[Coding, Tensor | None]]
+    ) -> _Captured | None:
+        """`calls`: the requests and answers of the same routine in an eager run, for their sizes."""
+        graphs = self._graphs
+        static = [_clone(self._on_device(value)) for value in inputs]
+        requests = [_map_coding(graphs.pinned, request) for request, _ in calls]
+        answers = [None if answer is None else graphs.pinned(answer) for _, answer in calls]
+        on_device = [None if answer is None else torch.empty_like(answer, device=self._device) for answer in answers]
+        running, pool = routine(*static), graphs.new_pool()
+        stretches: list[_Stretch] = []
+
+        def advance(index: int) -> tuple[bool, Any]:
+            answer = None
+            if index and answers[index - 1] is not None:
+                answer = on_device[index - 1].copy_(answers[index - 1], non_blocking=True)
+            try:
+                request = running.send(answer)
+            except StopIteration as stop:
+                return True, stop.value
+            requests[index].indexes.copy_(request.indexes, non_blocking=True)
+            if request.symbols is not None:
+                requests[index].symbols.copy_(request.symbols, non_blocking=True)
+            return False, None
+
+        try:
+            with holding() as held:
+                for index in range(len(calls) + 1):
+                    (done, value), replay = graphs.capture(lambda index=index: advance(index), pool)
+                    last = index == len(calls)
+                    if done != last:
+                        raise RuntimeError(f"the routine made {index} coding calls, {len(calls)} in its first run")
+                    stretches.append(_Stretch(replay, *((None, None) if last else (requests[index], answers[index]))))
+        except RuntimeError as error:  # an operation that cannot be captured, or no memory for the graphs
+            self.refusals.append(f"{routine.__name__} could not be captured: {str(error).splitlines()[0]}")
+            return None
+        return _Captured(static, stretches, value, [*held, *on_device])
+
+    def _replay(self, captured: _Captured, inputs: tuple, host: Host) -> Any:
+        for static, value in zip(captured.inputs, inputs, strict=True):
+            if isinstance(value, Tensor):
+                static.copy_(value, non_blocking=True)
+        for stretch in captured.stretches:
+            stretch.replay()
+            if stretch.request is not None:
+                self._graphs.wait()
+                answer = host(stretch.request, stretch.answer)
+                if answer is not None and answer is not stretch.answer:
+                    stretch.answer.copy_(answer)
+        return captured.result
+
+
+class _Witness:
+    """A host that remembers what it was asked and what it answered."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.calls: list[tuple[Coding, Tensor | None]] = []
+
+    def __call__(self, request: Coding, out: Tensor | None) -> Tensor | None:
+        answer = self._host(request, out)
+        self.calls.append((request, answer))
+        return answer
+
+
+def _key(value: Any) -> Any:
+    return (value.shape, value.dtype) if isinstance(value, Tensor) else value
+
+
+def _clone(value: Any) -> Any:
+    return value.clone(memory_format=torch.preserve_format) if isinstance(value, Tensor) else value
+
+
+def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(_map(function, item) for item in value)
+    return function(value) if isinstance(value, Tensor) else value
+
+
+def _map_coding(function: Callable[[Tensor], Tensor], request: Coding) -> Coding:
+    symbols = None if request.symbols is None else function(request.symbols)
+    return Coding(request.tables, function(request.indexes), symbols)

@@ -1,0 +1,168 @@
+"""Buffers for the steps of a program: how large, which of them share memory, and whether they fit."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, fx
+from torch._subclasses.fake_tensor import FakeTensorMode
+
+from sparsecodec.errors import GraphError, ResourceLimitError
+from sparsecodec.ops._registry import specs
+from sparsecodec.runtime.lowering import PLAIN, Program, Step
+
+
+@dataclass
+class Plan:
+    """Buffers of one input shape.
+
+    Attributes:
+        out: per step the tensor it writes, None if it allocates.
+        bytes: of all buffers: the peak, because buffers are shared by steps whose results do not live together.
+    """
+
+    out: list[Tensor | None]
+    bytes: int
+
+
+_held: ContextVar[list[Any] | None] = ContextVar("sparsecodec_held", default=None)
+
+
+@contextmanager
+def holding() -> Iterator[list[Any]]:
+    """Collects the plans that are used within the block; a graph captured there must keep them."""
+    held: list[Any] = []
+    token = _held.set(held)
+    try:
+        yield held
+    finally:
+        _held.reset(token)
+
+
+def hold(plan: Plan) -> None:
+    """Says that `plan` is used."""
+    held = _held.get()
+    if held is not None:
+        held.append(plan)
+
+
+def make_plan(program: Program, name: str, x: Tensor) -> Plan:
+    """Buffers for the steps that can write into a given tensor, before anything runs.
+
+    Args:
+        program: its first step is the input.
+        name: of the transform, for messages.
+        x: an input, for its shape, dtype and device.
+
+    Raises:
+        GraphError: the shape of a step's result cannot be inferred.
+        ResourceLimitError: the buffers do not fit into memory; the message says how large they are and what would fit.
+    """
+    results = _infer(program, name, x)
+    pool, assigned = _share(program, results)
+    planned, free = sum(pool), available_bytes(x.device)
+    try:
+        if free is not None and planned > free:
+            raise torch.OutOfMemoryError
+        storage = [torch.empty(size, dtype=torch.uint8, device=x.device) for size in pool]
+    except (torch.OutOfMemoryError, RuntimeError) as error:
+        height, width = x.shape[-2:]
+        known = "" if free is None else f", {_size(free)} are free: about {height * width * free // planned} would fit"
+        raise ResourceLimitError(
+            f"{name} on {x.device} needs {_size(planned)} for {x.shape[0]} x {height} x {width} positions{known}"
+        ) from error
+    out = [None if b is None else _view(storage[b], results[i]) for i, b in enumerate(assigned)]
+    return Plan(out, planned)
+
+
+def available_bytes(device: torch.device) -> int | None:
+    """Memory that could be had, None if the system does not tell."""
+    if device.type == "cuda":
+        idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return torch.cuda.mem_get_info(device)[0] + idle
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        for line in meminfo.read_text().splitlines():
+            if line.startswith("MemAvailable:"):
+                return 1024 * int(line.split()[1])
+    return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
+def _infer(program: Program, name: str, x: Tensor) -> list[Any]:
+    """Every step's result as a tensor without memory."""
+    results: dict[Step, Any] = {}
+    with FakeTensorMode(allow_non_fake_inputs=True):
+        for step in program.steps:
+            try:
+                results[step] = _infer_one(step, results, x)
+            except Exception as error:
+                label = ", ".join(step.paths) or step.op
+                raise GraphError(f"{name}: the shape of {label} cannot be inferred: {error}") from error
+    return list(results.values())
+
+
+def _infer_one(step: Step, results: dict[Step, Any], x: Tensor) -> Any:
+    if step.op == "input":
+        return torch.empty(x.shape, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
+    if step.op != PLAIN:
+        inputs = {argument: results[source] for argument, source in step.inputs.items()}
+        return specs()[step.op].reference(**inputs, **step.constants)
+
+    def take(value: Any) -> Any:
+        return results[value] if isinstance(value, Step) else value
+
+    return step.function(*fx.node.map_aggregate(step.args, take), **fx.node.map_aggregate(step.kwargs, take))
+
+
+def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | None]]:
+    """(bytes of each buffer, buffer of each step): a buffer is reused once its last reader is done."""
+    steps = program.steps
+    last_use = {step: index for index, step in enumerate(steps)}
+    last_use[program.output] = len(steps)
+    for index in reversed(range(len(steps))):
+        for source in steps[index].sources:
+            # What a plain step returns may be a view of what it read, so its inputs live as long as its result.
+            until = last_use[steps[index]] if steps[index].op == PLAIN else index
+            last_use[source] = max(last_use[source], until)
+    pool: list[int] = []
+    free: list[int] = []
+    held: list[tuple[int, int]] = []  # (last use, buffer)
+    assigned: list[int | None] = []
+    for index, step in enumerate(steps):
+        free += [buffer for until, buffer in held if until < index]
+        held = [(until, buffer) for until, buffer in held if until >= index]
+        if step.op in ("input", PLAIN):
+            assigned.append(None)
+            continue
+        need = results[index].numel() * results[index].element_size()
+        fitting = sorted((pool[buffer], buffer) for buffer in free if pool[buffer] >= need)
+        if fitting:
+            buffer = fitting[0][1]
+        elif free:
+            buffer = max(free, key=pool.__getitem__)
+            pool[buffer] = need
+        else:
+            buffer = len(pool)
+            pool.append(need)
+        free = [other for other in free if other != buffer]
+        held.append((last_use[step], buffer))
+        assigned.append(buffer)
+    return pool, assigned
+
+
+def _view(storage: Tensor, like: Tensor) -> Tensor:
+    """The beginning of `storage` as a channels_last tensor with the shape and dtype of `like`."""
+    n, c, h, w = like.shape
+    flat = storage[: like.numel() * like.element_size()].view(like.dtype)
+    return flat.view(n, h, w, c).permute(0, 3, 1, 2)
+
+
+def _size(count: int) -> str:
+    return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

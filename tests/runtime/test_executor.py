@@ -1,0 +1,213 @@
+"""Captured routines against eager ones. CUDA graphs are played by a recorder of torch operations."""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from sparsecodec import BitstreamError
+from sparsecodec.entropy import evc_gaussian_tables
+from sparsecodec.nn.routine import Coding
+from sparsecodec.ops import use_backend
+from sparsecodec.runtime import compile_codec, executor
+from sparsecodec.runtime.executor import Executor
+
+from .conftest import build
+
+CPU = torch.device("cpu")
+
+
+class Recorder(TorchDispatchMode):
+    """Keeps every operation with the tensors it read and wrote."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        out = function(*args, **kwargs)
+        read = {storage_of(value) for value in tree_leaves((args, kwargs))}
+        written = any(
+            value.alias_info is not None and value.alias_info.is_write for value in function._schema.arguments
+        )
+        new = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor) and storage_of(value) not in read]
+        if new or written:  # else a view, which changes with its base
+            self.calls.append((function, args, kwargs, out))
+        return out
+
+    def replay(self) -> None:
+        for function, args, kwargs, out in self.calls:
+            again = function(*args, **kwargs)
+            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
+                if isinstance(old, torch.Tensor) and storage_of(old) != storage_of(new):
+                    old.copy_(new)
+
+
+def storage_of(value) -> int | None:
+    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
+
+
+class RecordedGraphs:
+    """`CudaGraphs` without CUDA."""
+
+    session = staticmethod(nullcontext)
+
+    def __init__(self) -> None:
+        self.recorded = self.waits = 0
+
+    def new_pool(self):
+        return None
+
+    def capture(self, work, pool):
+        self.recorded += 1
+        with Recorder() as recorder:
+            result = work()
+        return result, recorder.replay
+
+    def pinned(self, like):
+        return torch.empty(like.shape, dtype=like.dtype)
+
+    def wait(self):
+        self.waits += 1
+
+    def handed_over(self, tensor):
+        return tensor.clone()
+
+
+@pytest.fixture(autouse=True)
+def plain_torch():
+    with use_backend("reference"):
+        yield
+
+
+@pytest.fixture
+def pair(request):
+    """A compiled codec, and the same with captured routines."""
+    model = build(request.param, "dense")
+    eager, captured = compile_codec(model, dtype=torch.float32), compile_codec(model, dtype=torch.float32)
+    captured._executor = Executor(CPU, RecordedGraphs())
+    return eager, captured
+
+
+def pictures(count: int, height: int = 64, width: int = 128):
+    generator = torch.Generator().manual_seed(5)
+    coarse = torch.rand(count, 3, height // 8, width // 8, generator=generator)
+    return torch.nn.functional.interpolate(coarse, (height, width), mode="bilinear").split(1)
+
+
+@pytest.mark.parametrize("pair", ["evc-tiny"], indirect=True)
+def test_replays_decode_other_pictures_at_other_rates(pair):
+    eager, captured = pair
+    graphs = captured._executor._graphs
+    for number, (x, quality) in enumerate(zip(pictures(4), (50, 0, 100, 30), strict=True)):
+        blob = eager.encode(x, quality)
+        assert captured.encode(x, quality) == blob
+        graphs.waits = 0
+        assert torch.equal(captured.decode(blob), eager.decode(blob))
+        assert graphs.waits == (0 if number == 0 else 2)  # one for each pass over the latent, none else
+    assert captured._executor.captures == graphs.recorded == 4 + 3
+    assert captured._executor.refusals == []
+
+
+@pytest.mark.parametrize("pair", ["bmshj2018-factorized", "mbt2018-mean", "bmshj2018-hyperprior"], indirect=True)
+def test_replays_answer_the_familys_calls(pair):
+    eager, captured = pair
+    for x in map(torch.cat, (pictures(4)[:2], pictures(4)[2:], pictures(4)[1:3])):
+        strings = eager.compress(x)
+        assert captured.compress(x) == strings
+        assert torch.equal(captured.decompress(**strings)["x_hat"], eager.decompress(**strings)["x_hat"])
+    assert captured._executor.refusals == []
+
+
+@pytest.mark.parametrize("pair", ["evc-tiny"], indirect=True)
+def test_a_damaged_stream_leaves_the_next_one_alone(pair):
+    eager, captured = pair
+    x, q_scale = pictures(1)[0], 1.0
+    payload = eager.compress(x, q_scale)["bit_stream"]
+    expected = eager.decompress(payload, 64, 128, q_scale)["x_hat"]
+    for _ in range(2):
+        assert torch.equal(captured.decompress(payload, 64, 128, q_scale)["x_hat"], expected)
+        with pytest.raises(BitstreamError):
+            captured.decompress(payload[: len(payload) // 2], 64, 128, q_scale)
+    assert torch.equal(captured.decompress(payload, 64, 128, q_scale)["x_hat"], expected)
+
+
+@pytest.mark.parametrize("pair", ["evc-tiny"], indirect=True)
+def test_results_are_the_callers_own(pair):
+    _, captured = pair
+    blobs = [captured.encode(x) for x in pictures(3)]
+    first = captured.decode(blobs[0])
+    kept = first.clone()
+    captured.decode(blobs[1]), captured.decode(blobs[2])
+    assert torch.equal(first, kept)
+
+
+@pytest.mark.parametrize("pair", ["evc-tiny"], indirect=True)
+def test_graphs_keep_the_buffers_that_they_know(pair):
+    _, captured = pair
+    captured.decode(captured.encode(pictures(1)[0]))
+    held = [item for entry in captured._executor._captured.values() for item in entry.held]
+    for transform in captured._transforms.values():
+        plan = list(transform._plans.values())[-1]
+        assert any(plan is item for item in held), transform.name
+
+
+def test_old_captures_make_room(monkeypatch):
+    monkeypatch.setattr(executor, "MAX_CAPTURES", 2)
+    runner = Executor(CPU, RecordedGraphs())
+
+    def double(x):
+        yield from ()
+        return 2 * x
+
+    for size in (1, 2, 3, 1, 1):
+        x = torch.arange(float(size))
+        assert torch.equal(runner.run(double, x, host=None), 2 * x)
+    assert runner.captures == 2 and runner._graphs.recorded == 4
+
+
+def test_what_cannot_be_captured_runs_eagerly_and_is_named():
+    class Refusing(RecordedGraphs):
+        def capture(self, work, pool):
+            raise RuntimeError("operation not permitted when stream is capturing\nmore text")
+
+    runner = Executor(CPU, Refusing())
+
+    def half(x):
+        yield from ()
+        return x / 2, None
+
+    for x in (torch.ones(3), torch.zeros(3)):
+        result, nothing = runner.run(half, x, host=None)
+        assert torch.equal(result, x / 2) and nothing is None
+    assert runner.refusals == ["half could not be captured: operation not permitted when stream is capturing"]
+
+
+def test_a_routine_that_asks_differently_the_second_time_is_refused():
+    asked = []
+
+    def moody(x):
+        asked.append(x)
+        if len(asked) == 1:
+            yield Coding(evc_gaussian_tables(), torch.zeros(2, dtype=torch.int16), torch.zeros(2, dtype=torch.int32))
+        return x + 1
+
+    runner = Executor(CPU, RecordedGraphs())
+    assert torch.equal(runner.run(moody, torch.ones(2), host=lambda request, out: None), torch.full((2,), 2.0))
+    assert runner.refusals == ["moody could not be captured: the routine made 0 coding calls, 1 in its first run"]
+
+
+def test_the_recorder_would_notice_a_value_that_is_no_data():
+    runner = Executor(CPU, RecordedGraphs())
+
+    def constant(x):
+        yield from ()
+        return x * float(x[0])  # a host value: captured once, wrong ever after
+
+    runner.run(constant, torch.tensor([2.0]), host=None)
+    assert runner.run(constant, torch.tensor([3.0]), host=None).item() == 6.0  # the eager result is 9
