@@ -237,7 +237,8 @@ class EVC(nn.Module):
             raise UsageError(f"batch of {x.shape[0]} pictures (a payload holds 1)")
         q = self.curr_q(self.round_q_scale(q_scale))
         y = self.enc(x) / q
-        payload, y_hat = DualPriorCoder(self.prior, *self.tables()).encode(y, self.hyper_enc(y), q.flatten())
+        coder = DualPriorCoder(self.prior, *self.tables(), x.device)
+        payload, y_hat = coder.encode(y, self.hyper_enc(y), q.flatten())
         return {"bit_stream": payload, "x_hat": self.dec(y_hat).clamp(0, 1)}
 
     @torch.no_grad()
@@ -260,7 +261,7 @@ class EVC(nn.Module):
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
         q = self.curr_q(self.round_q_scale(q_scale))
         z_shape = (1, self.latent_channels, -(-height // STRIDE), -(-width // STRIDE))
-        coder = DualPriorCoder(self.prior, *self.tables())
+        coder = DualPriorCoder(self.prior, *self.tables(), q.device)
         x_hat = self.dec(coder.decode(bit_stream, z_shape, q.flatten())).clamp(0, 1)
         return {"x_hat": x_hat[:, :, :height, :width]}
 

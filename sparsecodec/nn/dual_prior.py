@@ -14,7 +14,11 @@ from torch import Tensor
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
 from sparsecodec.nn.layers import lower_bound
 from sparsecodec.nn.routine import Coding, Routine, drive, pulling, pushing
-from sparsecodec.ops import entropy_parameters, evc_scale_thresholds, quantize_latent, restore_latent
+from sparsecodec.ops import evc_scale_thresholds
+from sparsecodec.ops._registry import deferred
+from sparsecodec.ops.entropy_parameters import ENTROPY_PARAMETERS
+from sparsecodec.ops.quantize_latent import QUANTIZE_LATENT
+from sparsecodec.ops.restore_latent import RESTORE_LATENT
 
 STEP_MIN = 0.5  # least quantisation step
 STREAMS = 2  # that each coding call is split over
@@ -84,13 +88,24 @@ class DualPriorCoder:
         prior: the networks; encoder and decoder must compute the same bits.
         y_tables: rows of the scale index (`sparsecodec.entropy.evc_gaussian_tables`).
         z_tables: a row per channel of the hyper-latent.
+        device: where the networks run.
     """
 
-    def __init__(self, prior: DualPrior, y_tables: EntropyTables, z_tables: EntropyTables) -> None:
+    def __init__(
+        self,
+        prior: DualPrior,
+        y_tables: EntropyTables,
+        z_tables: EntropyTables,
+        device: torch.device | str = "cpu",
+    ) -> None:
         self._prior = prior
         self._y_tables = y_tables
         self._z_tables = z_tables
-        self._thresholds = evc_scale_thresholds()
+        self._quantize_z = deferred(QUANTIZE_LATENT, limit=SYMBOL_MAX)
+        self._quantize = {part: deferred(QUANTIZE_LATENT, part=part, limit=SYMBOL_MAX) for part in PASSES}
+        thresholds = evc_scale_thresholds().to(device)
+        self._index = {part: deferred(ENTROPY_PARAMETERS, thresholds=thresholds, part=part) for part in PASSES}
+        self._restore = {part: deferred(RESTORE_LATENT, part=part) for part in PASSES}
 
     def encode(self, y: Tensor, z: Tensor, gain: Tensor) -> tuple[bytes, Tensor]:
         """Codes one picture's latents; arguments as for `encoding`.
@@ -126,12 +141,12 @@ class DualPriorCoder:
             z: ``[1, C, H/4, W/4]`` float32. Hyper-latent, not yet rounded.
             gain: ``[C]`` float32. Global times channel-wise step.
         """
-        z_symbols = quantize_latent(z, limit=SYMBOL_MAX)
+        z_symbols = self._quantize_z(z)
         yield Coding(self._z_tables, _z_indexes(z.shape, z.device), z_symbols)
 
         def push(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
-            symbols = quantize_latent(y, means, step, part, SYMBOL_MAX)
-            yield Coding(self._y_tables, entropy_parameters(scales, self._threshold(y), part), symbols)
+            symbols = self._quantize[part](y, means, step)
+            yield Coding(self._y_tables, self._index[part](scales), symbols)
             return symbols
 
         return (yield from self._two_passes(z_symbols, gain, push))
@@ -140,7 +155,7 @@ class DualPriorCoder:
         """Device work of `decode`: ``z_symbols [1, C, h, w]`` int32 -> latent ``[1, C, 4h, 4w]``."""
 
         def pull(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
-            return (yield Coding(self._y_tables, entropy_parameters(scales, self._threshold(means), part)))
+            return (yield Coding(self._y_tables, self._index[part](scales)))
 
         return (yield from self._two_passes(z_symbols, gain, pull))
 
@@ -148,11 +163,6 @@ class DualPriorCoder:
         """Both directions: `code` maps a pass' (scales, means, step, part) to its symbols."""
         step, scales, means = self._prior.parameters(z_symbols.to(torch.float32))
         even, odd = PASSES
-        first = restore_latent((yield from code(scales, means, step, even)), means, part=even)
+        first = self._restore[even]((yield from code(scales, means, step, even)), means)
         scales, means = self._prior.refine(first, step, scales, means)
-        return restore_latent((yield from code(scales, means, step, odd)), means, first, step, gain, odd)
-
-    def _threshold(self, like: Tensor) -> Tensor:
-        if self._thresholds.device != like.device:
-            self._thresholds = self._thresholds.to(like.device)
-        return self._thresholds
+        return self._restore[odd]((yield from code(scales, means, step, odd)), means, first, step, gain)

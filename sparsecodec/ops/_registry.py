@@ -216,3 +216,16 @@ def bind(spec: OpSpec, *args: Any, **kwargs: Any) -> Bound:
         return out
 
     return Bound("reference" if impl is None else impl.backend, run, refused)
+
+
+def deferred(spec: OpSpec, **constants: Any) -> Callable[..., Any]:
+    """The op with these constants, bound at its first call, to arguments like those of that call."""
+    bound: Bound | None = None
+
+    def run(*args: Any, out: Any = None, **kwargs: Any) -> Any:
+        nonlocal bound
+        if bound is None:
+            bound = bind(spec, *args, **kwargs, **constants)
+        return bound.run(*args, **kwargs, out=out)
+
+    return run

@@ -33,9 +33,9 @@ class EVCCodec(CompiledCodec):
         self._latent = model.q_basic.shape[1]
         tables = evc_gaussian_tables(), evc_factorized_tables(model.bit_estimator_z.cdf, self._latent)
         networks = [self._transforms[path] for path in self.ENTROPY]
-        self._coder = DualPriorCoder(DualPrior(*networks), *tables)
+        self._coder = DualPriorCoder(DualPrior(*networks), *tables, device)
         original = DualPrior(model.hyper_dec, model.y_prior_fusion, model.y_spatial_prior)
-        self._original_coder = DualPriorCoder(original, *tables)
+        self._original_coder = DualPriorCoder(original, *tables, device)
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
