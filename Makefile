@@ -1,4 +1,4 @@
-# make demo | test | bench | lint | aot. Everything happens in .venv; nothing is installed outside this folder.
+# make demo | test | bench | gpu | aot | emulate | lint. Everything happens in .venv; nothing is installed outside this folder.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPU_ONLY := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
 TORCH := torch==2.13.0$(if $(CPU_ONLY),+cpu)
 
-.PHONY: demo test bench lint aot install clean
+.PHONY: demo test bench gpu lint aot install clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsecodec demo --out demo
@@ -21,6 +21,12 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest bench
+
+# Conformance, sanitizer and benches on a GPU, in under ten minutes.
+gpu:
+	@command -v nvidia-smi >/dev/null || { echo "no GPU lane here: no NVIDIA driver (nvidia-smi is not on the PATH)"; exit 1; }
+	$(MAKE) $(INSTALLED)
+	@$(BIN)/python bench/gpu.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

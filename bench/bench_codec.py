@@ -1,4 +1,4 @@
-"""Whole decodes: stock eager, compiled dense, compiled sparse, in interleaved rounds of one run, with all bytes coded.
+"""Whole decodes on a CPU: stock eager, compiled dense, compiled sparse, in interleaved rounds, with all bytes coded.
 
 EVC_LL and EVC_SS have random weights whose latents are scaled to a plausible rate, and one-shot magnitude masks: their
 times and MACs are real, their pictures are not. The shipped evc-tiny pair is trained.
@@ -7,8 +7,6 @@ times and MACs are real, their pictures are not. The shipped evc-tiny pair is tr
 from __future__ import annotations
 
 import copy
-import math
-import time
 from collections.abc import Callable
 from pathlib import Path
 from statistics import median
@@ -21,19 +19,13 @@ from sparsecodec import compile_codec, load
 from sparsecodec._compat import import_compressai
 from sparsecodec.data import read_image
 from sparsecodec.models import create
+from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_macs, trace_model
 
-DECODER = ("hyper_dec", "y_prior_fusion", "y_spatial_prior", "dec")
+CPU = torch.device("cpu")
 SPARSITY = 0.655
 ROUNDS = 7
 PICTURE = Path(sparsecodec.__file__).parent / "data" / "pictures" / "kodim23.png"
-
-
-def decoder_macs(model: torch.nn.Module, height: int, width: int) -> int:
-    """Multiply-accumulates of one decode."""
-    c, h, w = model.latent_channels, height // 16, width // 16
-    shapes = {"hyper_dec": (1, c, h // 4, w // 4), "y_prior_fusion": (1, c, h, w)}
-    return count(model, shapes | {"y_spatial_prior": (1, 4 * c, h, w), "dec": (1, c, h, w)}).macs
 
 
 @pytest.fixture(scope="module")
@@ -41,40 +33,9 @@ def picture():
     return read_image(PICTURE)
 
 
-def random_pair(name: str, picture: torch.Tensor) -> tuple[torch.nn.Module, torch.nn.Module, float]:
-    """A codec with random weights, its magnitude-pruned compact twin, and a global step."""
-    torch.manual_seed(0)
-    dense = create(name).eval()
-    with torch.no_grad():
-        dense.enc[6].weight.mul_(2.0 / dense.enc(picture).std())
-    graph = trace_model(dense, DECODER)
-    c = dense.latent_channels
-    shapes = {"hyper_dec": (1, c, 8, 8), "y_prior_fusion": (1, c, 32, 32)}
-    report = count(dense, shapes | {"y_spatial_prior": (1, 4 * c, 32, 32), "dec": (1, c, 32, 32)})
-    masks = masks_for_macs(report, graph, magnitude_scores(dense, graph), SPARSITY, round_to=16)
-    return dense, compact(dense, masks, graph).eval(), 1.0
-
-
 def trained_pair() -> tuple[torch.nn.Module, torch.nn.Module, float]:
     dense = load("evc-tiny")
     return dense, load("evc-tiny-sparse"), dense.round_q_scale(float(dense.q_scale.detach()[2]))
-
-
-def psnr(a: torch.Tensor, b: torch.Tensor) -> float:
-    return -10 * math.log10(max(float((a - b).square().mean()), 1e-12))
-
-
-def interleaved(calls: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:
-    """Seconds of each call, one of each per round."""
-    times: dict[str, list[float]] = {name: [] for name in calls}
-    for call in calls.values():
-        call()
-    for _ in range(rounds):
-        for name, call in calls.items():
-            start = time.perf_counter()
-            call()
-            times[name].append(time.perf_counter() - start)
-    return times
 
 
 def record(bench_row, case: str, times: dict[str, list[float]], macs: dict, sizes: dict, change: dict) -> None:
@@ -103,9 +64,9 @@ def record(bench_row, case: str, times: dict[str, list[float]], macs: dict, size
 
 
 @pytest.mark.parametrize("name", ["evc-tiny", "evc-ll", "evc-ss"])
-def bench_decode(name, picture, bench_row, benchmark):
+def bench_decode(name, picture, evc_pair, decoder_macs, psnr, bench_row, benchmark, clock_of):
     height, width = picture.shape[2:]
-    dense, sparse, q_scale = trained_pair() if name == "evc-tiny" else random_pair(name, picture)
+    dense, sparse, q_scale = trained_pair() if name == "evc-tiny" else (*evc_pair(name, picture, SPARSITY), 1.0)
     codecs = {
         "compiled dense float32": compile_codec(dense, dtype=torch.float32),
         "compiled dense bfloat16": compile_codec(dense, dtype=torch.bfloat16),
@@ -138,12 +99,13 @@ def bench_decode(name, picture, bench_row, benchmark):
     if not benchmark.disabled:
         macs = {label: decoder_macs(sparse if "sparse" in label else dense, height, width) for label in calls}
         sizes = {label: len(blobs.get(label, payload)) for label in calls}
-        record(bench_row, f"{name} {width}x{height}", interleaved(calls, ROUNDS), macs, sizes, change)
+        times = clock_of(CPU).race({label: [call] for label, call in calls.items()}, ROUNDS)
+        record(bench_row, f"{name} {width}x{height}", times, macs, sizes, change)
     benchmark.pedantic(calls["compiled sparse bfloat16"], rounds=1 if benchmark.disabled else 3)
 
 
 @pytest.mark.parametrize("name", ["bmshj2018-hyperprior", "mbt2018-mean"])
-def bench_compressai_decode(name, picture, bench_row, benchmark):
+def bench_compressai_decode(name, picture, psnr, bench_row, benchmark, clock_of):
     """CompressAI's own `decompress` against the compiled one, on the same strings; random weights."""
     import_compressai()
     from compressai.zoo import image_models
@@ -174,10 +136,36 @@ def bench_compressai_decode(name, picture, bench_row, benchmark):
     if not benchmark.disabled:
         macs = {label: count(sparse if "sparse" in label else dense, latent).macs for label in calls}
         sizes = dict.fromkeys(calls, sum(len(string[0]) for string in strings["strings"]))
-        record(bench_row, f"{name} {picture.shape[3]}x{picture.shape[2]}", interleaved(calls, ROUNDS), macs, sizes, {})
+        times = clock_of(CPU).race({label: [call] for label, call in calls.items()}, ROUNDS)
+        record(bench_row, f"{name} {picture.shape[3]}x{picture.shape[2]}", times, macs, sizes, {})
     benchmark.pedantic(calls["compiled sparse bfloat16"], rounds=1 if benchmark.disabled else 3)
 
 
 def _eager(model: torch.nn.Module, strings: dict) -> object:
     with torch.no_grad():
         return model.decompress(**strings)
+
+
+@pytest.mark.parametrize("name", ["evc-ll", "evc-ss"])
+def bench_synthesis(name, bench_row, benchmark, clock_of):
+    """The dense synthesis of 768x512 alone, in bfloat16, against torch's channels_last bfloat16 layers."""
+    torch.manual_seed(0)
+    model = create(name).eval()
+    y_hat = torch.randn(1, model.latent_channels, 32, 48).to(torch.bfloat16, memory_format=torch.channels_last)
+    stock = copy.deepcopy(model.dec).to(torch.bfloat16, memory_format=torch.channels_last)
+    compiled = CompiledTransform(model.dec, "dec", torch.bfloat16)
+    with torch.inference_mode():
+        exact = model.dec(y_hat.float())
+        errors = [float((net(y_hat).float() - exact).abs().max()) for net in (compiled, stock)]
+        assert errors[0] <= 2 * errors[1]
+        calls = {"kernel": [lambda: compiled(y_hat)], "torch channels_last": [lambda: stock(y_hat)]}
+        if not benchmark.disabled:
+            times = clock_of(CPU).race(calls, ROUNDS)
+            ours, theirs = (median(times[label]) for label in calls)
+            macs = count(model, {"dec": tuple(y_hat.shape)}).macs
+            bench_row(
+                op="synthesis", case=f"{name} 768x512", backend="cpu", dtype="bfloat16", passed=True, macs=macs,
+                err=errors[0], err_ref=errors[1], flops=2 * macs, n_runs=ROUNDS, t_us_p50=1e6 * ours,
+                t_us_reference_p50=1e6 * theirs, speedup_over_reference=theirs / ours, timer="host, rounds interleaved",
+            )  # fmt: skip
+        benchmark.pedantic(calls["kernel"][0], rounds=1)

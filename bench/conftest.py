@@ -1,11 +1,13 @@
-"""What the suites share: one row per timed case, with the machine it was timed on."""
+"""What the suites share: clocks for hosts and for GPUs, and one row per timed case with the machine it was timed on."""
 
 from __future__ import annotations
 
 import json
+import math
 import re
 import subprocess
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Sequence
 from datetime import datetime, timezone
 from pathlib import Path
 from statistics import median, quantiles
@@ -15,8 +17,93 @@ import pytest
 import torch
 
 from sparsecodec.info import device_name, environment
+from sparsecodec.models import create
+from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_macs, trace_model
 
 RESULTS = Path(__file__).parent / "results"
+Calls = dict[str, Sequence[Callable[[], object]]]  # contender -> the same call on rotated inputs
+
+
+class HostClock:
+    """Wall time; for calls that end on the host."""
+
+    name = "host, rounds interleaved"
+
+    def race(self, calls: Calls, rounds: int) -> dict[str, list[float]]:
+        """Seconds of each contender's call, one of each per round, after one that does not count."""
+        times: dict[str, list[float]] = {name: [] for name in calls}
+        for rotated in calls.values():
+            rotated[0]()
+        for number in range(rounds):
+            for name, rotated in calls.items():
+                call = rotated[number % len(rotated)]
+                start = time.perf_counter()
+                call()
+                times[name].append(time.perf_counter() - start)
+        return times
+
+
+class DeviceClock:
+    """Time on a GPU between two events around a CUDA graph that holds a contender's calls on all its rotated inputs.
+
+    The second-level cache is flushed before each graph, and inputs are rotated within, so that every call finds its
+    inputs in memory. What cannot be captured is launched call by call.
+    """
+
+    name = "CUDA events, graph over rotated inputs, L2 flushed, rounds interleaved"
+
+    def __init__(self) -> None:
+        cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
+        self._flush = torch.empty(2 * cache, dtype=torch.uint8, device="cuda")
+
+    def race(self, calls: Calls, rounds: int) -> dict[str, list[float]]:
+        """As `HostClock.race`, seconds on the device."""
+        launches = {name: self._captured(rotated) for name, rotated in calls.items()}
+        events = {name: [(_event(), _event()) for _ in range(rounds)] for name in calls}
+        for number in range(rounds):
+            for name, launch in launches.items():
+                start, end = events[name][number]
+                self._flush.zero_()
+                start.record()
+                launch()
+                end.record()
+        torch.cuda.synchronize()
+        return {
+            name: [start.elapsed_time(end) / 1e3 / len(calls[name]) for start, end in pairs]
+            for name, pairs in events.items()
+        }
+
+    @staticmethod
+    def _captured(rotated: Sequence[Callable[[], object]]) -> Callable[[], None]:
+        def launch() -> None:
+            for call in rotated:
+                call()
+
+        side = torch.cuda.Stream()
+        side.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(side):
+            for _ in range(3):
+                launch()
+        torch.cuda.current_stream().wait_stream(side)
+        torch.cuda.synchronize()
+        graph = torch.cuda.CUDAGraph()
+        try:
+            with torch.cuda.graph(graph):
+                launch()
+        except RuntimeError:
+            torch.cuda.synchronize()
+            return launch
+        return graph.replay
+
+
+def _event() -> torch.cuda.Event:
+    return torch.cuda.Event(enable_timing=True)
+
+
+@pytest.fixture
+def clock_of() -> Callable[[torch.device], HostClock | DeviceClock]:
+    """``clock_of(device)``: the clock for work there."""
+    return lambda device: DeviceClock() if device.type == "cuda" else HostClock()
 
 
 def _git(*arguments: str) -> str:
@@ -74,3 +161,44 @@ def _times(values_us: list[float]) -> dict[str, float]:
         return {"t_us_p50": values_us[0], "n_runs": len(values_us)}
     fifths = quantiles(values_us, n=5, method="inclusive")
     return {"t_us_p20": fifths[0], "t_us_p50": median(values_us), "t_us_p80": fifths[3], "n_runs": len(values_us)}
+
+
+EVC_DECODER = ("hyper_dec", "y_prior_fusion", "y_spatial_prior", "dec")
+
+
+def _decoder_shapes(model: torch.nn.Module, height: int, width: int) -> dict[str, tuple[int, ...]]:
+    c, h, w = model.latent_channels, -(-height // 64) * 4, -(-width // 64) * 4
+    z, y = (1, c, h // 4, w // 4), (1, c, h, w)
+    return {"hyper_dec": z, "y_prior_fusion": y, "y_spatial_prior": (1, 4 * c, h, w), "dec": y}
+
+
+@pytest.fixture(scope="session")
+def decoder_macs() -> Callable[[torch.nn.Module, int, int], int]:
+    """``decoder_macs(model, height, width)``: multiply-accumulates of one decode of an EVC."""
+    return lambda model, height, width: count(model, _decoder_shapes(model, height, width)).macs
+
+
+@pytest.fixture(scope="session")
+def evc_pair() -> Callable[[str, torch.Tensor, float], tuple[torch.nn.Module, torch.nn.Module]]:
+    """``evc_pair(name, picture, sparsity)``: an EVC with random weights and its magnitude-pruned, compact twin.
+
+    The latents are scaled to a deviation of 2 on that picture. The sparsity is that of the decoder's MACs.
+    """
+
+    def make(name: str, picture: torch.Tensor, sparsity: float) -> tuple[torch.nn.Module, torch.nn.Module]:
+        torch.manual_seed(0)
+        dense = create(name).eval()
+        with torch.no_grad():
+            dense.enc[6].weight.mul_(2.0 / dense.enc(picture).std())
+        graph = trace_model(dense, EVC_DECODER)
+        report = count(dense, _decoder_shapes(dense, 512, 512))
+        masks = masks_for_macs(report, graph, magnitude_scores(dense, graph), sparsity, round_to=16)
+        return dense, compact(dense, masks, graph).eval()
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def psnr() -> Callable[[torch.Tensor, torch.Tensor], float]:
+    """``psnr(a, b)`` in dB of two tensors in [0, 1]."""
+    return lambda a, b: -10 * math.log10(max(float((a - b).square().mean()), 1e-12))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import re
+import sys
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ _MODELS = _NN | {"models"}
 ALLOWED = {
     "errors": set(),
     "_compat": _LOW,
+    "_cuda": _LOW,
     "_files": set(),
     "ops": _LOW,
     "testing": _OPS,
@@ -40,7 +42,7 @@ ALLOWED = {
     "__init__": _LOW,
     "__main__": {"cli"},
 }
-NATIVE = {"_C", "_C_cuda", "_triton"}  # only named by the strings of the registry, or by their one wrapper
+NATIVE = {"_C", "_cuda", "_triton"}  # only named by the strings of the registry, or by their one wrapper
 MAY_IMPORT_NATIVE = {"ops", "entropy"}
 HEAVY = {"triton", "compressai", "matplotlib", "bjontegaard", "pytorch_msssim", "constriction", "torchvision"}
 MAY_IMPORT_HEAVY = {"_compat": {"compressai"}, "metrics": {"bjontegaard", "pytorch_msssim"}, "cli": {"matplotlib"}}
@@ -110,9 +112,9 @@ def test_optional_packages_stay_in_their_place(path: Path):
 @pytest.mark.parametrize("path", sorted((ROOT / "triton_kernels").glob("*.py")), ids=lambda path: path.name)
 def test_triton_kernels_stand_alone(path: Path):
     roots = {tuple(name.split(".")[:2]) for name in imported_modules(path)}
-    wrong = {root for root in roots if root[0] not in {"torch", "triton", "__future__", "triton_kernels"}}
-    wrong -= {("sparsecodec", "_triton")}
-    assert not wrong, f"{path.name} imports {wrong}; kernels import torch, triton and each other"
+    allowed = {"torch", "triton", "triton_kernels", *sys.stdlib_module_names}
+    wrong = {root for root in roots if root[0] not in allowed} - {("sparsecodec", "_triton")}
+    assert not wrong, f"{path.name} imports {wrong}; kernels import torch, triton, the standard library and each other"
 
 
 @pytest.mark.parametrize("folder", ["common", "entropy"])
