@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPU_ONLY := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
 TORCH := torch==2.13.0$(if $(CPU_ONLY),+cpu)
 
-.PHONY: demo test bench gpu lint aot install clean
+.PHONY: demo test bench gpu lint aot emulate install clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsecodec demo --out demo
@@ -32,9 +32,13 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
-# Registers, spills and tensor-core instructions of every Triton kernel; needs no GPU.
+# Registers, spills and tensor-core instructions of every Triton and CUDA kernel; needs no GPU.
 aot: $(INSTALLED)
 	env -u TRITON_INTERPRET $(BIN)/python tests/ops/aot_compile.py --out bench/results/aot.json
+
+# The CUDA kernels on CPU threads, against the CPU kernels and under the sanitizers; needs g++ only.
+emulate:
+	$(PYTHON) tests/cuda_emulator/emulate.py
 
 install: $(INSTALLED)
 
@@ -49,4 +53,4 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt $(shell find csrc -type f)
 	touch $@
 
 clean:
-	rm -rf build demo *.egg-info sparsecodec/_C*.so
+	rm -rf build demo *.egg-info sparsecodec/*.so

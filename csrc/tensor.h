@@ -131,4 +131,13 @@ std::vector<T> copy_values(py::handle tensor, const char* name) {
     return std::vector<T>(values.data, values.data + values.numel());
 }
 
+// The factors of the channels of a result, empty for None.
+inline std::vector<float> scale_values(py::handle scale, std::ptrdiff_t channels) {
+    std::vector<float> values = copy_values<float>(scale, "scale");
+    if (!scale.is_none() && static_cast<std::ptrdiff_t>(values.size()) != channels) {
+        refuse("scale: ", values.size(), " values (needs ", channels, ", one per channel of the result)");
+    }
+    return values;
+}
+
 }  // namespace sparsecodec

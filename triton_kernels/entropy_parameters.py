@@ -6,18 +6,8 @@ import torch
 import triton
 import triton.language as tl
 
+from sparsecodec._triton._spatial_prior import active_group, cells_of, grouped, groups_of, pad_thresholds, table_index
 from sparsecodec._triton._tile import MAP_TILE
-
-# Pass -> which of its groups of channels is coded, by cell 2 * (row % 2) + column % 2.
-CELLS = {
-    "all": (0, 0, 0, 0),
-    "even": (0, 1, 1, 0),
-    "odd": (1, 0, 0, 1),
-    "quarter0": (0, 1, 2, 3),
-    "quarter1": (3, 2, 1, 0),
-    "quarter2": (2, 3, 0, 1),
-    "quarter3": (1, 0, 3, 2),
-}
 
 
 @triton.jit
@@ -28,11 +18,7 @@ def _entropy_parameters_fwd_kernel(
     CELL0: tl.constexpr, CELL1: tl.constexpr, CELL2: tl.constexpr, CELL3: tl.constexpr, STEPS: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
-    """One program: the indexes of BLOCK_P of the P = N*H*W positions, BLOCK_C of the C channels of a group.
-
-    A bisection with one comparison a step and the same steps for every element, in 2^STEPS - 1 thresholds: those beyond
-    THRESHOLDS are infinite.
-    """
+    """One program: the indexes of BLOCK_P of the P = N*H*W positions, BLOCK_C of the C channels of a group."""
     blocks = tl.cdiv(C, BLOCK_C)
     pid = tl.program_id(0)
 
@@ -41,9 +27,7 @@ def _entropy_parameters_fwd_kernel(
     w = p % W
     h = p // W % H
     n = (p // W // H).to(tl.int64)
-    upper = tl.where(w % 2 == 0, CELL0, CELL1)
-    lower = tl.where(w % 2 == 0, CELL2, CELL3)
-    group = tl.where(h % 2 == 0, upper, lower).to(tl.int64)
+    group = active_group(h, w, CELL0, CELL1, CELL2, CELL3).to(tl.int64)
     row = n * stride_sn + group * stride_sg + h.to(tl.int64) * stride_sh + w.to(tl.int64) * stride_sw
 
     # [BLOCK_C]
@@ -52,12 +36,7 @@ def _entropy_parameters_fwd_kernel(
     # [BLOCK_P, BLOCK_C]
     inside = (p < P)[:, None] & (c < C)[None, :]
     scale = tl.load(scales_ptr + row[:, None] + (c * stride_sc)[None, :], mask=inside, other=0.0)
-    index = tl.zeros((BLOCK_P, BLOCK_C), tl.int32)
-    for step in tl.static_range(STEPS):
-        next_index = index + (1 << (STEPS - 1 - step))
-        threshold = tl.load(thresholds_ptr + next_index - 1)
-        index = tl.where(threshold >= scale, index, next_index)  # a NaN scale lies above all thresholds,
-    index = tl.minimum(index, THRESHOLDS)  # the appended ones included
+    index = table_index(scale, thresholds_ptr, THRESHOLDS, STEPS)
     out = ((n * C)[:, None] + c[None, :]) * H * W + (h * W + w)[:, None]
     tl.store(out_ptr + out, index.to(tl.int16), mask=inside)
 
@@ -66,26 +45,21 @@ def _launch(scales, thresholds, count, part, out):
     n, channels, height, width = out.shape
     if out.numel() == 0:
         return
-    cells = CELLS[part]
-    groups = max(cells) + 1
-    scales = scales if scales.dim() == 5 else scales.unflatten(1, (groups, channels))
+    scales = grouped(scales, groups_of(part))
     pixels = n * height * width
     grid = (triton.cdiv(pixels, MAP_TILE["BLOCK_P"]) * triton.cdiv(channels, MAP_TILE["BLOCK_C"]),)
     with torch.cuda.device_of(scales):
         _entropy_parameters_fwd_kernel[grid](
             scales, thresholds, out,
             height, width, pixels, channels, count, *scales.stride(),
-            CELL0=cells[0], CELL1=cells[1], CELL2=cells[2], CELL3=cells[3],
-            STEPS=count.bit_length(), **MAP_TILE,
+            **cells_of(part), STEPS=count.bit_length(), **MAP_TILE,
         )  # fmt: skip
 
 
 def entropy_parameters_plan(thresholds, part, dtype):
     """The op with its constants packed: a callable ``(scales, out=None)``; `out` is contiguous int16."""
-    count = thresholds.shape[0]
-    padded = thresholds.new_full((2 ** count.bit_length() - 1,), float("inf"), dtype=dtype)
-    padded[:count] = thresholds
-    groups = max(CELLS[part]) + 1
+    count, padded = thresholds.shape[0], pad_thresholds(thresholds, dtype)
+    groups = groups_of(part)
 
     def run(scales, out=None):
         if out is None:

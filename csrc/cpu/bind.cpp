@@ -1,12 +1,15 @@
 // Python's view of the dense CPU ops. A plan packs the constants of one layer once; calling it runs the layer.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 #include <variant>
 #include <vector>
 
 #include "check.h"
+#include "cpu/bind_names.h"
 #include "cpu/conv2d_act.h"
 #include "cpu/conv_transpose2d_act.h"
 #include "tensor.h"
@@ -17,14 +20,6 @@ namespace py = pybind11;
 using namespace sparsecodec;
 using igemm::bf16;
 using namespace py::literals;
-
-igemm::Activation parse_activation(const std::string& name, float slope) {
-    if (name == "none") return {1.0f, false};
-    if (name == "relu") return {0.0f, false};
-    if (name == "leaky_relu") return {slope, false};
-    if (name == "sigmoid_gate") return {1.0f, true};
-    refuse("activation='", name, "' (one of none, relu, leaky_relu, sigmoid_gate)");
-}
 
 // Runs f with a value of the element type that `dtype`, a torch.dtype, names.
 template <class F>
@@ -90,13 +85,13 @@ class ConvPlan {
     }
 
     py::object operator()(py::handle x, py::handle residual, py::handle scale, py::object out) const {
-        SC_CHECK(scale.is_none(), "scale (not in the CPU kernel)");
-        return std::visit([&](const auto& conv) { return run(*conv, x, residual, std::move(out)); }, conv_);
+        return std::visit([&](const auto& conv) { return run(*conv, x, residual, scale, std::move(out)); }, conv_);
     }
 
   private:
     template <class T>
-    py::object run(const Conv2dAct<T>& conv, py::handle x, py::handle residual, py::object out) const {
+    py::object run(const Conv2dAct<T>& conv, py::handle x, py::handle residual, py::handle scale,
+                   py::object out) const {
         const Image<const T> from = view_nhwc<const T>(x, "x");
         const bool exact = options_.in_index.empty();
         if (from.c < channels_ || (exact && from.c != channels_)) {
@@ -113,9 +108,10 @@ class ConvPlan {
             if (base.c < width_) refuse("out_index holds ", width_ - 1, " (needs channels of residual, ", base.c, ")");
         }
         if (options_.shuffle > 1) check_rows(to, residual.is_none() ? Image<const T>(to) : base);
+        const std::vector<float> factors = scale_values(scale, to.c);
         {
             const py::gil_scoped_release release;
-            conv.run(from, to, residual.is_none() ? nullptr : &base);
+            conv.run(from, to, residual.is_none() ? nullptr : &base, scale.is_none() ? nullptr : factors.data());
         }
         return out;
     }
@@ -135,7 +131,8 @@ class ConvPlan {
 };
 
 ConvOptions conv_options(int stride, int padding, py::handle in_index, py::handle out_index,
-                         const std::string& activation, float slope, int shuffle) {
+                         const std::string& activation, float slope, int shuffle, int chunks = 1,
+                         bool interleaved = false) {
     ConvOptions options;
     options.stride = stride;
     options.padding = padding;
@@ -143,7 +140,9 @@ ConvOptions conv_options(int stride, int padding, py::handle in_index, py::handl
     options.out_index = copy_values<std::int32_t>(out_index, "out_index");
     options.scatter = !out_index.is_none();
     options.shuffle = shuffle;
-    options.activation = parse_activation(activation, slope);
+    options.activation = activation_named(activation, slope);
+    options.chunks = chunks;
+    options.interleaved = interleaved;
     return options;
 }
 
@@ -153,6 +152,14 @@ std::unique_ptr<ConvPlan> conv2d_act_plan(py::handle weight, py::handle bias, in
     return std::make_unique<ConvPlan>(
         Constants(weight, bias, 0),
         conv_options(stride, padding, in_index, out_index, activation, slope, shuffle), dtype);
+}
+
+std::unique_ptr<ConvPlan> pointwise_plan(py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
+                                         const std::string& activation, float slope, int shuffle, int chunks,
+                                         bool interleaved, py::handle dtype) {
+    return std::make_unique<ConvPlan>(
+        Constants(weight, bias, 0),
+        conv_options(1, 0, in_index, out_index, activation, slope, shuffle, chunks, interleaved), dtype);
 }
 
 class ConvTransposePlan {
@@ -168,7 +175,7 @@ class ConvTransposePlan {
         with_element(dtype, [&](auto element) {
             conv_ = std::make_unique<ConvTranspose2dAct<decltype(element)>>(
                 constants.kernel, constants.bias_or_null(), stride, padding, output_padding,
-                parse_activation(activation, slope));
+                activation_named(activation, slope));
         });
     }
 
@@ -194,36 +201,55 @@ class ConvTransposePlan {
     std::variant<std::unique_ptr<ConvTranspose2dAct<float>>, std::unique_ptr<ConvTranspose2dAct<bf16>>> conv_;
 };
 
+const char* name_of(igemm::Isa isa) {
+    switch (isa) {
+        case igemm::Isa::kScalar: return "scalar";
+        case igemm::Isa::kAvx2: return "avx2";
+        case igemm::Isa::kAvx512: return "avx512";
+        case igemm::Isa::kAvx512Bf16: return "avx512bf16";
+        case igemm::Isa::kAmxEmulated: return "amx-emulated";
+        case igemm::Isa::kAmx: return "amx";
+    }
+    return "";
+}
+
 }  // namespace
 
 namespace sparsecodec {
+void bind_compact_symbols(py::module_& m);
 void bind_depth_conv_block(py::module_& m);
 void bind_entropy_parameters(py::module_& m);
 void bind_gdn(py::module_& m);
+void bind_prior_head(py::module_& m);
+void bind_warp(py::module_& m);
 }  // namespace sparsecodec
 
 void bind_cpu(py::module_& m) {
+    bind_compact_symbols(m);
     bind_depth_conv_block(m);
     bind_entropy_parameters(m);
     bind_gdn(m);
+    bind_prior_head(m);
+    bind_warp(m);
+
+    m.def(
+        "cpu_isa", [] { return name_of(igemm::isa()); },
+        "Instruction set of the dense kernels: amx, avx512bf16, avx512, avx2 or scalar (float32 never uses AMX).");
+    m.def(
+        "why_no_amx",
+        [] { return igemm::why_no_amx().empty() ? std::optional<std::string>() : igemm::why_no_amx(); },
+        "None if bfloat16 products can use AMX, else one sentence.");
 
     py::class_<ConvPlan>(m, "ConvPlan", "A pointwise or conv2d_act layer with packed weights.")
-        .def("__call__", &ConvPlan::operator(), "x"_a, "residual"_a = py::none(),
-             "scale"_a = py::none(), "out"_a = py::none());
+        .def("__call__", &ConvPlan::operator(), "x"_a, "residual"_a = py::none(), "scale"_a = py::none(),
+             "out"_a = py::none());
     py::class_<ConvTransposePlan>(m, "ConvTransposePlan", "A conv_transpose2d_act layer with packed weights.")
         .def("__call__", &ConvTransposePlan::operator(), "x"_a, "out"_a = py::none());
 
     m.def("conv2d_act_plan", &conv2d_act_plan, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "in_index"_a,
           "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "dtype"_a);
-    m.def(
-        "pointwise_plan",
-        [](py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
-           const std::string& activation, float slope, int shuffle, int chunks, bool, py::handle dtype) {
-            SC_CHECK(chunks == 1, "chunks=", chunks, " (not in the CPU kernel)");
-            return conv2d_act_plan(weight, bias, 1, 0, in_index, out_index, activation, slope, shuffle, dtype);
-        },
-        "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "chunks"_a,
-        "interleaved"_a, "dtype"_a);
+    m.def("pointwise_plan", &pointwise_plan, "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "activation"_a,
+          "slope"_a, "shuffle"_a, "chunks"_a, "interleaved"_a, "dtype"_a);
     m.def(
         "conv_transpose2d_act_plan",
         [](py::handle weight, py::handle bias, int stride, int padding, int output_padding,
@@ -247,10 +273,9 @@ void bind_cpu(py::module_& m) {
         "pointwise",
         [](py::handle x, py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
            py::handle residual, py::handle scale, const std::string& activation, float slope, int shuffle, int chunks,
-           bool) {
-            SC_CHECK(chunks == 1, "chunks=", chunks, " (not in the CPU kernel)");
-            return (*conv2d_act_plan(weight, bias, 1, 0, in_index, out_index, activation, slope, shuffle,
-                                     x.attr("dtype")))(x, residual, scale, py::none());
+           bool interleaved) {
+            return (*pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle, chunks, interleaved,
+                                    x.attr("dtype")))(x, residual, scale, py::none());
         },
         "x"_a, "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "residual"_a, "scale"_a, "activation"_a, "slope"_a,
         "shuffle"_a, "chunks"_a, "interleaved"_a);

@@ -42,6 +42,8 @@ struct Constants {
     std::vector<float> taps, taps_bias, slopes;
     std::vector<std::int32_t> in1, in3;
     std::optional<std::vector<std::int32_t>> out2, out4;
+    bool gated, interleaved, shortcut;
+    int chunks;
 
     // Channels of x as far as the weights tell, else 0: without an adaptor, a dense product has as many.
     int channels() const {
@@ -65,6 +67,10 @@ struct Constants {
         parts.in3_index = in3;
         parts.out2_index = out2;
         parts.out4_index = out4;
+        parts.gated = gated;
+        parts.chunks = chunks;
+        parts.interleaved = interleaved;
+        parts.shortcut = shortcut;
         std::copy(slopes.begin(), slopes.end(), parts.slopes);
         parts.c = c;
         parts.co = adaptor.k > 0 ? adaptor.n : c;
@@ -77,23 +83,19 @@ std::optional<std::vector<std::int32_t>> optional_index(py::handle index, const 
     return copy_values<std::int32_t>(index, name);
 }
 
-void check_options(py::handle scale, bool gated, int chunks, bool shortcut) {
-    SC_CHECK(scale.is_none() && !gated && chunks == 1 && !shortcut, "scale, gated, chunks=", chunks,
-             ", shortcut (not in the CPU kernel)");
-}
-
 class DepthConvBlockPlan {
   public:
     DepthConvBlockPlan(py::handle w1, py::handle b1, py::handle dw, py::handle db, py::handle w2, py::handle b2,
                        py::handle w3, py::handle b3, py::handle w4, py::handle b4, const std::vector<float>& slopes,
                        py::handle adaptor, py::handle adaptor_bias, py::handle out2_index, py::handle out4_index,
-                       py::handle in1_index, py::handle in3_index, py::handle dtype)
+                       py::handle in1_index, py::handle in3_index, bool gated, int chunks, bool interleaved,
+                       bool shortcut, py::handle dtype)
         : constants_(std::make_unique<Constants>(
               Constants{{w1, b1, "w1"}, {w2, b2, "w2"}, {w3, b3, "w3"}, {w4, b4, "w4"}, {adaptor, adaptor_bias, "adaptor"},
                         copy_values<float>(dw, "dw"), copy_values<float>(db, "db"), slopes,
                         copy_values<std::int32_t>(in1_index, "in1_index"),
                         copy_values<std::int32_t>(in3_index, "in3_index"), optional_index(out2_index, "out2_index"),
-                        optional_index(out4_index, "out4_index")})),
+                        optional_index(out4_index, "out4_index"), gated, interleaved, shortcut, chunks})),
           bf16_(dtype.is(Torch::get().bfloat16)) {
         const Constants& k = *constants_;
         const std::size_t c1 = k.first.n;
@@ -106,9 +108,8 @@ class DepthConvBlockPlan {
     }
 
     py::object operator()(py::handle x, py::handle scale, py::object out) {
-        check_options(scale, false, 1, false);
         if (constants_) build(x.attr("shape").cast<py::tuple>()[1].cast<int>());  // every product is indexed
-        return std::visit([&](const auto& block) { return run(*block, x, std::move(out)); }, block_);
+        return std::visit([&](const auto& block) { return run(*block, x, scale, std::move(out)); }, block_);
     }
 
   private:
@@ -123,7 +124,7 @@ class DepthConvBlockPlan {
     }
 
     template <class T>
-    py::object run(const DepthConvBlock<T>& block, py::handle x, py::object out) const {
+    py::object run(const DepthConvBlock<T>& block, py::handle x, py::handle scale, py::object out) const {
         const Image<const T> from = view_nhwc<const T>(x, "x");
         SC_CHECK(from.c == block.channels_in(), "x: ", from.c, " channels (needs ", block.channels_in(), ")");
         if (out.is_none()) out = empty_nhwc<T>(from.n, block.channels_out(), from.h, from.w);
@@ -134,8 +135,9 @@ class DepthConvBlockPlan {
             refuse("out: shape ", shape_text(got, 4), " (needs ", shape_text(need, 4), ")");
         }
         SC_CHECK(to.data != from.data || from.n * from.h * from.w == 0, "out: is x, which the kernel still reads");
+        const std::vector<float> factors = scale_values(scale, to.c);
         const py::gil_scoped_release release;
-        block.run(from, to);
+        block.run(from, to, scale.is_none() ? nullptr : factors.data());
         return out;
     }
 
@@ -148,34 +150,33 @@ class DepthConvBlockPlan {
 
 void bind_depth_conv_block(py::module_& m) {
     py::class_<DepthConvBlockPlan>(m, "DepthConvBlockPlan", "A depth_conv_block with packed weights.")
-        .def("__call__", &DepthConvBlockPlan::operator(), "x"_a, "scale"_a = py::none(),
-             "out"_a = py::none());
+        .def("__call__", &DepthConvBlockPlan::operator(), "x"_a, "scale"_a = py::none(), "out"_a = py::none());
     m.def(
         "depth_conv_block_plan",
         [](py::handle w1, py::handle b1, py::handle dw, py::handle db, py::handle w2, py::handle b2, py::handle w3,
            py::handle b3, py::handle w4, py::handle b4, const std::vector<float>& slopes, py::handle adaptor,
            py::handle adaptor_bias, py::handle out2_index, py::handle out4_index, py::handle in1_index,
-           py::handle in3_index, bool gated, int chunks, bool, bool shortcut, py::handle dtype) {
-            check_options(py::none(), gated, chunks, shortcut);
+           py::handle in3_index, bool gated, int chunks, bool interleaved, bool shortcut, py::handle dtype) {
             return std::make_unique<DepthConvBlockPlan>(w1, b1, dw, db, w2, b2, w3, b3, w4, b4, slopes, adaptor,
-                                                        adaptor_bias, out2_index, out4_index, in1_index, in3_index, dtype);
+                                                        adaptor_bias, out2_index, out4_index, in1_index, in3_index,
+                                                        gated, chunks, interleaved, shortcut, dtype);
         },
         "w1"_a, "b1"_a, "dw"_a, "db"_a, "w2"_a, "b2"_a, "w3"_a, "b3"_a, "w4"_a, "b4"_a, "slopes"_a, "adaptor"_a,
-        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a, "gated"_a, "chunks"_a, "interleaved"_a, "shortcut"_a,
-        "dtype"_a);
+        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a, "gated"_a, "chunks"_a,
+        "interleaved"_a, "shortcut"_a, "dtype"_a);
     m.def(
         "depth_conv_block",
         [](py::handle x, py::handle w1, py::handle b1, py::handle dw, py::handle db, py::handle w2, py::handle b2,
            py::handle w3, py::handle b3, py::handle w4, py::handle b4, const std::vector<float>& slopes, py::handle adaptor,
            py::handle adaptor_bias, py::handle out2_index, py::handle out4_index, py::handle in1_index,
-           py::handle in3_index, py::handle scale, bool gated, int chunks, bool, bool shortcut) {
-            check_options(scale, gated, chunks, shortcut);
+           py::handle in3_index, py::handle scale, bool gated, int chunks, bool interleaved, bool shortcut) {
             return DepthConvBlockPlan(w1, b1, dw, db, w2, b2, w3, b3, w4, b4, slopes, adaptor, adaptor_bias,
-                                      out2_index, out4_index, in1_index, in3_index, x.attr("dtype"))(x, py::none(), py::none());
+                                      out2_index, out4_index, in1_index, in3_index, gated, chunks, interleaved,
+                                      shortcut, x.attr("dtype"))(x, scale, py::none());
         },
         "x"_a, "w1"_a, "b1"_a, "dw"_a, "db"_a, "w2"_a, "b2"_a, "w3"_a, "b3"_a, "w4"_a, "b4"_a, "slopes"_a, "adaptor"_a,
-        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a, "scale"_a, "gated"_a, "chunks"_a, "interleaved"_a,
-        "shortcut"_a);
+        "adaptor_bias"_a, "out2_index"_a, "out4_index"_a, "in1_index"_a, "in3_index"_a, "scale"_a, "gated"_a,
+        "chunks"_a, "interleaved"_a, "shortcut"_a);
 }
 
 }  // namespace sparsecodec

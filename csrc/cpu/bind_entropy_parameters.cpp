@@ -4,6 +4,7 @@
 #include <memory>
 #include <string>
 
+#include "cpu/bind_names.h"
 #include "cpu/entropy_parameters.h"
 #include "tensor.h"
 
@@ -11,15 +12,6 @@ namespace sparsecodec {
 namespace {
 
 using namespace py::literals;
-
-Part part_named(const std::string& name) {
-    std::string known;
-    for (const NamedPart& named : kParts) {
-        if (name == named.name) return named.part;
-        known += (known.empty() ? "" : ", ") + std::string(named.name);
-    }
-    refuse("part='", name, "' (one of ", known, ")");
-}
 
 // tensor: [N, C, H, W] whose C splits into `groups`, or [N, groups, C / groups, H, W]; channels innermost.
 template <class T>

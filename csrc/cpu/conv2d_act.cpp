@@ -14,6 +14,8 @@ igemm::Layout layout_of(const ConvOptions& options) {
         layout.kind = igemm::Layout::Kind::kShuffle;
         layout.shuffle = options.shuffle;
     }
+    layout.chunks = options.chunks;
+    layout.interleaved = options.interleaved;
     return layout;
 }
 
@@ -39,7 +41,7 @@ Image<T> Conv2dAct<T>::result(const Image<const T>& x, std::ptrdiff_t width) con
     Image<T> image;
     const int r = options_.shuffle;
     image.n = x.n;
-    image.c = options_.scatter ? width : kernel_.n / (r * r);
+    image.c = options_.scatter ? width : gemm_.n() / (r * r);
     const auto positions = [&](std::ptrdiff_t size, int kernel) {
         const std::ptrdiff_t last = size + 2 * options_.padding - kernel;
         return last < 0 ? -1 : last / options_.stride + 1;
@@ -50,15 +52,20 @@ Image<T> Conv2dAct<T>::result(const Image<const T>& x, std::ptrdiff_t width) con
 }
 
 template <class T>
-void Conv2dAct<T>::run(const Image<const T>& x, const Image<T>& out, const Image<const T>* residual) const {
+void Conv2dAct<T>::run(const Image<const T>& x, const Image<T>& out, const Image<const T>* residual,
+                       const float* scale) const {
     Grid grid;
     grid.h = out.h / options_.shuffle;
     grid.w = out.w / options_.shuffle;
     grid.taps = taps_;
     grid.stride = options_.stride;
     grid.out_step = options_.shuffle;
+    std::vector<float> repeated;
+    for (int i = 0; scale && i < options_.shuffle && options_.shuffle > 1; ++i) {
+        repeated.insert(repeated.end(), scale, scale + out.c);
+    }
     run_grid<T>({gemm_, grid, gather_, zeros_.data(), x, out, residual, options_.scatter ? copy_from_ : out.c,
-                 options_.activation});
+                 options_.activation, repeated.empty() ? scale : repeated.data()});
 }
 
 template class Conv2dAct<float>;

@@ -15,6 +15,8 @@ struct ConvOptions {
     bool scatter = false;                 // out_index was given, be it empty
     int shuffle = 1;
     igemm::Activation activation;
+    int chunks = 1;            // as in igemm::Layout
+    bool interleaved = false;
 };
 
 struct ConvKernel {
@@ -32,8 +34,9 @@ class Conv2dAct {
     // channels of the residual (scatter only).
     Image<T> result(const Image<const T>& x, std::ptrdiff_t width) const;
 
-    // out, and residual where given, have the size that result() says. residual may be out.
-    void run(const Image<const T>& x, const Image<T>& out, const Image<const T>* residual) const;
+    // out, and residual where given, have the size that result() says. residual may be out. scale: [out.c] or null.
+    void run(const Image<const T>& x, const Image<T>& out, const Image<const T>* residual,
+             const float* scale = nullptr) const;
 
   private:
     ConvOptions options_;

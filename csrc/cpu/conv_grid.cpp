@@ -9,18 +9,17 @@
 namespace sparsecodec {
 namespace {
 
-constexpr std::ptrdiff_t kTile = 12;       // pixels of a register tile
-constexpr std::ptrdiff_t kMaxTile = 240;   // pixels of a task
-constexpr std::size_t kTileBytes = 1 << 17;  // input of a task: stays in the second-level cache beside the weights
+constexpr std::ptrdiff_t kMaxTask = 240;     // pixels of a task
+constexpr std::size_t kTaskBytes = 1 << 17;  // input of a task: stays in the second-level cache beside the weights
 constexpr std::size_t kSmallWeights = 1 << 15;  // stay in the first-level cache
 constexpr std::size_t kLargeImages = 1 << 24;   // input and output together: come from main memory
 
 // Pixels per task: large enough to reuse weights, small enough that every thread gets some.
-std::ptrdiff_t task_pixels(std::ptrdiff_t pixels, std::size_t row_bytes, int threads) {
-    const auto round_up = [](std::ptrdiff_t n) { return (n + kTile - 1) / kTile * kTile; };
-    const std::ptrdiff_t cached = round_up(static_cast<std::ptrdiff_t>(kTileBytes / std::max<std::size_t>(row_bytes, 1)));
-    const std::ptrdiff_t shared = threads == 1 ? kMaxTile : round_up((pixels + 4 * threads - 1) / (4 * threads));
-    return std::max(kTile, std::min({kMaxTile, std::max<std::ptrdiff_t>(cached, 48), shared}));
+std::ptrdiff_t task_pixels(std::ptrdiff_t pixels, std::size_t row_bytes, int threads, std::ptrdiff_t tile) {
+    const auto round_up = [&](std::ptrdiff_t n) { return (n + tile - 1) / tile * tile; };
+    const std::ptrdiff_t cached = round_up(kTaskBytes / std::max<std::size_t>(row_bytes, 1));
+    const std::ptrdiff_t shared = threads == 1 ? kMaxTask : round_up((pixels + 4 * threads - 1) / (4 * threads));
+    return std::max(tile, std::min({kMaxTask, std::max<std::ptrdiff_t>(cached, 48), shared}) / tile * tile);
 }
 
 // Calls f(position in the task, image, row, column, length) for each stretch of grid pixels [first, first + m) that lies
@@ -84,20 +83,29 @@ void run_streaming(const GridCall<T>& call, const T* const* rows, std::ptrdiff_t
     const auto prefetch = [](const T* row, std::ptrdiff_t elements) {
         for (std::ptrdiff_t i = 0; i < elements; i += 64 / sizeof(T)) __builtin_prefetch(row + i);
     };
-    for (std::ptrdiff_t i = 0; i < m; i += kTile) {
-        for (std::ptrdiff_t next = i + kTile; next < std::min(m, i + 2 * kTile); ++next) {
+    const std::ptrdiff_t tile = call.gemm.tile();
+    for (std::ptrdiff_t i = 0; i < m; i += tile) {
+        for (std::ptrdiff_t next = i + tile; next < std::min(m, i + 2 * tile); ++next) {
             prefetch(rows[next], call.gemm.k());
             prefetch(epilogue.out[next], call.out.c);
         }
-        const igemm::Epilogue<T> part{epilogue.out + i, epilogue.residual ? epilogue.residual + i : nullptr,
-                                      epilogue.activation};
-        call.gemm.run(rows + i, tap_step, static_cast<int>(std::min(kTile, m - i)), part, call.out.stride_h);
+        call.gemm.run(rows + i, tap_step, static_cast<int>(std::min(tile, m - i)), epilogue.from(i), call.out.stride_h);
     }
 }
 
 template <class T>
 void gather_pixel(const T* from, const std::vector<std::int32_t>& index, T* to) {
     for (std::size_t k = 0; k < index.size(); ++k) to[k] = from[index[k]];
+}
+
+// Channels [begin, end) of a pixel, which may already stand where they go.
+template <class T>
+void copy_scaled(const T* from, std::ptrdiff_t begin, std::ptrdiff_t end, const float* scale, T* to) {
+    if (!scale) {
+        if (from != to) std::copy(from + begin, from + end, to + begin);
+        return;
+    }
+    for (std::ptrdiff_t c = begin; c < end; ++c) igemm::store(to + c, igemm::to_float(from[c]) * scale[c]);
 }
 
 // The gathered channels of the whole input, for kernels that read a pixel more than once.
@@ -143,9 +151,10 @@ void run_grid(const GridCall<T>& call) {
 
     const int threads = omp_get_max_threads();
     const std::ptrdiff_t k = call.gemm.k(), taps = call.gemm.taps();
-    const std::ptrdiff_t tile = task_pixels(pixels, k * sizeof(T), threads);
+    const std::ptrdiff_t tile = task_pixels(pixels, k * sizeof(T), threads, call.gemm.tile());
     const std::ptrdiff_t tasks = (pixels + tile - 1) / tile;
-    const std::size_t weights = k * call.gemm.n() * sizeof(T), images = pixels * (k + call.out.c) * sizeof(T);
+    const std::size_t weights = k * call.gemm.n() * call.gemm.chunks() * sizeof(T);
+    const std::size_t images = pixels * (k + call.out.c) * sizeof(T);
     const bool streaming = taps == 1 && weights <= kSmallWeights && images >= kLargeImages;
 #pragma omp parallel num_threads(std::min<std::ptrdiff_t>(threads, tasks)) if (tasks > 1)
     {
@@ -166,11 +175,12 @@ void run_grid(const GridCall<T>& call) {
             point_out<T>(grid, call.out, first, m, out.data());
             if (call.residual) {
                 point_out<T>(grid, *call.residual, first, m, residual.data());
-                for (std::ptrdiff_t i = 0; i < m && call.copy_from < call.out.c && residual[i] != out[i]; ++i) {
-                    std::copy(residual[i] + call.copy_from, residual[i] + call.out.c, out[i] + call.copy_from);
+                for (std::ptrdiff_t i = 0; i < m && call.copy_from < call.out.c; ++i) {
+                    copy_scaled(residual[i], call.copy_from, call.out.c, call.scale, out[i]);
                 }
             }
-            const igemm::Epilogue<T> epilogue{out.data(), call.residual ? residual.data() : nullptr, call.activation};
+            const igemm::Epilogue<T> epilogue{out.data(), call.residual ? residual.data() : nullptr, call.activation,
+                                              nullptr, call.scale};
             if (streaming) {
                 run_streaming(call, rows.data(), tile, m, epilogue);
             } else {

@@ -43,6 +43,7 @@ struct GridCall {
     const Image<const T>* residual;
     std::ptrdiff_t copy_from;
     igemm::Activation activation;
+    const float* scale = nullptr;  // [out.c] or null, as in igemm::Epilogue
 };
 
 template <class T>

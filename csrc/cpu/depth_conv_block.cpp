@@ -38,6 +38,14 @@ std::vector<T> aligned_storage(std::ptrdiff_t count) {
     return std::vector<T>(count + 64 / sizeof(T));
 }
 
+// Asks for memory that will soon be read or written: rows of `width` elements that start at from[i].
+template <class P>
+void fetch(P* const* from, std::ptrdiff_t count, std::ptrdiff_t width) {
+    for (std::ptrdiff_t i = 0; i < count; ++i) {
+        for (std::ptrdiff_t c = 0; c < width; c += 64 / sizeof(P)) __builtin_prefetch(from[i] + c, 0, 2);
+    }
+}
+
 Layout into(const std::optional<std::vector<std::int32_t>>& index, int width) {
     Layout layout;
     if (index) {
@@ -45,6 +53,13 @@ Layout into(const std::optional<std::vector<std::int32_t>>& index, int width) {
         layout.index = *index;
         layout.width = width;
     }
+    return layout;
+}
+
+Layout chunks(const DepthConvBlockParts& parts) {
+    Layout layout;
+    layout.chunks = parts.chunks;
+    layout.interleaved = parts.interleaved;
     return layout;
 }
 
@@ -66,7 +81,11 @@ void check(const DepthConvBlockParts& p) {
     inputs(p.in1_index, p.first.k, p.c, "input channels of w1");
     inputs(p.in3_index, p.hidden.k, p.co, "input channels of w3");
     require(p.second.k == p.first.n, "input channels of w2", p.second.k, p.first.n);
-    require(p.last.k == p.hidden.n, "input channels of w4", p.last.k, p.hidden.n);
+    if (p.chunks < 1 || p.hidden.n % p.chunks != 0) {
+        throw std::invalid_argument("chunks=" + std::to_string(p.chunks) + " of " + std::to_string(p.hidden.n) +
+                                    " channels (needs a divisor)");
+    }
+    require(p.last.k == p.hidden.n / p.chunks, "input channels of w4", p.last.k, p.hidden.n / p.chunks);
     if (p.adaptor) {
         require(p.adaptor->k == p.c, "input channels of adaptor", p.adaptor->k, p.c);
         require(p.adaptor->n == p.co, "output channels of adaptor", p.adaptor->n, p.co);
@@ -92,36 +111,43 @@ template <class T>
 struct DepthConvBlock<T>::Scratch {
     std::ptrdiff_t slots, slot_size, pixels, c1_stride, co_stride, hidden_stride;
     std::vector<float> ring_storage;  // [slots][width + 2][lanes]
-    std::vector<T> depthwise_storage, skip_storage, hidden_storage;
+    std::vector<T> depthwise_storage, sum_storage, skip_storage, hidden_storage;
     std::vector<T> gathered;                   // [pixels with halo][k1] or [pixels][k3]
-    std::vector<const T*> in, residual;
+    std::vector<const T*> in, residual, skip, ahead;  // skip: kept for the shortcut; ahead: of the next group
     std::vector<T*> out;
     std::vector<float*> ring_out;
     float* ring;
-    T *depthwise, *sum, *hidden;  // [pixels][c1_stride], [pixels][co_stride], [kHiddenPixels][hidden_stride]
+    T *depthwise, *sum, *adapted;  // [pixels][c1_stride], [pixels][co_stride] twice; without a shortcut adapted is sum
+    T* hidden;                     // [kHiddenPixels][hidden_stride]
+    const float* scale;
 
-    Scratch(const DepthConvBlock& block, std::ptrdiff_t width, std::ptrdiff_t rows)
+    Scratch(const DepthConvBlock& block, std::ptrdiff_t width, std::ptrdiff_t rows, const float* scale)
         : slots(rows + 2),
           slot_size((width + 2) * block.lanes_),
           pixels(width * rows),
           c1_stride(block.lanes_ + 32),  // rows of different pixels start in different sets of the cache
           co_stride(round_up(block.co_, 16) + 32),
-          hidden_stride(round_up(block.hidden_width_, 16) + 32),
+          hidden_stride(round_up(block.last_.k(), 16) + 32),
           ring_storage(aligned_storage<float>(slots * slot_size)),
           depthwise_storage(aligned_storage<T>(pixels * c1_stride)),
-          skip_storage(aligned_storage<T>(pixels * co_stride)),
-          hidden_storage(aligned_storage<T>(kHiddenPixels * hidden_stride)) {
+          sum_storage(aligned_storage<T>(pixels * co_stride)),
+          skip_storage(aligned_storage<T>(block.shortcut_ && block.adaptor_ ? pixels * co_stride : 0)),
+          hidden_storage(aligned_storage<T>(kHiddenPixels * hidden_stride)),
+          scale(scale) {
         const std::ptrdiff_t most = (width + 2) * slots;
         in.resize(most);
         ring_out.resize(most);
         residual.resize(pixels);
+        skip.resize(pixels);
+        ahead.resize(pixels);
         out.resize(pixels);
         const bool gather1 = block.gather1_.kind == Gather::Kind::kIndex;
         const bool gather3 = block.gather3_.kind == Gather::Kind::kIndex;
         gathered.resize(std::max(gather1 ? most * block.first_.k() : 0, gather3 ? pixels * block.hidden_.k() : 0));
         ring = aligned(ring_storage);
         depthwise = aligned(depthwise_storage);
-        sum = aligned(skip_storage);
+        sum = aligned(sum_storage);
+        adapted = block.shortcut_ ? aligned(skip_storage) : sum;
         hidden = aligned(hidden_storage);
     }
 
@@ -146,18 +172,18 @@ DepthConvBlock<T>::DepthConvBlock(const DepthConvBlockParts& parts)
     : c_((check(parts), parts.c)),
       c1_(parts.first.n),
       co_(parts.co),
-      hidden_width_(parts.hidden.n),
+      shortcut_(parts.shortcut),
       gather1_(parts.in1_index, parts.first.k),
       gather3_(parts.in3_index, parts.hidden.k),
       first_(pack<T>(parts.first)),
       second_(pack<T>(parts.second, into(parts.out2_index, parts.co))),
-      hidden_(pack<T>(parts.hidden)),
+      hidden_(pack<T>(parts.hidden, chunks(parts))),
       last_(pack<T>(parts.last, into(parts.out4_index, parts.co))),
       lanes_(round_up(std::max(parts.first.n, 1), kLanes)),
       depthwise_(aligned_storage<float>(10 * lanes_)),
       depthwise_row_(depthwise_row<T>(igemm::isa())) {
     if (parts.adaptor) adaptor_.emplace(pack<T>(*parts.adaptor));
-    std::copy_n(parts.slopes, 5, slopes_);
+    for (int i = 0; i < 5; ++i) activations_[i] = {parts.slopes[i], parts.gated && (i == 0 || i == 3)};
     float* const taps = aligned(depthwise_);
     for (int c = 0; c < c1_; ++c) {
         for (int tap = 0; tap < 9; ++tap) taps[tap * lanes_ + c] = parts.depthwise[c * 9 + tap];
@@ -184,7 +210,7 @@ void DepthConvBlock<T>::first_rows(const Image<const T>& x, const Column& column
         }
     }
     s.gather(gather1_, first_.k(), m);
-    first_.run(s.in.data(), m, static_cast<int>(m), Epilogue<float>{s.ring_out.data(), nullptr, {slopes_[0]}});
+    first_.run(s.in.data(), m, static_cast<int>(m), Epilogue<float>{s.ring_out.data(), nullptr, activations_[0]});
 }
 
 // From the ring to `sum`: depthwise, second product, skip.
@@ -200,29 +226,33 @@ void DepthConvBlock<T>::middle(const Image<const T>& x, const Column& column, st
                                  c1_,
                                  taps,
                                  taps + 9 * lanes_,
-                                 slopes_[1]};
+                                 activations_[1].slope};
         depthwise_row_(args, s.depthwise + r * width * s.c1_stride, s.c1_stride);
         igemm::fill_rows(s.residual.data() + r * width, x.pixel(column.n, y + r, column.x0), x.stride_w,
                          static_cast<int>(width));
     }
     const int pixels = static_cast<int>(m);
-    igemm::fill_rows(s.out.data(), s.sum, s.co_stride, pixels);
     if (adaptor_) {
+        igemm::fill_rows(s.out.data(), s.adapted, s.co_stride, pixels);
         adaptor_->run(s.residual.data(), m, pixels, Epilogue<T>{s.out.data()});
         std::copy_n(s.out.data(), m, s.residual.data());
     }
+    std::copy_n(s.residual.data(), m, s.skip.data());
+    igemm::fill_rows(s.out.data(), s.sum, s.co_stride, pixels);
     if (second_.n() == 0) {
-        for (std::ptrdiff_t i = 0; i < m && !adaptor_; ++i) std::copy_n(s.residual[i], co_, s.out[i]);
+        for (std::ptrdiff_t i = 0; i < m && s.residual[i] != s.out[i]; ++i) {
+            std::copy_n(s.residual[i], co_, s.out[i]);
+        }
         return;
     }
     igemm::fill_rows<const T>(s.in.data(), s.depthwise, s.c1_stride, pixels);
-    second_.run(s.in.data(), m, pixels, Epilogue<T>{s.out.data(), s.residual.data(), {slopes_[2]}});
+    second_.run(s.in.data(), m, pixels, Epilogue<T>{s.out.data(), s.residual.data(), activations_[2]});
 }
 
 // From `sum` to the result.
 template <class T>
-void DepthConvBlock<T>::feed_forward(const Image<T>& out, const Column& column, std::ptrdiff_t y, std::ptrdiff_t rows,
-                                     Scratch& s) const {
+void DepthConvBlock<T>::feed_forward(const Image<const T>& x, const Image<T>& out, const Column& column,
+                                     std::ptrdiff_t y, std::ptrdiff_t rows, Scratch& s) const {
     const std::ptrdiff_t width = column.width(), m = width * rows;
     igemm::fill_rows<const T>(s.residual.data(), s.sum, s.co_stride, static_cast<int>(m));
     std::copy_n(s.residual.data(), m, s.in.data());
@@ -230,20 +260,36 @@ void DepthConvBlock<T>::feed_forward(const Image<T>& out, const Column& column, 
         igemm::fill_rows(s.out.data() + r * width, out.pixel(column.n, y + r, column.x0), out.stride_w,
                          static_cast<int>(width));
     }
+    const T* const* const skip = shortcut_ ? s.skip.data() : nullptr;
     if (last_.n() == 0) {
-        for (std::ptrdiff_t i = 0; i < m; ++i) std::copy_n(s.residual[i], co_, s.out[i]);
+        for (std::ptrdiff_t i = 0; i < m; ++i) {
+            for (int c = 0; c < co_; ++c) {
+                float value = igemm::to_float(s.residual[i][c]);
+                if (skip) value += igemm::to_float(skip[i][c]);
+                igemm::store(s.out[i] + c, s.scale ? value * s.scale[c] : value);
+            }
+        }
         return;
     }
     s.gather(gather3_, hidden_.k(), m);
+    // The result, and the rows of x that the next group reads, are on their way while this one is multiplied. 64
+    // channels, 256x384, bf16, one core of a busy Zen 4 machine, 2026-11: 42.2 -> 41.5 ms.
+    const std::ptrdiff_t ahead = std::min(rows, x.h - (y + rows + 1));
+    for (std::ptrdiff_t r = 0; r < ahead; ++r) {
+        igemm::fill_rows(s.ahead.data() + r * width, x.pixel(column.n, y + rows + 1 + r, column.x0), x.stride_w,
+                         static_cast<int>(width));
+    }
     T* hidden_out[kHiddenPixels];
     const T* hidden_in[kHiddenPixels];
     igemm::fill_rows(hidden_out, s.hidden, s.hidden_stride, kHiddenPixels);
     std::copy_n(hidden_out, kHiddenPixels, hidden_in);
     for (std::ptrdiff_t first = 0; first < m; first += kHiddenPixels) {
         const int pixels = static_cast<int>(std::min(kHiddenPixels, m - first));
-        hidden_.run(s.in.data() + first, m, pixels, Epilogue<T>{hidden_out, nullptr, {slopes_[3]}});
+        fetch(s.out.data() + first, pixels, co_);
+        fetch(s.ahead.data() + first, std::min<std::ptrdiff_t>(pixels, ahead * width - first), c_);
+        hidden_.run(s.in.data() + first, m, pixels, Epilogue<T>{hidden_out, nullptr, activations_[3]});
         last_.run(hidden_in, kHiddenPixels, pixels,
-                  Epilogue<T>{s.out.data() + first, s.residual.data() + first, {slopes_[4]}});
+                  Epilogue<T>{s.out.data(), s.residual.data(), activations_[4], skip, s.scale}.from(first));
     }
 }
 
@@ -259,12 +305,12 @@ void DepthConvBlock<T>::run_column(const Image<const T>& x, const Image<T>& out,
             ready = y + rows + 1;
         }
         middle(x, column, y, rows, s);
-        feed_forward(out, column, y, rows, s);
+        feed_forward(x, out, column, y, rows, s);
     }
 }
 
 template <class T>
-void DepthConvBlock<T>::run(const Image<const T>& x, const Image<T>& out) const {
+void DepthConvBlock<T>::run(const Image<const T>& x, const Image<T>& out, const float* scale) const {
     if (x.n * x.h * x.w == 0) return;
     const std::ptrdiff_t threads = omp_get_max_threads();
     const std::ptrdiff_t columns = (x.w + kColumn - 1) / kColumn, width = (x.w + columns - 1) / columns;
@@ -277,7 +323,7 @@ void DepthConvBlock<T>::run(const Image<const T>& x, const Image<T>& out) const 
     const std::ptrdiff_t tasks = x.n * columns * strips;
 #pragma omp parallel num_threads(std::min(threads, tasks)) if (tasks > 1)
     {
-        Scratch scratch(*this, width, rows);
+        Scratch scratch(*this, width, rows, scale);
 #pragma omp for schedule(dynamic)
         for (std::ptrdiff_t task = 0; task < tasks; ++task) {
             Column column;

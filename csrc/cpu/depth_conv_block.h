@@ -33,6 +33,10 @@ struct DepthConvBlockParts {
     std::vector<std::int32_t> in1_index, in3_index;  // [k1], [k3] or empty: all channels
     std::optional<std::vector<std::int32_t>> out2_index, out4_index;  // [C2], [C4] channels of Co
     float slopes[5];               // after first, depthwise, second, hidden, last: 1 = identity, 0 = ReLU
+    bool gated = false;            // the activation after first and hidden is x * sigmoid(4 x) instead
+    int chunks = 1;                // of the hidden layer, as in igemm::Layout; then last is [C4, H / chunks]
+    bool interleaved = false;
+    bool shortcut = false;         // the input, after the adaptor if there is one, is added to the result as well
     int c = 0, co = 0;             // channels of the input and of the result
 };
 
@@ -45,9 +49,10 @@ class DepthConvBlock {
     int channels_in() const { return c_; }
     int channels_out() const { return co_; }
 
-    // x: [n, channels_in, h, w]; out: [n, channels_out, h, w], no memory in common with x. The bits of a float result do
-    // not depend on the number of threads, nor on the rest of the batch.
-    void run(const Image<const T>& x, const Image<T>& out) const;
+    // x: [n, channels_in, h, w]; out: [n, channels_out, h, w], no memory in common with x; scale: [channels_out] or
+    // null, factors of the result. The bits of a float result do not depend on the number of threads, nor on the rest of
+    // the batch.
+    void run(const Image<const T>& x, const Image<T>& out, const float* scale = nullptr) const;
 
   private:
     struct Scratch;
@@ -57,14 +62,15 @@ class DepthConvBlock {
                     Scratch& scratch) const;
     void middle(const Image<const T>& x, const Column& column, std::ptrdiff_t y, std::ptrdiff_t rows,
                 Scratch& scratch) const;
-    void feed_forward(const Image<T>& out, const Column& column, std::ptrdiff_t y, std::ptrdiff_t rows,
-                      Scratch& scratch) const;
+    void feed_forward(const Image<const T>& x, const Image<T>& out, const Column& column, std::ptrdiff_t y,
+                      std::ptrdiff_t rows, Scratch& scratch) const;
 
-    int c_, c1_, co_, hidden_width_;
+    int c_, c1_, co_;
+    bool shortcut_;
     Gather gather1_, gather3_;
     igemm::Gemm<T> first_, second_, hidden_, last_;
     std::optional<igemm::Gemm<T>> adaptor_;
-    float slopes_[5];
+    igemm::Activation activations_[5];
     std::ptrdiff_t lanes_;                 // c1 rounded up to kLanes
     std::vector<float> depthwise_;         // [10][lanes] and room to align it: nine taps, bias
     DepthwiseRow<T> depthwise_row_;

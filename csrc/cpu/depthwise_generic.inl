@@ -1,8 +1,5 @@
 // The depthwise row in plain loops, for the instruction set of the enclosing target pragma. Included in a namespace.
 
-inline void store(float* out, float value) { *out = value; }
-inline void store(igemm::bf16* out, float value) { *out = igemm::to_bf16(value); }
-
 template <class T>
 void row(const DepthwiseArgs& args, T* out, std::ptrdiff_t out_stride) {
     for (int p = 0; p < args.m; ++p) {
@@ -16,7 +13,7 @@ void row(const DepthwiseArgs& args, T* out, std::ptrdiff_t out_stride) {
             }
             for (int l = 0; l < kLanes; ++l) {
                 const float scaled = args.slope == 0.0f ? 0.0f : acc[l] * args.slope;
-                store(out + p * out_stride + c + l, acc[l] < 0.0f ? scaled : acc[l]);
+                igemm::store(out + p * out_stride + c + l, acc[l] < 0.0f ? scaled : acc[l]);
             }
         }
     }

@@ -70,12 +70,20 @@ void block(const BlockArgs<bf16, Out>& args) {
 
 template <class In, class Out>
 void block_avx2(const BlockArgs<In, Out>& args) {
-    block(args);
+    for_each_block(args, [](const BlockArgs<In, Out>& one) { block(one); });
+}
+
+template <class In, class Out>
+void finish_avx2(const BlockArgs<In, Out>& args, float* sums) {
+    finish_pixels(args, sums);
 }
 
 template void block_avx2(const BlockArgs<float, float>&);
+template void finish_avx2(const BlockArgs<float, float>&, float*);
 template void block_avx2(const BlockArgs<bf16, bf16>&);
+template void finish_avx2(const BlockArgs<bf16, bf16>&, float*);
 template void block_avx2(const BlockArgs<bf16, float>&);
+template void finish_avx2(const BlockArgs<bf16, float>&, float*);
 
 }  // namespace sparsecodec::igemm
 

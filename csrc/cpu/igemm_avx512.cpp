@@ -26,15 +26,22 @@ inline __m512 broadcast(const float* x, std::ptrdiff_t s) { return _mm512_set1_p
 inline __m512 broadcast_tail(const float* x, std::ptrdiff_t s) { return broadcast(x, s); }
 inline __m512 multiply_add(__m512 x, __m512 w, __m512 acc) { return _mm512_fmadd_ps(x, w, acc); }
 
+#include "cpu/igemm_zmm_finish.inl"
 #include "cpu/igemm_zmm.inl"
 }  // namespace
 
 template <class In, class Out>
 void block_avx512(const BlockArgs<In, Out>& args) {
-    block(args);
+    for_each_block(args, block<In, Out>);
+}
+
+template <class In, class Out>
+void finish_avx512(const BlockArgs<In, Out>& args, float* sums) {
+    finish(args, sums);
 }
 
 template void block_avx512(const BlockArgs<float, float>&);
+template void finish_avx512(const BlockArgs<float, float>&, float*);
 
 }  // namespace sparsecodec::igemm
 

@@ -40,16 +40,24 @@ inline void store_values(bf16* p, __m512 v) {
     _mm256_storeu_si256(reinterpret_cast<__m256i*>(p), (__m256i)_mm512_cvtneps_pbh(v));
 }
 
+#include "cpu/igemm_zmm_finish.inl"
 #include "cpu/igemm_zmm.inl"
 }  // namespace
 
 template <class In, class Out>
 void block_avx512bf16(const BlockArgs<In, Out>& args) {
-    block(args);
+    for_each_block(args, block<In, Out>);
+}
+
+template <class In, class Out>
+void finish_avx512bf16(const BlockArgs<In, Out>& args, float* sums) {
+    finish(args, sums);
 }
 
 template void block_avx512bf16(const BlockArgs<bf16, bf16>&);
+template void finish_avx512bf16(const BlockArgs<bf16, bf16>&, float*);
 template void block_avx512bf16(const BlockArgs<bf16, float>&);
+template void finish_avx512bf16(const BlockArgs<bf16, float>&, float*);
 
 }  // namespace sparsecodec::igemm
 

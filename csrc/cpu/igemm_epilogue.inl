@@ -43,8 +43,12 @@ inline void activate(float* values, int n, const Activation& activation) {
     }
 }
 
-inline void store(float* out, float value) { *out = value; }
-inline void store(bf16* out, float value) { *out = to_bf16(value); }
+// What the result holds where a column adds `value` to a residual of `old`; c: channel of the result.
+template <class Out>
+float finished(float value, const Epilogue<Out>& epilogue, int i, std::ptrdiff_t at, std::ptrdiff_t c) {
+    if (epilogue.shortcut) value += to_float(epilogue.shortcut[i][at]);
+    return epilogue.scale ? value * epilogue.scale[c] : value;
+}
 
 // values [n], activated sums of pixel i.
 template <class In, class Out>
@@ -54,10 +58,11 @@ void place_pixel(const float* values, int i, const BlockArgs<In, Out>& args) {
     Out* const out = epilogue.out[i];
     const Out* const residual = epilogue.residual ? epilogue.residual[i] : nullptr;
     if (!place.index.empty()) {
-        if (residual != out) std::copy(residual + place.begin, residual + place.end, out + place.begin);
-        for (int c = 0; c < place.n; ++c) {
-            const std::int32_t at = place.index[c];
-            store(out + at, to_float(residual[at]) + values[c]);
+        int column = 0;
+        for (std::int32_t at = place.begin; at < place.end; ++at) {
+            float value = to_float(residual[at]);
+            if (column < place.n && place.index[column] == at) value += values[column++];
+            store(out + at, finished(value, epilogue, i, at, at));
         }
         return;
     }
@@ -65,10 +70,13 @@ void place_pixel(const float* values, int i, const BlockArgs<In, Out>& args) {
         const std::ptrdiff_t at = segment.offset + segment.row * args.row_stride;
         const int n = segment.end - segment.begin;
         const float* from = values + segment.begin;
-        if (residual) {
-            for (int c = 0; c < n; ++c) store(out + at + c, to_float(residual[at + c]) + from[c]);
-        } else {
+        if (!residual && !epilogue.shortcut && !epilogue.scale) {
             for (int c = 0; c < n; ++c) store(out + at + c, from[c]);
+            continue;
+        }
+        for (int c = 0; c < n; ++c) {
+            const float value = residual ? to_float(residual[at + c]) + from[c] : from[c];
+            store(out + at + c, finished(value, epilogue, i, at + c, segment.offset + c));
         }
     }
 }
@@ -77,6 +85,19 @@ template <class In, class Out>
 void finish_pixel(float* values, int i, const BlockArgs<In, Out>& args) {
     activate(values, args.place->n, args.epilogue->activation);
     place_pixel(values, i, args);
+}
+
+template <class In, class Out>
+void finish_pixels(const BlockArgs<In, Out>& args, float* sums) {
+    for (int i = 0; i < args.m; ++i) finish_pixel(sums + i * kBlock, i, args);
+}
+
+// Calls f(the arguments of one block) for each.
+template <class In, class Out, class F>
+void for_each_block(BlockArgs<In, Out> args, F f) {
+    const int blocks = args.blocks;
+    args.blocks = 1;
+    for (int b = 0; b < blocks; ++b, args.weights += args.block_size, args.bias += kBlock, ++args.place) f(args);
 }
 
 // How many pixels the next register tile takes: `widest` while that many remain twice, then two halves, because a tile

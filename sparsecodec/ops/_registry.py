@@ -84,15 +84,17 @@ def specs() -> dict[str, OpSpec]:
 @functools.cache
 def why_unavailable(backend: str) -> str | None:
     """None if `backend` can be used in this process, else one sentence that says why not."""
-    module = {"cpu": "sparsecodec._C", "triton": "triton", "cuda": "sparsecodec._C_cuda"}.get(backend)
+    module = {"cpu": "sparsecodec._C", "triton": "triton", "cuda": "sparsecodec._cuda"}.get(backend)
     if backend not in BACKENDS:
         return f"unknown backend (one of {', '.join(BACKENDS)})"
     if module is None:
         return None
     try:
-        importlib.import_module(module)
+        found = importlib.import_module(module)
     except ImportError as error:
         return f"{module} cannot be imported: {error}"
+    if backend == "cuda":
+        return found.why_unavailable()
     if backend == "triton" and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
         return "no CUDA device, and TRITON_INTERPRET=1 is not set"
     return None
@@ -152,7 +154,11 @@ def _choose(spec: OpSpec, arguments: dict[str, Any]) -> tuple[Impl | None, tuple
     for impl in spec.impls:
         if forced is not None and impl.backend != forced:
             continue
-        reasons = reasons_against(impl, arguments)
+        interpreted = impl.backend == "triton" and not torch.cuda.is_available()
+        if forced is None and interpreted and why_unavailable(impl.backend) is None:
+            reasons = ["Triton's interpreter is for checking kernels and runs on demand only"]
+        else:
+            reasons = reasons_against(impl, arguments)
         if not reasons:
             return impl, tuple(refused)
         refused.append(f"  {impl.backend}: {'; '.join(reasons)}")

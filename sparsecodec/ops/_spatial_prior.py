@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -53,6 +55,18 @@ def take_active(x: Tensor, part: str) -> Tensor:
     n, _, channels, height, width = x.shape
     active = active_group(part, height, width, x.device)
     return torch.take_along_dim(x, active.expand(n, 1, channels, height, width), dim=1).squeeze(1)
+
+
+def sizes_that_differ(shape: Sequence[int], part: str, **tensors: Tensor | None) -> list[str]:
+    """Which of these tensors, given by their names, do not fit a latent whose pass is ``[N, C/G, H, W]``."""
+    groups = groups_of(part)
+    apart = [shape[0], groups, *shape[1:]]
+    whole = [shape[0], groups * shape[1], *shape[2:]]
+    return [
+        f"{name}.shape={list(value.shape)} (needs {whole} or {apart})"
+        for name, value in tensors.items()
+        if value is not None and list(value.shape) not in (whole, apart)
+    ]
 
 
 def cpu_rejects_grouped(**tensors: Tensor | None) -> list[str]:

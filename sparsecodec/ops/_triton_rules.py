@@ -50,11 +50,21 @@ def triton_rejects_grouped(part: str, **tensors: Tensor | None) -> list[str]:
     return reasons
 
 
-def triton_rejects_dense(out_index: Tensor | None, shuffle: int, **activations: Tensor | None) -> list[str]:
-    """`triton_rejects` of a kernel that multiplies with weights and ends in `_epilogue.finish`."""
+def triton_rejects_dense(
+    out_index: Tensor | None = None,
+    shuffle: int = 1,
+    chunks: int = 1,
+    scale: Tensor | None = None,
+    **activations: Tensor | None,
+) -> list[str]:
+    """`triton_rejects` of a kernel that multiplies with weights and may end in `_epilogue.finish`."""
     reasons = triton_rejects((torch.float16, torch.bfloat16, torch.float32), **activations)
-    if out_index is not None and (activations["residual"] is None or shuffle != 1):
-        reasons.append(f"out_index with shuffle={shuffle} (needs a residual and shuffle=1)")
+    if out_index is not None and (activations["residual"] is None or shuffle != 1 or chunks != 1):
+        reasons.append(f"out_index with shuffle={shuffle}, chunks={chunks} (needs a residual, shuffle=1 and chunks=1)")
+    if chunks != 1 and shuffle != 1:
+        reasons.append(f"chunks={chunks} with shuffle={shuffle} (needs 1)")
+    if scale is not None and (scale.dtype != torch.float32 or not scale.is_contiguous()):
+        reasons.append(f"scale.dtype={scale.dtype}, stride={scale.stride()} (needs contiguous float32)")
     for name, value in activations.items():
         if value is None:
             continue

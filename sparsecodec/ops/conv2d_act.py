@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsecodec.ops._epilogue import cpu_rejects, finish, select_channels
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
+from sparsecodec.ops._triton_rules import triton_rejects_dense
 
 
 def conv2d_act_reference(
@@ -34,6 +35,10 @@ def _cpu_rejects(x: Tensor, residual: Tensor | None, **_: Any) -> list[str]:
     return cpu_rejects(x=x, residual=residual)
 
 
+def _triton_rejects(x: Tensor, out_index: Tensor | None, residual: Tensor | None, shuffle: int, **_: Any) -> list[str]:
+    return triton_rejects_dense(out_index, shuffle, x=x, residual=residual)
+
+
 CONV2D_ACT = register(
     OpSpec(
         name="conv2d_act",
@@ -45,6 +50,12 @@ CONV2D_ACT = register(
         reference=conv2d_act_reference,
         impls=(
             Impl("cpu", "sparsecodec._C:conv2d_act", rejects=_cpu_rejects, plan="sparsecodec._C:conv2d_act_plan"),
+            Impl(
+                "triton",
+                "sparsecodec._triton.conv2d_act:conv2d_act",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.conv2d_act:conv2d_act_plan",
+            ),
         ),
         constants=(
             "weight", "bias", "stride", "padding", "in_index", "out_index", "activation", "slope", "shuffle",
@@ -69,7 +80,7 @@ def conv2d_act(
     """`torch.nn.functional.conv2d` of some channels, activation, pixel shuffle, added to some channels.
 
     Args:
-        x: ``[N, C_in_full, H, W]`` bfloat16|float32, channels_last for the CPU kernel. Features.
+        x: ``[N, C_in_full, H, W]`` bfloat16|float32, float16 on GPU; channels_last for the kernels. Features.
         weight: ``[C_out, C_in, Kh, Kw]``, any float dtype.
         bias: ``[C_out]`` or None.
         stride: of both axes.
@@ -88,8 +99,8 @@ def conv2d_act(
         NoBackendError: a backend is forced and refuses these inputs.
         UsageError: an unknown activation, or `out_index` without `residual` or with a shuffle.
 
-    Exactness: tolerance. The float32 CPU kernel is pinned: acc = bias, then acc = fma(x, w, acc) over kernel row,
-        kernel column, input channel; its bits do not depend on instruction set, threads, batch or image size.
+    Exactness: tolerance. The float32 kernels are pinned: acc = bias, then acc = fma(x, w, acc) over kernel row, kernel
+        column, input channel; their bits do not depend on instruction set, threads, tile, batch or image size.
     Gradients: reference only.
     """
     return call(CONV2D_ACT, x, weight, bias, stride, padding, in_index, out_index, residual, activation, slope, shuffle)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from sparsecodec.ops._epilogue import activate, cpu_rejects
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
+from sparsecodec.ops._triton_rules import triton_rejects_dense
 
 
 def conv_transpose2d_act_reference(
@@ -31,6 +32,10 @@ def _cpu_rejects(x: Tensor, **_: Any) -> list[str]:
     return cpu_rejects(x=x)
 
 
+def _triton_rejects(x: Tensor, **_: Any) -> list[str]:
+    return triton_rejects_dense(x=x)
+
+
 CONV_TRANSPOSE2D_ACT = register(
     OpSpec(
         name="conv_transpose2d_act",
@@ -45,6 +50,12 @@ CONV_TRANSPOSE2D_ACT = register(
                 "sparsecodec._C:conv_transpose2d_act",
                 rejects=_cpu_rejects,
                 plan="sparsecodec._C:conv_transpose2d_act_plan",
+            ),
+            Impl(
+                "triton",
+                "sparsecodec._triton.conv_transpose2d_act:conv_transpose2d_act",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.conv_transpose2d_act:conv_transpose2d_act_plan",
             ),
         ),
         constants=("weight", "bias", "stride", "padding", "output_padding", "activation", "slope"),
@@ -65,7 +76,7 @@ def conv_transpose2d_act(
     """`torch.nn.functional.conv_transpose2d` and an activation.
 
     Args:
-        x: ``[N, C_in, H, W]`` bfloat16|float32, channels_last for the CPU kernel. Features.
+        x: ``[N, C_in, H, W]`` bfloat16|float32, float16 on GPU; channels_last for the kernels. Features.
         weight: ``[C_in, C_out, Kh, Kw]``, any float dtype.
         bias: ``[C_out]`` or None.
         stride: of both axes.
@@ -81,7 +92,7 @@ def conv_transpose2d_act(
         NoBackendError: a backend is forced and refuses these inputs.
         UsageError: an unknown activation.
 
-    Exactness: tolerance. The float32 CPU kernel is pinned: acc = bias, then acc = fma(x, w, acc) over the kernel rows
+    Exactness: tolerance. The float32 kernels are pinned: acc = bias, then acc = fma(x, w, acc) over the kernel rows
         and columns that reach an output pixel, ascending, then input channels.
     Gradients: reference only.
     """

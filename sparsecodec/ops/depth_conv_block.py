@@ -11,6 +11,7 @@ from torch import Tensor
 from sparsecodec.errors import UsageError
 from sparsecodec.ops._epilogue import activate, add_chunks, cpu_rejects, finish, scale_channels, select_channels
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
+from sparsecodec.ops._triton_rules import triton_rejects_dense
 
 
 def _pointwise(
@@ -77,11 +78,12 @@ def depth_conv_block_reference(
     return scale_channels(out + skip if shortcut else out, scale)
 
 
-def _cpu_rejects(x: Tensor, scale: Tensor | None, gated: bool, chunks: int, shortcut: bool, **_: Any) -> list[str]:
-    reasons = cpu_rejects(x=x)
-    if scale is not None or gated or chunks != 1 or shortcut:
-        reasons.append(f"scale, gated={gated}, chunks={chunks}, shortcut={shortcut} (not in this kernel)")
-    return reasons
+def _cpu_rejects(x: Tensor, **_: Any) -> list[str]:
+    return cpu_rejects(x=x)
+
+
+def _triton_rejects(x: Tensor, scale: Tensor | None, **_: Any) -> list[str]:
+    return triton_rejects_dense(scale=scale, x=x)
 
 
 DEPTH_CONV_BLOCK = register(
@@ -101,6 +103,12 @@ DEPTH_CONV_BLOCK = register(
                 "sparsecodec._C:depth_conv_block",
                 rejects=_cpu_rejects,
                 plan="sparsecodec._C:depth_conv_block_plan",
+            ),
+            Impl(
+                "triton",
+                "sparsecodec._triton.depth_conv_block:depth_conv_block",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.depth_conv_block:depth_conv_block_plan",
             ),
         ),
         constants=(

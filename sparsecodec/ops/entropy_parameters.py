@@ -17,9 +17,13 @@ def entropy_parameters_reference(scales: Tensor, thresholds: Tensor, part: str =
     """`entropy_parameters` in plain torch."""
     if thresholds.dim() != 1 or bool((thresholds[1:] < thresholds[:-1]).any()):
         raise UsageError(f"thresholds: {list(thresholds.shape)} (needs [L - 1], ascending)")
-    active = take_active(split_groups(scales, part, "scales"), part).contiguous()
+    return table_index(take_active(split_groups(scales, part, "scales"), part), thresholds)
+
+
+def table_index(scales: Tensor, thresholds: Tensor) -> Tensor:
+    """How many thresholds lie below each scale, int16 contiguous."""
     # searchsorted treats NaN as larger than every threshold.
-    return torch.searchsorted(thresholds.to(active.dtype), active).to(torch.int16)
+    return torch.searchsorted(thresholds.to(scales.dtype), scales.contiguous()).to(torch.int16)
 
 
 def _cpu_rejects(scales: Tensor, **_: Any) -> list[str]:
@@ -28,6 +32,11 @@ def _cpu_rejects(scales: Tensor, **_: Any) -> list[str]:
 
 def _triton_rejects(scales: Tensor, part: str, **_: Any) -> list[str]:
     return triton_rejects_grouped(part, scales=scales)
+
+
+def _cuda_rejects(scales: Tensor, part: str, **_: Any) -> list[str]:
+    reasons = triton_rejects_grouped(part, scales=scales)  # the same shapes of the same dtype
+    return reasons or ([] if scales.device.type == "cuda" else [f"scales.device={scales.device.type} (needs cuda)"])
 
 
 ENTROPY_PARAMETERS = register(
@@ -47,6 +56,12 @@ ENTROPY_PARAMETERS = register(
                 "sparsecodec._triton.entropy_parameters:entropy_parameters",
                 rejects=_triton_rejects,
                 plan="sparsecodec._triton.entropy_parameters:entropy_parameters_plan",
+            ),
+            Impl(
+                "cuda",
+                "sparsecodec._cuda:entropy_parameters",
+                rejects=_cuda_rejects,
+                plan="sparsecodec._cuda:entropy_parameters_plan",
             ),
         ),
         constants=("thresholds", "part"),

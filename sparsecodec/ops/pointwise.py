@@ -38,11 +38,8 @@ def pointwise_reference(
     return scale_channels(finish(y, out_index, residual, activation, slope, shuffle), scale)
 
 
-def _cpu_rejects(x: Tensor, residual: Tensor | None, scale: Tensor | None, chunks: int, **_: Any) -> list[str]:
-    reasons = cpu_rejects(x=x, residual=residual)
-    if scale is not None or chunks != 1:
-        reasons.append(f"scale, chunks={chunks} (not in this kernel)")
-    return reasons
+def _cpu_rejects(x: Tensor, residual: Tensor | None, **_: Any) -> list[str]:
+    return cpu_rejects(x=x, residual=residual)
 
 
 def _triton_rejects(
@@ -54,10 +51,7 @@ def _triton_rejects(
     chunks: int,
     **_: Any,
 ) -> list[str]:
-    reasons = triton_rejects_dense(out_index, shuffle, x=x, residual=residual)
-    if scale is not None or chunks != 1:
-        reasons.append(f"scale, chunks={chunks} (not in this kernel)")
-    return reasons
+    return triton_rejects_dense(out_index, shuffle, chunks, scale, x=x, residual=residual)
 
 
 POINTWISE = register(
@@ -105,7 +99,7 @@ def pointwise(
     out = residual, with y[:, o] added to channel out_index[o]; then out[:, c] *= scale[c].
 
     Args:
-        x: ``[N, C_in_full, H, W]`` bfloat16|float32, channels_last for the CPU kernel. Features.
+        x: ``[N, C_in_full, H, W]`` bfloat16|float32, float16 on GPU; channels_last for the kernels. Features.
         weight: ``[C_out, C_in]`` or ``[C_out, C_in, 1, 1]``, any float dtype.
         bias: ``[C_out]`` or None.
         in_index: ``[C_in]`` int or None. Channels of `x`; None = x has exactly C_in channels.
@@ -125,8 +119,8 @@ def pointwise(
         NoBackendError: a backend is forced and refuses these inputs.
         UsageError: an unknown activation, `out_index` without `residual` or with a shuffle, or chunks that do not fit.
 
-    Exactness: tolerance. The float32 CPU kernel is pinned: acc = bias, then acc = fma(x, w, acc) over k ascending; its
-        bits do not depend on instruction set, threads, batch or image size.
+    Exactness: tolerance. The float32 kernels are pinned: acc = bias, then acc = fma(x, w, acc) over k ascending; their
+        bits do not depend on instruction set, threads, tile, batch or image size.
     Gradients: reference only.
     """
     options = (scale, activation, slope, shuffle, chunks, interleaved)

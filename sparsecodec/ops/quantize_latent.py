@@ -9,7 +9,8 @@ from torch import Tensor
 
 from sparsecodec.errors import UsageError
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
-from sparsecodec.ops._spatial_prior import cpu_rejects_grouped, split_groups, take_active
+from sparsecodec.ops._spatial_prior import cpu_rejects_grouped, sizes_that_differ, split_groups, take_active
+from sparsecodec.ops._triton_rules import triton_rejects_grouped
 
 MAX_LIMIT = 2**24  # float32 holds every integer up to here
 
@@ -33,6 +34,15 @@ def _cpu_rejects(y: Tensor, means: Tensor | None, step: Tensor | None, **_: Any)
     return cpu_rejects_grouped(y=y, means=means, step=step)
 
 
+def _triton_rejects(y: Tensor, means: Tensor | None, step: Tensor | None, part: str, limit: int) -> list[str]:
+    reasons = triton_rejects_grouped(part, y=y, means=means, step=step)
+    if not 0 <= limit <= MAX_LIMIT:
+        reasons.append(f"limit={limit} (needs 0 .. 2^24)")
+    if not reasons:
+        reasons = sizes_that_differ(split_groups(y, part, "y")[:, 0].shape, part, means=means, step=step)
+    return reasons
+
+
 QUANTIZE_LATENT = register(
     OpSpec(
         name="quantize_latent",
@@ -44,6 +54,12 @@ QUANTIZE_LATENT = register(
                 "sparsecodec._C:quantize_latent",
                 rejects=_cpu_rejects,
                 plan="sparsecodec._C:quantize_latent_plan",
+            ),
+            Impl(
+                "triton",
+                "sparsecodec._triton.quantize_latent:quantize_latent",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.quantize_latent:quantize_latent_plan",
             ),
         ),
         constants=("part", "limit"),

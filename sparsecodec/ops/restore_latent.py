@@ -9,7 +9,14 @@ from torch import Tensor
 
 from sparsecodec.errors import UsageError
 from sparsecodec.ops._registry import Impl, OpSpec, call, register
-from sparsecodec.ops._spatial_prior import active_group, cpu_rejects_grouped, groups_of, split_groups
+from sparsecodec.ops._spatial_prior import (
+    active_group,
+    cpu_rejects_grouped,
+    groups_of,
+    sizes_that_differ,
+    split_groups,
+)
+from sparsecodec.ops._triton_rules import triton_rejects, triton_rejects_grouped
 
 
 def restore_latent_reference(
@@ -45,11 +52,34 @@ def restore_latent_reference(
 def _cpu_rejects(
     symbols: Tensor, means: Tensor | None, base: Tensor | None, step: Tensor | None, gain: Tensor | None, **_: Any
 ) -> list[str]:
-    reasons = cpu_rejects_grouped(means=means, base=base, step=step)
-    if symbols.dtype != torch.int32 or symbols.device.type != "cpu" or not symbols.is_contiguous():
-        reasons.append(
-            f"symbols: {symbols.dtype}, {symbols.device}, strides {symbols.stride()} (needs contiguous int32)"
-        )
+    reasons = cpu_rejects_grouped(means=means, base=base, step=step) + _rejects_dense(symbols, gain)
+    if symbols.device.type != "cpu":
+        reasons.append(f"symbols.device={symbols.device} (needs cpu)")
+    return reasons
+
+
+def _triton_rejects(
+    symbols: Tensor,
+    means: Tensor | None,
+    base: Tensor | None,
+    step: Tensor | None,
+    gain: Tensor | None,
+    part: str,
+) -> list[str]:
+    reasons = triton_rejects_grouped(part, means=means, base=base, step=step) + _rejects_dense(symbols, gain)
+    reasons += triton_rejects((torch.int32,), symbols=symbols)
+    if symbols.dim() != 4:
+        return [*reasons, f"symbols.shape={list(symbols.shape)} (needs [N, C, H, W])"]
+    channels = groups_of(part) * symbols.shape[1]
+    if gain is not None and gain.numel() != channels:
+        reasons.append(f"gain.shape={list(gain.shape)} (needs {channels} values)")
+    return reasons + sizes_that_differ(symbols.shape, part, means=means, base=base, step=step)
+
+
+def _rejects_dense(symbols: Tensor, gain: Tensor | None) -> list[str]:
+    reasons = []
+    if symbols.dtype != torch.int32 or not symbols.is_contiguous():
+        reasons.append(f"symbols: {symbols.dtype}, strides {symbols.stride()} (needs contiguous int32)")
     if gain is not None and (gain.dtype != torch.float32 or not gain.is_contiguous()):
         reasons.append(f"gain: {gain.dtype}, strides {gain.stride()} (needs contiguous float32)")
     return reasons
@@ -66,6 +96,12 @@ RESTORE_LATENT = register(
         impls=(
             Impl(
                 "cpu", "sparsecodec._C:restore_latent", rejects=_cpu_rejects, plan="sparsecodec._C:restore_latent_plan"
+            ),
+            Impl(
+                "triton",
+                "sparsecodec._triton.restore_latent:restore_latent",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.restore_latent:restore_latent_plan",
             ),
         ),
         constants=("part",),

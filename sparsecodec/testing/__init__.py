@@ -1,6 +1,16 @@
 """Cases that tests and benches share, and the judge that compares implementations with references."""
 
-from sparsecodec.testing import conv2d_act, conv_transpose2d_act, depth_conv_block, entropy_parameters, gdn, pointwise
+from sparsecodec.testing import (
+    compact_symbols,
+    conv2d_act,
+    conv_transpose2d_act,
+    depth_conv_block,
+    entropy_parameters,
+    gdn,
+    pointwise,
+    prior_head,
+    warp,
+)
 from sparsecodec.testing.compare import OpCase, Verdict, islanded, judge, run_eager, run_planned
 
 CASES: list[OpCase] = [
@@ -9,7 +19,10 @@ CASES: list[OpCase] = [
     *conv_transpose2d_act.CASES,
     *depth_conv_block.CASES,
     *entropy_parameters.CASES,
+    *compact_symbols.CASES,
     *gdn.CASES,
+    *prior_head.CASES,
+    *warp.CASES,
 ]
 
 __all__ = ["CASES", "OpCase", "Verdict", "islanded", "judge", "run_eager", "run_planned"]

@@ -26,6 +26,7 @@ class OpCase:
         make: (dtype, generator) -> the op's arguments by name, activations in `dtype`.
         dtypes: in which the case runs.
         must_run: backends that may not refuse the case.
+        interpreted: also run in Triton's interpreter, where a case takes seconds.
         terms: length of the sums behind one output, accumulated in float32.
         bench: also timed.
         flops: of one call, 2 per multiply-add.
@@ -37,6 +38,7 @@ class OpCase:
     make: Callable[[torch.dtype, torch.Generator], dict[str, Any]]
     dtypes: tuple[torch.dtype, ...] = (torch.float32, torch.bfloat16)
     must_run: frozenset[str] = frozenset({"cpu"})
+    interpreted: bool = True
     terms: int = 0
     bench: bool = False
     flops: int = 0

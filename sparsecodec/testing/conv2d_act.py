@@ -13,10 +13,13 @@ from sparsecodec.testing.pointwise import kept, nhwc
 
 def _case(
     id: str, n: int, c_in: int, c_out: int, h: int, w: int, kernel: int = 3, *, gather: int = 0, scatter: int = 0,
-    residual: bool = False, sliced: bool = False, bias: bool = True, bench: bool = False,
+    residual: bool = False, sliced: bool = False, bias: bool = True, bench: bool = False, half: bool = False,
     **options: Any,
 ) -> OpCase:  # fmt: skip
-    """gather, scatter: channels of x and of residual when indexed; sliced: activations are slices of wider tensors."""
+    """gather, scatter: channels of x and of residual when indexed; sliced: activations are slices of wider tensors.
+
+    half: in float16, which the CPU kernels refuse.
+    """
 
     stride, padding, r = options.get("stride", 1), options.get("padding", 0), options.get("shuffle", 1)
     rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in (h, w))
@@ -42,6 +45,8 @@ def _case(
         "conv2d_act",
         id,
         make,
+        dtypes=(torch.float16,) if half else (torch.float32, torch.bfloat16),
+        must_run=frozenset({"triton"} if half else {"cpu"} if bench else {"cpu", "triton"}),
         terms=c_in * kernel**2,
         bench=bench,
         flops=2 * c_in * kernel**2 * c_out * n * rows * columns,
@@ -75,6 +80,14 @@ CASES = [
     _case("shuffle-residual", 2, 16, 12, 5, 6, padding=1, shuffle=2, residual=True),
     _case("slice", 2, 16, 33, 6, 8, padding=1, sliced=True),
     _case("slice-gather", 2, 16, 33, 6, 8, padding=1, sliced=True, gather=20),
+    # Triton: 32 to 128 pixels, 16 to 128 columns, sums in steps of 16 to 64 over each tap; below 16 channels over all.
+    _case("tiles-exact", 1, 64, 64, 8, 16, padding=1),
+    _case("tiles-and-one", 1, 33, 65, 3, 22, padding=1, activation="leaky_relu"),
+    _case("merged-gather", 1, 15, 24, 5, 9, 5, padding=2, stride=2, gather=20),
+    _case("merged-scatter", 1, 3, 24, 9, 15, 5, padding=2, scatter=60),
+    _case("half", 2, 33, 40, 6, 8, padding=1, half=True, residual=True, activation="sigmoid_gate"),
+    _case("half-rgb", 1, 3, 65, 12, 9, 5, stride=2, padding=2, half=True, activation="leaky_relu"),
+    _case("half-gather-scatter", 1, 30, 33, 6, 8, padding=1, half=True, gather=40, scatter=70, activation="relu"),
     _case("64-64-k3-64x96", 1, 64, 64, 64, 96, padding=1, activation="leaky_relu", bench=True),
     _case("192-192-k3-64x96", 1, 192, 192, 64, 96, padding=1, activation="leaky_relu", bench=True),
     _case("192-192-k5s2-64x96", 1, 192, 192, 64, 96, 5, stride=2, padding=2, activation="leaky_relu", bench=True),

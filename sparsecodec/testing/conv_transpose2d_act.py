@@ -13,9 +13,10 @@ from sparsecodec.testing.pointwise import nhwc
 
 def _case(
     id: str, n: int, c_in: int, c_out: int, h: int, w: int, kernel: int, stride: int, padding: int,
-    output_padding: int, *, sliced: bool = False, bias: bool = True, bench: bool = False, **options: Any,
+    output_padding: int, *, sliced: bool = False, bias: bool = True, bench: bool = False, half: bool = False,
+    **options: Any,
 ) -> OpCase:  # fmt: skip
-    """sliced: x is a slice of a wider tensor."""
+    """sliced: x is a slice of a wider tensor; half: in float16, which the CPU kernels refuse."""
     rows, columns = ((size - 1) * stride - 2 * padding + kernel + output_padding for size in (h, w))
 
     def make(dtype: torch.dtype, generator: Generator) -> dict[str, Any]:
@@ -32,6 +33,8 @@ def _case(
         "conv_transpose2d_act",
         id,
         make,
+        dtypes=(torch.float16,) if half else (torch.float32, torch.bfloat16),
+        must_run=frozenset({"triton"} if half else {"cpu"} if bench else {"cpu", "triton"}),
         terms=c_in * kernel**2,
         bench=bench,
         flops=2 * c_in * kernel**2 * c_out * n * h * w,
@@ -51,5 +54,15 @@ CASES = [
     _case("k3s2-no-bias", 1, 16, 24, 5, 7, 3, 2, 1, 1, bias=False),
     _case("empty-batch", 0, 8, 8, 4, 4, 5, 2, 2, 1),
     _case("slice", 2, 16, 24, 5, 7, 5, 2, 2, 1, sliced=True),
+    _case("k5s3-padding-3", 1, 24, 12, 5, 4, 5, 3, 3, 1),
+    _case("k5s1", 1, 8, 12, 5, 4, 5, 1, 0, 0),
+    # Triton: 32 to 128 positions of a phase, 16 to 128 columns, sums in steps of 16 to 64 over each tap.
+    _case("tiles-exact", 1, 64, 64, 8, 16, 3, 2, 1, 1),
+    _case("tiles-and-one", 1, 33, 65, 3, 22, 2, 2, 0, 0),
+    # Few columns: all phases of a 16-bit one at once, if its size is a multiple of the input's.
+    _case("k3s3-to-four", 1, 24, 4, 4, 5, 3, 3, 0, 0, bias=False),
+    _case("k4s2-to-rgb-tiles", 1, 33, 3, 3, 22, 4, 2, 1, 0),
+    _case("half", 2, 33, 40, 5, 7, 5, 2, 2, 1, half=True, activation="leaky_relu"),
+    _case("half-to-rgb", 1, 24, 3, 9, 15, 5, 2, 2, 1, half=True),
     _case("192-192-k5s2-32x48", 1, 192, 192, 32, 48, 5, 2, 2, 1, bench=True),
 ]

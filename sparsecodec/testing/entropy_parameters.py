@@ -62,7 +62,7 @@ def _entropy_case(shape, part, *, layout="dense", thresholds=evc_scale_threshold
         name,
         make,
         dtypes=FLOAT32,
-        must_run=frozenset({"cpu"} if bench else {"cpu", "triton"}),
+        must_run=frozenset({"cpu", "cuda"} if bench else {"cpu", "triton", "cuda"}),
         bench=bench,
         bytes_moved=lambda size: count * (size + 2),
     )
@@ -81,7 +81,8 @@ def _quantize_case(shape, part, *, layout="dense", means=True, step=False, scale
             arguments["step"] = _place(_latent(shape, dtype, generator).abs() + 0.5, layout, part)
         return arguments
 
-    return OpCase("quantize_latent", id or f"{'x'.join(map(str, shape))}-{part}-{layout}", make, dtypes=FLOAT32)
+    name = id or f"{'x'.join(map(str, shape))}-{part}-{layout}"
+    return OpCase("quantize_latent", name, make, dtypes=FLOAT32, must_run=frozenset({"cpu", "triton"}))
 
 
 def _restore_case(
@@ -105,6 +106,7 @@ def _restore_case(
         id or f"{'x'.join(map(str, shape))}-{part}-{layout}",
         make,
         dtypes=FLOAT32,
+        must_run=frozenset({"cpu"} if bench else {"cpu", "triton"}),
         bench=bench,
         bytes_moved=lambda size: size * count * (1 + means + base + step) + 4 * count // groups_of(part),
     )
@@ -133,7 +135,11 @@ CASES = [
     _quantize_case((1, 8, 4, 5), "all", means=False, id="no-means"),
     _quantize_case((1, 8, 4, 5), "all", scale=1e9, id="clipped"),
     _quantize_case((1, 8, 4, 5), "odd", scale=1e9, limit=2**24, step=True, id="largest-limit"),
+    _quantize_case((1, 8, 4, 5), "all", scale=3e6, limit=2**24, id="ties-below-2^23"),
     _quantize_case((1, 8, 4, 5), "all", scale=0.0, id="all-zero"),
+    # Triton: 64 positions, 32 channels of a group.
+    _quantize_case((1, 64, 8, 8), "odd", step=True, id="tiles-exact"),
+    _quantize_case((1, 66, 5, 13), "odd", step=True, id="tiles-and-one"),
     *(_restore_case(shape, part) for shape in SHAPES for part in ("all", "even")),
     *(
         _restore_case((1, 24, 5, 17), part, layout=layout, base=True, step=True, gain=True)
@@ -143,5 +149,8 @@ CASES = [
     _restore_case((1, 8, 4, 5), "even", means=False, id="no-means"),
     _restore_case((1, 8, 4, 5), "even", means=False, gain=True, id="gain-only"),
     _restore_case((2, 8, 4, 5), "odd", base=True, id="second-pass"),
+    # Triton: 64 positions, 32 channels of the latent.
+    _restore_case((1, 64, 8, 8), "odd", base=True, step=True, id="tiles-exact"),
+    _restore_case((1, 66, 5, 13), "odd", base=True, step=True, id="tiles-and-one"),
     _restore_case((1, 192, 32, 48), "odd", base=True, step=True, gain=True, id="evc-768x512", bench=True),
 ]

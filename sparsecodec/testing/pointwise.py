@@ -25,12 +25,15 @@ def kept(full: int, n: int, generator: Generator, ascending: bool = True) -> Ten
 def _case(
     id: str, n: int, c_in: int, c_out: int, h: int, w: int, *, gather: int = 0, scatter: int = 0,
     residual: bool = False, ascending: bool = True, sliced: bool = False, bias: bool = True, scale: float = 1.0,
-    bench: bool = False, half: bool = False, **options: Any,
+    steps: bool = False, bench: bool = False, half: bool = False, **options: Any,
 ) -> OpCase:  # fmt: skip
     """gather, scatter: channels of x and of residual when indexed; sliced: activations are slices of wider tensors.
 
+    scale: of the values in x; steps: the result is multiplied by a quantisation step of each channel.
     half: in float16, which the CPU kernels refuse.
     """
+    r, chunks = options.get("shuffle", 1), options.get("chunks", 1)
+    to = scatter or c_out // (r * r * chunks)
 
     def make(dtype: torch.dtype, generator: Generator) -> dict[str, Any]:
         arguments: dict[str, Any] = dict(options)
@@ -40,11 +43,12 @@ def _case(
             arguments["bias"] = torch.randn(c_out, generator=generator)
         if gather:
             arguments["in_index"] = kept(gather, c_in, generator, ascending)
-        r = options.get("shuffle", 1)
         if scatter:
             arguments["out_index"] = kept(scatter, c_out, generator, ascending)
         if scatter or residual:
-            arguments["residual"] = nhwc((n, scatter or c_out // (r * r), h * r, w * r), dtype, generator)
+            arguments["residual"] = nhwc((n, to, h * r, w * r), dtype, generator)
+        if steps:
+            arguments["scale"] = torch.rand(to, generator=generator) + 0.5
         if sliced:
             arguments["x"] = channel_slice(arguments["x"])
             if "residual" in arguments:
@@ -57,10 +61,10 @@ def _case(
         make,
         dtypes=(torch.float16,) if half else (torch.float32, torch.bfloat16),
         must_run=frozenset({"triton"} if half else {"cpu"} if bench else {"cpu", "triton"}),
-        terms=c_in,
+        terms=c_in * chunks,
         bench=bench,
         flops=2 * c_in * c_out * n * h * w,
-        bytes_moved=lambda size: size * n * h * w * (c_in + c_out * (2 if residual else 1)),
+        bytes_moved=lambda size: size * n * h * w * (c_in + c_out // chunks * (2 if residual else 1)),
     )
 
 
@@ -96,13 +100,24 @@ CASES = [
     _case("slice", 2, 24, 40, 6, 10, sliced=True),
     _case("slice-residual", 1, 24, 40, 6, 10, sliced=True, residual=True),
     _case("slice-scatter", 1, 24, 40, 6, 10, sliced=True, scatter=77, gather=30),
-    # Triton: 64 or 128 pixels, 16 to 128 columns of the output, sums in steps of 32 or 64.
+    # Triton: 32 to 128 pixels, 16 to 128 columns of the output, sums in steps of 16 to 64.
     _case("tiles-exact", 1, 64, 128, 8, 16),
     _case("tiles-and-one", 1, 65, 129, 3, 43, activation="leaky_relu"),
     _case("tiles-scatter", 1, 64, 64, 8, 16, scatter=192, ascending=False),
     _case("half", 1, 65, 129, 3, 43, half=True, activation="leaky_relu"),
     _case("half-gather-scatter", 2, 30, 70, 9, 15, half=True, gather=96, scatter=96, activation="sigmoid_gate"),
     _case("half-shuffle", 1, 24, 68, 3, 5, half=True, shuffle=2, residual=True, activation="relu"),
+    # Halves added as in DCVC-RT, fours as in DCVC-UF; quantisation steps.
+    _case("halves", 1, 40, 96, 7, 9, chunks=2, activation="sigmoid_gate"),
+    _case("halves-residual", 2, 24, 70, 5, 7, chunks=2, residual=True, steps=True),
+    _case("fours", 1, 40, 132, 7, 19, chunks=4, interleaved=True, activation="sigmoid_gate"),
+    _case("fours-gather", 1, 21, 68, 5, 7, chunks=4, interleaved=True, gather=64, activation="relu", sliced=True),
+    _case("neighbours", 1, 24, 34, 5, 7, chunks=2, interleaved=True, bias=False),
+    _case("steps", 1, 40, 48, 7, 9, steps=True),
+    _case("steps-scatter", 1, 32, 50, 7, 9, steps=True, scatter=129, activation="leaky_relu"),
+    _case("steps-shuffle", 1, 24, 68, 3, 5, steps=True, shuffle=2, residual=True),
+    _case("half-fours", 1, 40, 132, 7, 19, half=True, chunks=4, interleaved=True, activation="sigmoid_gate"),
+    _case("half-steps", 2, 24, 70, 5, 7, half=True, chunks=2, residual=True, steps=True, activation="sigmoid_gate"),
     _case("192-192-64x96", 1, 192, 192, 64, 96, activation="leaky_relu", bench=True),
     _case("192-768-64x96", 1, 192, 768, 64, 96, activation="leaky_relu", bench=True),
     _case("64-64-64x96", 1, 64, 64, 64, 96, activation="leaky_relu", bench=True),

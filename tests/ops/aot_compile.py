@@ -1,19 +1,35 @@
 """Compiles every Triton kernel as its launcher would launch it, for GPUs that need not be there.
 
-Run it without TRITON_INTERPRET; it prints, or writes to ``--out``, one JSON object for each kernel, configuration and
-architecture. ``spill_bytes`` is the stack frame plus 4 for each access to local memory; ``mma`` counts tensor-core
-instructions.
+Run it without TRITON_INTERPRET; it prints, or writes to ``--out``, one JSON object for each launch and architecture.
+``spill_bytes`` is the stack frame plus 4 for each access to local memory; ``mma`` counts tensor-core instructions,
+``fma`` fused multiply-adds (in PTX: a correctly rounded division consists of them later).
+
+What is launched stands in ``aot/<op>.py``, a file for each op, which has one of
+
+* ``launches(quick)``: yields (module, configuration, call); `call` launches kernels of `module`, all of which are
+  recorded, with every tile that the launcher hands to ``choose``. `quick` asks for the few that tests compile: they are
+  compiled with the first tile only.
+* ``rows(quick)``: returns finished rows, of kernels that another compiler builds.
+
+``WITHOUT_PRODUCTS``, optional, names its kernels that multiply no matrices. ``compiles_for(arguments, architecture)``,
+optional, says for which architectures a launch is.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
+import importlib.util
 import json
+import multiprocessing
 import re
 import subprocess
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import torch
@@ -21,34 +37,62 @@ import triton
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-from sparsecodec._triton import entropy_parameters, pointwise
-from sparsecodec._triton._tile import DOT_TILES
-
+FOLDER = Path(__file__).parent / "aot"
 ARCHITECTURES = (80, 90)
+PROCESSES = 2
 POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
     torch.bfloat16: "*bf16",
+    torch.int64: "*i64",
     torch.int32: "*i32",
     torch.int16: "*i16",
+    torch.int8: "*i8",
+    torch.uint8: "*u8",
+    torch.bool: "*i1",
 }
-OPTIONS = ("num_warps", "num_stages")
-# Of `pointwise`. odd: sizes that allow no vector loads; like scatter, hungry for registers.
-VARIANTS = ("plain", "odd", "scatter", "shuffle")
+OPTIONS = ("num_warps", "num_stages", "enable_fp_fusion", "maxnreg")
 
 
 class Recorder:
-    """Stands in for a kernel and keeps the arguments of its last launch."""
+    """Stands in for a kernel and appends the arguments of its launches to `launches`."""
 
-    def __init__(self, kernel: Any) -> None:
+    def __init__(self, kernel: Any, launches: list[tuple[Any, dict[str, Any]]]) -> None:
         self.kernel = kernel
-        self.arguments: dict[str, Any] = {}
+        self.launches = launches
 
     def __getitem__(self, grid: tuple[int, ...]) -> Callable[..., None]:
         return self._launch
 
     def _launch(self, *args: Any, **kwargs: Any) -> None:
-        self.arguments = dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs
+        self.launches.append((self.kernel, dict(zip(self.kernel.arg_names, args, strict=False)) | kwargs))
+
+
+class Offer:
+    """Stands in for `choose`: takes tile number `at` and keeps how many there are."""
+
+    def __init__(self) -> None:
+        self.at = 0
+        self.count = 1
+
+    def __call__(self, name: str, key: tuple, tiles: Sequence[dict[str, int]], *_: Any) -> dict[str, int]:
+        self.count = max(self.count, len(tiles))
+        return tiles[min(self.at, len(tiles) - 1)]
+
+
+@contextmanager
+def recording(module: ModuleType) -> Iterator[tuple[list[tuple[Any, dict[str, Any]]], Offer]]:
+    """Within the block the kernels of `module` are not launched: the list receives (kernel, arguments)."""
+    launches: list[tuple[Any, dict[str, Any]]] = []
+    before = {name: value for name, value in vars(module).items() if name.endswith("_kernel") or name == "choose"}
+    offer = Offer()
+    try:
+        for name, value in before.items():
+            setattr(module, name, offer if name == "choose" else Recorder(value, launches))
+        yield launches, offer
+    finally:
+        for name, value in before.items():
+            setattr(module, name, value)
 
 
 def source_of(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
@@ -56,7 +100,8 @@ def source_of(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
     signature, constants, attributes = {}, {}, {}
     for at, parameter in enumerate(kernel.params):
         value = arguments[parameter.name]
-        if parameter.is_constexpr or value is None or (isinstance(value, int) and value == 1):
+        specialised = isinstance(value, torch.Tensor) or (isinstance(value, int) and not parameter.do_not_specialize)
+        if parameter.is_constexpr or value is None or (specialised and isinstance(value, int) and value == 1):
             signature[parameter.name] = "constexpr"
             constants[parameter.name] = value
             continue
@@ -66,7 +111,7 @@ def source_of(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
             signature[parameter.name] = "fp32"
         else:
             signature[parameter.name] = "i32" if abs(value) < 2**31 else "i64"
-        if isinstance(value, torch.Tensor) or (isinstance(value, int) and value % 16 == 0):
+        if specialised and (isinstance(value, torch.Tensor) or value % 16 == 0):
             attributes[(at,)] = [["tt.divisibility", 16]]
     return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
 
@@ -96,68 +141,81 @@ def measure(kernel: Any, config: str, arguments: dict[str, Any], architecture: i
         "shared_bytes": compiled.metadata.shared,
         "spill_bytes": stack + local + 4 * len(re.findall(r"\b(?:LDL|STL)\b", code)),
         "mma": len(re.findall(r"\bHG?MMA\b", code)),
+        "fma": len(re.findall(r"\bfma\.rn\b", compiled.asm["ptx"])),
     }
 
 
-def _nhwc(channels: int, dtype: torch.dtype) -> torch.Tensor:
-    return torch.empty((1, channels, 32, 48), dtype=dtype).to(memory_format=torch.channels_last)
+def described(config: str, arguments: dict[str, Any]) -> str:
+    """`config` with the tile and the launch options of a kernel's arguments."""
+    tile = "x".join(str(value) for name, value in arguments.items() if name.startswith("BLOCK_"))
+    options = [f"{name}={arguments[name]}" for name in OPTIONS if name in arguments]
+    return ", ".join(filter(None, [config, " ".join([*([f"tile {tile}"] if tile else []), *options])]))
 
 
-def _pointwise(variant: str, dtype: torch.dtype, columns: int) -> None:
-    weight, bias = torch.empty(columns, 192), torch.empty(columns)
-    if variant == "plain":
-        pointwise.pointwise(_nhwc(192, dtype), weight, bias, activation="leaky_relu")
-    elif variant == "odd":
-        pointwise.pointwise(_nhwc(129, dtype), weight[1:, :129], bias[1:], activation="sigmoid_gate")
-    elif variant == "scatter":
-        kept = torch.arange(0, columns - columns // 4, dtype=torch.int32)
-        arguments = {"in_index": torch.arange(192), "out_index": kept, "residual": _nhwc(columns, dtype)}
-        pointwise.pointwise(_nhwc(256, dtype), weight[kept], bias[kept], activation="sigmoid_gate", **arguments)
-    else:
-        residual = _nhwc(columns // 4, dtype).repeat(1, 1, 2, 2)
-        pointwise.pointwise(_nhwc(192, dtype), weight, bias, residual=residual, activation="relu", shuffle=2)
+def load(path: Path) -> ModuleType:
+    """The file of an op, imported by its path: tests are no package."""
+    spec = importlib.util.spec_from_file_location(f"aot_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
-def _entropy_parameters(part: str, thresholds: int) -> None:
-    entropy_parameters.entropy_parameters(_nhwc(192, torch.float32), torch.empty(thresholds), part)
+def op_files(only: str | None = None) -> list[Path]:
+    """The files of all ops, or of one."""
+    files = [path for path in sorted(FOLDER.glob("*.py")) if only in (None, path.stem)]
+    if not files:
+        raise SystemExit(f"no {only}.py in {FOLDER}")
+    return files
 
 
-def launches(wanted: Sequence[str]) -> Iterator[tuple[Any, str, Callable[[], None]]]:
-    """(module, configuration, a call that launches its kernel once); every shipped tile occurs.
-
-    `wanted` restricts the variants of `pointwise`.
-    """
-    for dtype in (torch.bfloat16, torch.float16, torch.float32):
-        for columns in DOT_TILES[dtype.itemsize]:
-            for variant in wanted:
-                name = f"{str(dtype).removeprefix('torch.')} {columns} columns {variant}"
-                yield pointwise, name, lambda v=variant, d=dtype, c=columns: _pointwise(v, d, c)
-    for part, thresholds in (("all", 63), ("even", 255), ("quarter0", 255)):
-        name = f"{part} {thresholds} thresholds"
-        yield entropy_parameters, name, lambda p=part, t=thresholds: _entropy_parameters(p, t)
+@functools.cache
+def _launches(path: Path, quick: bool) -> list[tuple[ModuleType, str, Callable[[], Any]]]:
+    module = load(path)
+    return list(module.launches(quick)) if hasattr(module, "launches") else []
 
 
-def compile_all(variants: Sequence[str]) -> list[dict[str, Any]]:
-    """One row for each of `launches` and each architecture."""
-    rows = []
-    for module, config, launch in launches(variants):
-        name = f"_{module.__name__.rpartition('.')[2]}_fwd_kernel"
-        kernel = getattr(module, name)
-        recorder = Recorder(kernel)
-        setattr(module, name, recorder)
+def compile_launch(path: Path, quick: bool, at: int) -> list[dict[str, Any]]:
+    """The rows of launch number `at` of the file."""
+    module, config, launch = _launches(path, quick)[at]
+    rows = {}
+    with recording(module) as (launched, offer):
         launch()
-        setattr(module, name, kernel)
-        tile = "x".join(str(value) for key, value in recorder.arguments.items() if key.startswith("BLOCK_"))
-        options = " ".join(f"{option}={recorder.arguments[option]}" for option in OPTIONS)
+        while not quick and offer.at < offer.count - 1:
+            offer.at += 1
+            launch()
+    if not launched:
+        raise RuntimeError(f"{path.name}: {config!r} launched no kernel of {module.__name__}")
+    wanted = getattr(load(path), "compiles_for", lambda arguments, architecture: True)
+    for kernel, arguments in launched:
         for architecture in ARCHITECTURES:
-            rows.append(measure(kernel, f"{config}, tile {tile} {options}", recorder.arguments, architecture))
+            name = described(config, arguments)
+            if (kernel, name, architecture) not in rows and wanted(arguments, architecture):
+                rows[kernel, name, architecture] = measure(kernel, name, arguments, architecture)
+    return list(rows.values())
+
+
+def compile_all(quick: bool, only: str | None = None) -> list[dict[str, Any]]:
+    """The rows of all files, in the order of their names."""
+    rows = []
+    # Forked: the children inherit the imports. Nothing has run on torch's threads yet.
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("fork")) as pool:
+        pending = [
+            (path, [pool.submit(compile_launch, path, quick, at) for at in range(len(_launches(path, quick)))])
+            for path in op_files(only)
+        ]
+        for path, futures in pending:
+            for future in futures:
+                rows += future.result()
+            if hasattr(module := load(path), "rows"):
+                rows += module.rows(quick)
     return rows
 
 
 if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description="Compile every Triton kernel ahead of time.")
+    parser = argparse.ArgumentParser(description="Compile every kernel ahead of time.")
     parser.add_argument("--out", type=Path, help="where to write the JSON; default: print it")
-    parser.add_argument("--variants", nargs="+", choices=VARIANTS, default=VARIANTS, help="of pointwise; default: all")
+    parser.add_argument("--quick", action="store_true", help="only what the tests compile")
+    parser.add_argument("--only", metavar="OP", help="only the file aot/OP.py")
     options = parser.parse_args()
-    text = "[\n" + ",\n".join(json.dumps(row) for row in compile_all(options.variants)) + "\n]\n"
+    text = "[\n" + ",\n".join(json.dumps(row) for row in compile_all(options.quick, options.only)) + "\n]\n"
     print(text, end="") if options.out is None else options.out.write_text(text)

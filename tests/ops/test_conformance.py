@@ -15,6 +15,7 @@ RUNS = [
     for case in CASES
     for impl in case.spec.impls
     for dtype in case.dtypes
+    if case.interpreted or impl.backend != "triton" or torch.cuda.is_available()
 ]
 
 

@@ -17,10 +17,20 @@ from sparsecodec.ops import (
     restore_latent,
     scale_table_thresholds,
     use_backend,
+    why_unavailable,
 )
+from sparsecodec.ops._registry import bind_arguments
 from sparsecodec.ops.entropy_parameters import ENTROPY_PARAMETERS
+from sparsecodec.ops.quantize_latent import QUANTIZE_LATENT
 from sparsecodec.ops.restore_latent import RESTORE_LATENT
 
+TRITON = pytest.param(
+    "triton",
+    marks=[
+        pytest.mark.skipif(why_unavailable("triton") is not None, reason=str(why_unavailable("triton"))),
+        pytest.mark.skipif(torch.cuda.is_available(), reason="tensors here are on the CPU, for the interpreter"),
+    ],
+)
 PASSES = {"dual": ("even", "odd"), "quad": ("quarter0", "quarter1", "quarter2", "quarter3")}
 
 
@@ -78,11 +88,12 @@ def test_nan_scales_get_the_last_table(sign):
     assert _look_up(scales, torch.tensor([-1.0, 2.0])).tolist() == [2] * 3
 
 
-def test_symbols_run_over_channels_then_rows():
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
+def test_symbols_run_over_channels_then_rows(backend):
     """By hand: C = 4 in two halves, 2 x 2 positions; value = 100 * channel + 10 * row + column."""
     y = (100 * torch.arange(4).view(4, 1, 1) + 10 * torch.arange(2).view(2, 1) + torch.arange(2)).float()
     y = y[None].contiguous(memory_format=torch.channels_last)
-    with use_backend("cpu"):
+    with use_backend(backend):
         even, odd = (quantize_latent(y, part=part).flatten().tolist() for part in PASSES["dual"])
         quarter = quantize_latent(y, part="quarter1").flatten().tolist()
     assert even == [0, 201, 210, 11, 100, 301, 310, 111]
@@ -90,7 +101,7 @@ def test_symbols_run_over_channels_then_rows():
     assert quarter == [300, 201, 110, 11]
 
 
-@pytest.mark.parametrize("backend", ["cpu", "reference"])
+@pytest.mark.parametrize("backend", ["cpu", "reference", TRITON])
 @pytest.mark.parametrize("passes", PASSES.values(), ids=PASSES)
 @pytest.mark.parametrize("size", [(6, 8), (5, 7), (1, 1)])
 def test_passes_restore_every_element_once(backend, passes, size):
@@ -108,13 +119,14 @@ def test_passes_restore_every_element_once(backend, passes, size):
     assert torch.equal(y_hat, ((y / step - means).round() + means) * step * gain.view(1, 8, 1, 1))
 
 
-def test_restores_into_the_prior_and_in_place():
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
+def test_restores_into_the_prior_and_in_place(backend):
     """EVC's decoder: the first pass lands in a channel slice of the prior's input, the second on top of the first."""
     generator = torch.Generator().manual_seed(4)
     means = torch.randn(1, 8, 5, 7, generator=generator).to(memory_format=torch.channels_last)
     first, second = (torch.randint(-9, 9, (1, 4, 5, 7), generator=generator).int() for _ in range(2))
     prior = torch.full((1, 20, 5, 7), math.nan).to(memory_format=torch.channels_last)
-    with torch.no_grad():
+    with torch.no_grad(), use_backend(backend):
         expected = restore_latent(second, means, restore_latent(first, means, part="even"), part="odd")
         run = {part: bind(RESTORE_LATENT, first, means, part=part).run for part in PASSES["dual"]}
         y_hat = prior[:, 4:12]
@@ -124,9 +136,10 @@ def test_restores_into_the_prior_and_in_place():
     assert bool(prior[:, :4].isnan().all()) and bool(prior[:, 12:].isnan().all())
 
 
-def test_ties_round_to_even():
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
+def test_ties_round_to_even(backend):
     y = torch.tensor([0.5, 1.5, 2.5, -0.5, -1.5, -2.5, 0.49999997, 8388609.0]).view(1, 1, 1, 8)
-    with use_backend("cpu"):
+    with use_backend(backend):
         assert quantize_latent(y, limit=2**24).flatten().tolist() == [0, 2, 2, 0, -2, -2, 0, 8388609]
 
 
@@ -170,3 +183,16 @@ def test_refuses_sizes_that_differ():
             entropy_parameters(torch.zeros(1, 6, 4, 4), torch.ones(1))
     with pytest.raises(UsageError, match="out"):
         bind(ENTROPY_PARAMETERS, x, torch.ones(1)).run(x, out=torch.empty(1, 6, 4, 5, dtype=torch.int16))
+
+
+def test_triton_refusals_say_why():
+    def reasons(spec, *args, **kwargs):
+        impl = next(impl for impl in spec.impls if impl.backend == "triton")
+        return "; ".join(impl.rejects(**bind_arguments(spec, args, kwargs)))
+
+    x, symbols = torch.zeros(1, 6, 4, 4), torch.zeros(1, 3, 4, 4, dtype=torch.int32)
+    assert "means.shape=[1, 6, 3, 4]" in reasons(QUANTIZE_LATENT, x, x[:, :, :3], part="even")
+    assert "limit=-1" in reasons(QUANTIZE_LATENT, x, limit=-1)
+    assert "symbols: torch.int64" in reasons(RESTORE_LATENT, symbols.long(), x, part="even")
+    assert "base.shape=[1, 4, 4, 4]" in reasons(RESTORE_LATENT, symbols, x, x[:, :4], part="even")
+    assert "gain.shape=[3]" in reasons(RESTORE_LATENT, symbols, x, gain=torch.ones(3), part="even")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from sparsecodec.ops import bind
+from sparsecodec.ops import bind, depth_conv_block, pointwise, use_backend
 from sparsecodec.testing import CASES, run_eager
 
 PINNED_OPS = ("pointwise", "conv2d_act", "conv_transpose2d_act", "depth_conv_block", "gdn")
@@ -53,10 +53,47 @@ def test_bits_do_not_depend_on_the_batch(case):
     with torch.no_grad():
         run = bind(case.spec, **arguments).run
         single = run(**free)
-        triple = {name: torch.cat([value.neg(), value, value]) for name, value in free.items()}
-        batched = run(**{name: v.contiguous(memory_format=torch.channels_last) for name, v in triple.items()})
+        triple = {name: torch.cat([v.neg(), v, v]) for name, v in free.items() if v.dim() == 4}
+        batched = run(**free | {name: v.contiguous(memory_format=torch.channels_last) for name, v in triple.items()})
     n = single.shape[0]
     assert torch.equal(batched[n : 2 * n], single) and torch.equal(batched[2 * n :], single)
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.3, 1.0, 3.0, -0.5])
+def test_bits_of_special_values(slope, monkeypatch):
+    """NaN, infinities, zeros and denormals pass the activations alike, in a product and in the depthwise layer."""
+    special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-45, -1e-45, -1e-38, 2.0, -2.0])
+    x = special.repeat_interleave(17).view(1, 17, 2, 5).to(memory_format=torch.channels_last)
+    taps, nothing = torch.zeros(17, 1, 3, 3), torch.zeros(0, 17)
+    taps[:, :, 1, 1] = 1
+    block = {"dw": taps, "w1": torch.eye(17), "w2": torch.eye(17), "w3": nothing, "w4": nothing.T}
+    block |= {f"b{i}": None for i in range(1, 5)} | {
+        "db": torch.full((17,), -0.0),
+        "slopes": (1.0, slope, slope, 1.0, 1.0),
+    }
+    results = []
+    for isa in _isas():
+        monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
+        with torch.no_grad(), use_backend("cpu"):
+            results.append(
+                torch.cat(
+                    [
+                        pointwise(
+                            x,
+                            torch.ones(17, 1),
+                            torch.full((17,), -0.0),
+                            torch.tensor([3]),
+                            None,
+                            None,
+                            None,
+                            "leaky_relu",
+                            slope,
+                        ),
+                        depth_conv_block(x, **block),
+                    ]
+                )
+            )
+    assert all(torch.equal(results[0].view(torch.int32), other.view(torch.int32)) for other in results[1:])
 
 
 def test_sums_run_from_the_bias_over_taps_then_channels():
