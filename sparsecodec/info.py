@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 import sparsecodec
-from sparsecodec.ops._registry import BACKENDS, forced_backend, why_unavailable
+from sparsecodec.ops._registry import BACKENDS, forced_backend, resolve, why_unavailable
 
 PACKAGES = ("torch", "numpy", "triton", "safetensors", "compressai", "pillow")
 CPU_FLAGS = ("avx2", "fma", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_bf16", "amx_int8", "asimd")
@@ -32,11 +32,20 @@ def environment() -> dict[str, Any]:
         "device": device_name(),
         "cpu": cpu,
         "cpu_flags": flags,
+        "cpu_kernels": cpu_kernels(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "cuda": torch.version.cuda,
         "forced_backend": forced_backend(),
     }
+
+
+def cpu_kernels() -> str | None:
+    """Instruction set of the CPU kernels, with the reason where it is not AMX; None without the extension."""
+    if why_unavailable("cpu") is not None:
+        return None
+    isa, reason = (resolve(f"sparsecodec._C:{name}")() for name in ("cpu_isa", "why_no_amx"))
+    return isa if reason is None else f"{isa} ({reason})"
 
 
 def device_name() -> str:
@@ -61,4 +70,7 @@ def _cpu() -> tuple[str, list[str]]:
         key, _, value = line.partition(":")
         fields.setdefault(key.strip(), value.strip())
     present = fields.get("flags", fields.get("Features", "")).split()
-    return fields.get("model name", platform.machine()), [flag for flag in CPU_FLAGS if flag in present]
+    name = fields.get("model name", platform.machine())
+    if "cpu family" in fields and not any(character.isdigit() for character in name):  # a cloud's "AMD EPYC"
+        name = f"{name} family {fields['cpu family']} model {fields['model']}"
+    return name, [flag for flag in CPU_FLAGS if flag in present]

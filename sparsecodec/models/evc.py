@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import EntropyTables, evc_factorized_tables, evc_gaussian_tables
+from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
 from sparsecodec.errors import UsageError
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.nn import (
@@ -25,6 +25,7 @@ from sparsecodec.nn import (
     PriorBlockUp,
     ResidualBlockStride2,
     ResidualBlockUpsample,
+    factorized_tables,
     first_pass,
     gaussian_likelihood,
     lower_bound,
@@ -217,9 +218,8 @@ class EVC(nn.Module):
         return {"x_hat": x_hat, "bpp": bpp, "bpp_y": bpp_y, "bpp_z": bpp_z, "bit": bpp.sum() * pixels}
 
     def tables(self) -> tuple[EntropyTables, EntropyTables]:
-        """Of the latent and of the hyper-latent, computed from the present weights."""
-        with torch.no_grad():
-            return evc_gaussian_tables(), evc_factorized_tables(self.bit_estimator_z.cdf, self.latent_channels)
+        """Of the latent and of the hyper-latent, computed from the present weights, on the CPU wherever those are."""
+        return evc_gaussian_tables(), factorized_tables(self.bit_estimator_z, self.latent_channels)
 
     @torch.no_grad()
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:

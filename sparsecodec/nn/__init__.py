@@ -14,7 +14,7 @@ from sparsecodec.nn.layers import (
     lower_bound,
     subpel_conv1x1,
 )
-from sparsecodec.nn.likelihood import BitEstimator, gaussian_likelihood, round_ste
+from sparsecodec.nn.likelihood import BitEstimator, factorized_tables, gaussian_likelihood, round_ste
 
 __all__ = [
     "BitEstimator",
@@ -29,6 +29,7 @@ __all__ = [
     "PriorFFN",
     "ResidualBlockStride2",
     "ResidualBlockUpsample",
+    "factorized_tables",
     "first_pass",
     "gaussian_likelihood",
     "lower_bound",

@@ -51,12 +51,15 @@ class DualPrior:
         hyper_dec: ``[N, C, h, w] -> [N, C, 4h, 4w]``.
         fusion: ``[N, C, H, W] -> [N, 3C, H, W]``: step, scales, means.
         spatial: ``[N, 4C, H, W] -> [N, 2C, H, W]``: per half of the channels scales, then means.
+        head: what takes the place of `spatial` when coding: the same with the entropy parameters of the second pass in
+            its last layer, ``[N, 4C, H, W] ->`` what `sparsecodec.ops.prior_head` returns.
     """
 
-    def __init__(self, hyper_dec: Network, fusion: Network, spatial: Network) -> None:
+    def __init__(self, hyper_dec: Network, fusion: Network, spatial: Network, head: Network | None = None) -> None:
         self._hyper_dec = hyper_dec
         self._fusion = fusion
         self._spatial = spatial
+        self.head = head
 
     def parameters(self, z_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Hyper-latent ``[N, C, h, w]`` -> (step >= 0.5, scales, means), each ``[N, C, 4h, 4w]``."""
@@ -70,9 +73,14 @@ class DualPrior:
             y_hat_first: ``[N, C, H, W]``. Latents of the first pass, not yet times `step`; zero elsewhere.
             step, scales, means: from `parameters`.
         """
-        prior = self._spatial(torch.cat([y_hat_first, means, scales, step], 1)).to(means.dtype)
+        prior = self._spatial(self.context(y_hat_first, step, scales, means)).to(means.dtype)
         by_half = prior.unflatten(1, (2, 2, prior.shape[1] // 4))
         return by_half[:, :, 0], by_half[:, :, 1]
+
+    @staticmethod
+    def context(y_hat_first: Tensor, step: Tensor, scales: Tensor, means: Tensor) -> Tensor:
+        """What the spatial network reads: arguments of `refine` -> ``[N, 4C, H, W]``."""
+        return torch.cat([y_hat_first, means, scales, step], 1)
 
 
 def _z_indexes(z_shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
@@ -144,9 +152,9 @@ class DualPriorCoder:
         z_symbols = self._quantize_z(z)
         yield Coding(self._z_tables, _z_indexes(z.shape, z.device), z_symbols)
 
-        def push(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
+        def push(indexes: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
             symbols = self._quantize[part](y, means, step)
-            yield Coding(self._y_tables, self._index[part](scales), symbols)
+            yield Coding(self._y_tables, indexes, symbols)
             return symbols
 
         return (yield from self._two_passes(z_symbols, gain, push))
@@ -154,15 +162,21 @@ class DualPriorCoder:
     def decoding(self, z_symbols: Tensor, gain: Tensor) -> Routine:
         """Device work of `decode`: ``z_symbols [1, C, h, w]`` int32 -> latent ``[1, C, 4h, 4w]``."""
 
-        def pull(scales: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
-            return (yield Coding(self._y_tables, self._index[part](scales)))
+        def pull(indexes: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
+            return (yield Coding(self._y_tables, indexes))
 
         return (yield from self._two_passes(z_symbols, gain, pull))
 
     def _two_passes(self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine]) -> Routine:
-        """Both directions: `code` maps a pass' (scales, means, step, part) to its symbols."""
+        """Both directions: `code` maps a pass' (indexes, means, step, part) to its symbols."""
         step, scales, means = self._prior.parameters(z_symbols.to(torch.float32))
         even, odd = PASSES
-        first = self._restore[even]((yield from code(scales, means, step, even)), means)
-        scales, means = self._prior.refine(first, step, scales, means)
-        return self._restore[odd]((yield from code(scales, means, step, odd)), means, first, step, gain)
+        symbols = yield from code(self._index[even](scales), means, step, even)
+        first = self._restore[even](symbols, means)
+        if self._prior.head is None:
+            scales, means = self._prior.refine(first, step, scales, means)
+            indexes = self._index[odd](scales)
+        else:
+            indexes, means = self._prior.head(self._prior.context(first, step, scales, means))
+            means = means.unsqueeze(1).expand(-1, len(PASSES), -1, -1, -1)
+        return self._restore[odd]((yield from code(indexes, means, step, odd)), means, first, step, gain)

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import copy
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables, evc_factorized_tables
 
 SCALE_MIN = 0.11
 PROBABILITY_FLOOR = 1e-5
@@ -66,3 +70,9 @@ class BitEstimator(nn.Module):
     def likelihood(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` symbols -> mass of the unit interval around each, plus 1e-5."""
         return (self.cdf(x + 0.5) - self.cdf(x - 0.5)).clamp(min=0) + PROBABILITY_FLOOR
+
+
+def factorized_tables(estimator: nn.Module, channels: int) -> EntropyTables:
+    """Coding tables of a `BitEstimator`, a row per channel; on the CPU wherever its weights are, so that one model has
+    the same tables everywhere."""
+    return evc_factorized_tables(copy.deepcopy(estimator).to("cpu", torch.float32).cdf, channels)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -66,12 +66,17 @@ class CompiledCodec(ABC):
             if path in self.EAGER:
                 self._transforms[path] = EagerTransform(module, path, self.EAGER[path])
             else:
-                self._transforms[path] = CompiledTransform(module, path, precision, strict=strict)
+                head = self._head(path)
+                self._transforms[path] = CompiledTransform(module, path, precision, strict=strict, head=head)
 
     @classmethod
     @abstractmethod
     def matches(cls, model: nn.Module) -> bool:
         """Whether `model` has this family's structure."""
+
+    def _head(self, path: str) -> dict[str, Any] | None:
+        """The constants of `prior_head` for a transform that may end in one."""
+        return None
 
     @abstractmethod
     def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:

@@ -6,20 +6,50 @@ They match what layers do (conv, activation, depthwise, conv, add), so every cod
 from __future__ import annotations
 
 import operator
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import nn
 
 from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step
 
 
-def fuse(program: Program) -> Program:
-    """Applies all patterns to `program`, in place, and returns it. What stays unfused becomes a plain torch step."""
-    for pattern in (_activation, _pixel_shuffle, _activation, _residual, _depth_conv_block, _plain):
-        for step in list(program.steps):
-            if step in program.steps:
-                pattern(program, step)
+def fuse(program: Program, head: dict[str, Any] | None = None) -> Program:
+    """Applies all patterns to `program`, in place, and returns it. What stays unfused becomes a plain torch step.
+
+    Args:
+        program: from `lower`.
+        head: the constants that make a `prior_head` of the last 1x1; then the program returns table indexes and means,
+            if it ends in one (`ends_in_head`).
+    """
+    for pattern in (_activation, _pixel_shuffle, _activation, _residual):
+        _apply(program, pattern)
+    if head is not None:
+        _prior_head(program, head)
+    for pattern in (_depth_conv_block, _half_block, _plain):
+        _apply(program, pattern)
     return program
+
+
+def ends_in_head(program: Program) -> bool:
+    """Whether `program` returns table indexes and means."""
+    return program.output.op == "prior_head"
+
+
+def _apply(program: Program, pattern: Callable[[Program, Step], None]) -> None:
+    for step in list(program.steps):
+        if step in program.steps:
+            pattern(program, step)
+
+
+def _prior_head(program: Program, head: dict[str, Any]) -> None:
+    """The last 1x1 of a network of entropy parameters -> indexes and means."""
+    last = program.output
+    if last.op == "pointwise" and not {"out_index", "shuffle"} & last.constants.keys():
+        program.merge([last], Step("prior_head", last.inputs, {**last.constants, **head}, last.paths))
 
 
 def _merged(into: Step, absorbed: Step, inputs: dict | None = None, **constants) -> Step:
@@ -130,35 +160,37 @@ def _slope(step: Step) -> float:
     return step.constants.get("slope", 1.0)
 
 
-def _depth_conv_block(program: Program, last: Step) -> None:
-    """1x1, depthwise, 1x1 + skip, then 1x1, 1x1 + skip -> one block, with or without an adaptor in the first skip."""
-    ffn_in = last.inputs.get("x")
-    if last.op != "pointwise" or "residual" not in last.inputs or ffn_in.op != "pointwise":
-        return
-    middle = last.inputs["residual"]
-    if ffn_in.inputs["x"] is not middle or middle.op != "pointwise" or "residual" not in middle.inputs:
-        return
+@dataclass
+class _Half:
+    """1x1, depthwise, 1x1 + skip, with or without an adaptor in the skip."""
+
+    x: Step
+    steps: list[Step]  # in order, then the adaptor
+    constants: dict[str, Any]
+    slopes: tuple[float, float, float]
+
+
+def _half_before(program: Program, middle: Step) -> _Half | None:
+    """The half block that ends in `middle`, if it does."""
+    if middle.op != "pointwise" or "residual" not in middle.inputs:
+        return None
     depthwise = middle.inputs["x"]
     if depthwise.op != "depthwise" or depthwise.inputs["x"].op != "pointwise":
-        return
+        return None
     first, skip = depthwise.inputs["x"], middle.inputs["residual"]
-    x = first.inputs["x"]
-    inner = [first, depthwise, ffn_in]
-    adaptor = None
+    x, inner, adaptor = first.inputs["x"], [first, depthwise], None
     if skip is not x:
         adaptor = skip
         plain_adaptor = skip.op == "pointwise" and skip.inputs == {"x": x} and set(skip.constants) == {"weight", "bias"}
         if not plain_adaptor or program.only_user(skip) is not middle:
-            return
+            return None
         inner.append(skip)
     if any("residual" in step.inputs or "out_index" in step.constants for step in inner):
-        return
-    if any("shuffle" in step.constants for step in (*inner, middle, last)) or middle is program.output:
-        return
-    users_inside = all(program.only_user(step) is not None for step in inner)
-    if not users_inside or set(program.users(middle)) != {ffn_in, last}:
-        return
-    steps = (first, depthwise, middle, ffn_in, last)
+        return None
+    if any("shuffle" in step.constants for step in (*inner, middle)):
+        return None
+    if not all(program.only_user(step) is not None for step in inner):
+        return None
     constants = {
         "w1": first.constants["weight"],
         "b1": first.constants["bias"],
@@ -168,17 +200,57 @@ def _depth_conv_block(program: Program, last: Step) -> None:
         "b2": middle.constants["bias"],
         "adaptor": adaptor.constants["weight"] if adaptor else None,
         "adaptor_bias": adaptor.constants["bias"] if adaptor else None,
+        "out2_index": middle.constants.get("out_index"),
+    }
+    steps = [first, depthwise, middle, *([adaptor] if adaptor else [])]
+    return _Half(x, steps, constants, tuple(map(_slope, (first, depthwise, middle))))
+
+
+def _depth_conv_block(program: Program, last: Step) -> None:
+    """1x1, depthwise, 1x1 + skip, then 1x1, 1x1 + skip -> one block."""
+    ffn_in = last.inputs.get("x")
+    if last.op != "pointwise" or "residual" not in last.inputs or ffn_in.op != "pointwise":
+        return
+    middle = last.inputs["residual"]
+    half = _half_before(program, middle) if ffn_in.inputs["x"] is middle else None
+    if half is None or middle is program.output:
+        return
+    if "residual" in ffn_in.inputs or {"out_index", "shuffle"} & ffn_in.constants.keys() or "shuffle" in last.constants:
+        return
+    if program.only_user(ffn_in) is None or set(program.users(middle)) != {ffn_in, last}:
+        return
+    constants = {
+        **half.constants,
         "w3": ffn_in.constants["weight"],
         "b3": ffn_in.constants["bias"],
         "w4": last.constants["weight"],
         "b4": last.constants["bias"],
-        "out2_index": middle.constants.get("out_index"),
         "out4_index": last.constants.get("out_index"),
-        "slopes": tuple(map(_slope, steps)),
+        "slopes": (*half.slopes, _slope(ffn_in), _slope(last)),
     }
-    paths = tuple(path for step in (*steps, *([adaptor] if adaptor else [])) for path in step.paths)
-    block = Step("depth_conv_block", {"x": x}, constants, paths)
-    program.merge([*steps, *([adaptor] if adaptor else [])], block)
+    absorbed = [*half.steps[:3], ffn_in, last, *half.steps[3:]]
+    paths = tuple(path for step in absorbed for path in step.paths)
+    program.merge(absorbed, Step("depth_conv_block", {"x": half.x}, constants, paths))
+
+
+def _half_block(program: Program, middle: Step) -> None:
+    """1x1, depthwise, 1x1 + skip with nothing of a block behind it -> a block whose second half has no channels."""
+    half = _half_before(program, middle)
+    if half is None:
+        return
+    w2 = half.constants["w2"]
+    width = _width(program, middle)
+    if width is None:
+        return
+    nothing = {"w3": w2.new_zeros(1, width), "b3": None, "w4": w2.new_zeros(0, 1), "b4": None}
+    constants = {
+        **half.constants,
+        **nothing,
+        "out4_index": torch.empty(0, dtype=torch.int32, device=w2.device),
+        "slopes": (*half.slopes, 1.0, 1.0),
+    }
+    paths = tuple(path for step in half.steps for path in step.paths)
+    program.merge(half.steps, Step("depth_conv_block", {"x": half.x}, constants, paths))
 
 
 def _with_activation(step: Step) -> nn.Module:

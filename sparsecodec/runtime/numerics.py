@@ -54,6 +54,6 @@ def kernel_numerics(backends: frozenset[str], device: torch.device) -> Numerics:
     if backends == {"cpu"}:
         return PINNED
     if backends == {"triton"}:
-        name = f"triton {importlib.metadata.version('triton')} fma32, {torch.cuda.get_device_name(device)}"
-        return _unnumbered(name)
+        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
+        return _unnumbered(f"triton {importlib.metadata.version('triton')} fma32, {where}")
     return eager_numerics(device)

@@ -111,6 +111,8 @@ def _infer(program: Program, name: str, x: Tensor) -> list[Any]:
 def _infer_one(step: Step, results: dict[Step, Any], x: Tensor) -> Any:
     if step.op == "input":
         return torch.empty(x.shape, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
+    if step.op == "prior_head":
+        return None  # two results, which it allocates; nothing comes after it
     if step.op != PLAIN:
         inputs = {argument: results[source] for argument, source in step.inputs.items()}
         return specs()[step.op].reference(**inputs, **step.constants)
@@ -138,7 +140,7 @@ def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | 
     for index, step in enumerate(steps):
         free += [buffer for until, buffer in held if until < index]
         held = [(until, buffer) for until, buffer in held if until >= index]
-        if step.op in ("input", PLAIN):
+        if step.op in ("input", "prior_head", PLAIN):
             assigned.append(None)
             continue
         need = results[index].numel() * results[index].element_size()

@@ -19,6 +19,7 @@ class Row:
         macs: multiply-accumulates per picture pixel.
         dense_macs: the same before compaction.
         reason: why it is not on a kernel; empty if it is.
+        note: how the kernel divides its work, where it has a choice.
     """
 
     transform: str
@@ -29,6 +30,7 @@ class Row:
     macs: float
     dense_macs: float
     reason: str
+    note: str = ""
 
 
 @dataclass(frozen=True)
@@ -73,7 +75,7 @@ class Report:
             first = row.paths[0] if row.paths else row.transform
             label = first if len(row.paths) < 2 else f"{first} (+{len(row.paths) - 1})"
             numbers = (f"{row.dense_macs:.0f}", f"{row.macs:.0f}")
-            cells.append((label, row.op, row.backend, row.dtype, *numbers, row.reason))
+            cells.append((label, row.op, row.backend, row.dtype, *numbers, row.reason or row.note))
         cells.append(("decoder", "", "", "", f"{self.dense_macs:.0f}", f"{self.macs:.0f}", ""))
         widths = [max(len(row[i]) for row in cells) for i in range(6)]
         lines = []

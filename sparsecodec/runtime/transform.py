@@ -13,7 +13,7 @@ from torch import Tensor, fx, nn
 from sparsecodec.errors import NoBackendError
 from sparsecodec.ops._epilogue import channels_innermost
 from sparsecodec.ops._registry import Bound, bind, forced_backend, specs, why_unavailable
-from sparsecodec.runtime.fusion import fuse
+from sparsecodec.runtime.fusion import ends_in_head, fuse
 from sparsecodec.runtime.lowering import PLAIN, Step, lower
 from sparsecodec.runtime.planning import Plan, hold, make_plan
 from sparsecodec.runtime.report import Row
@@ -31,13 +31,22 @@ class CompiledTransform:
         name: its path in the model.
         dtype: of activations and weights.
         strict: raise if a layer with a rule finds no kernel although its device has kernels.
+        head: as for `fuse`.
     """
 
-    def __init__(self, module: nn.Module, name: str, dtype: torch.dtype, *, strict: bool = True) -> None:
+    def __init__(
+        self,
+        module: nn.Module,
+        name: str,
+        dtype: torch.dtype,
+        *,
+        strict: bool = True,
+        head: dict[str, Any] | None = None,
+    ) -> None:
         self.name = name
         self.dtype = dtype
         self.strict = strict
-        self._program = fuse(lower(module, name))
+        self._program = fuse(lower(module, name), head)
         for step in self._program.steps:
             if isinstance(step.function, nn.Module):
                 step.function = copy.deepcopy(step.function).to(dtype)
@@ -46,9 +55,16 @@ class CompiledTransform:
         self._plans: OrderedDict[torch.Size, Plan] = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]``, any float dtype -> the transform's output in `dtype`, channels_last."""
-        x = x.to(self.dtype).contiguous(memory_format=torch.channels_last)
+    @property
+    def has_head(self) -> bool:
+        """Whether calls return (indexes, means) as `prior_head` does."""
+        return ends_in_head(self._program)
+
+    def __call__(self, x: Tensor) -> Any:
+        """``[N, C, H, W]``, any float dtype -> the transform's output in `dtype`, channels_last; or see `has_head`."""
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype, memory_format=torch.channels_last)  # one pass for both
+        x = x.contiguous(memory_format=torch.channels_last)
         plan = self._plans.get(x.shape)
         if plan is None:
             plan = self._plans[x.shape] = make_plan(self._program, self.name, x)
@@ -112,7 +128,8 @@ class CompiledTransform:
             backend = bound.backend if bound else "torch" if step.op == PLAIN else "not run yet"
             reason = "; ".join(line.strip() for line in bound.refused) if bound else step.reason
             dtype = str(self.dtype).removeprefix("torch.")
-            rows.append(Row(self.name, step.paths, op, backend, dtype, macs, dense, reason))
+            note = getattr(bound.run, "note", "") if bound else ""
+            rows.append(Row(self.name, step.paths, op, backend, dtype, macs, dense, reason, note))
         return rows
 
 

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from sparsecodec import BitstreamError, UsageError
 from sparsecodec.runtime import compile_codec
+from sparsecodec.runtime.adapters.evc import EVCCodec
 
 from .conftest import InDtype, Pair, build, pair_of
 
@@ -122,3 +123,14 @@ def test_model_is_not_modified(photo: Tensor):
     assert after.keys() == before.keys() and all(torch.equal(after[key], before[key]) for key in before)
     assert model.training and all(parameter.requires_grad for parameter in model.parameters())
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+def test_entropy_parameters_in_the_last_layer_change_no_stream(photo: Tensor, monkeypatch: pytest.MonkeyPatch):
+    """Files made before `prior_head` existed still open, and the other way round."""
+    model, x = build("evc-tiny", "dense"), photo[:, :, :64, :128]
+    fused = compile_codec(model)
+    monkeypatch.setattr(EVCCodec, "_head", lambda self, path: None)
+    apart = compile_codec(model)
+    assert "prior_head" in str(fused.report) and "prior_head" not in str(apart.report)
+    for quality in (0, 100):
+        assert fused.encode(x, quality) == apart.encode(x, quality)

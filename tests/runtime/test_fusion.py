@@ -11,6 +11,10 @@ from torch import Tensor, nn
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.errors import GraphError
+from sparsecodec.nn import PriorBlock, PriorDepthConv
+from sparsecodec.ops import entropy_parameters
+from sparsecodec.ops._spatial_prior import take_active
+from sparsecodec.ops.prior_head import split_parameters
 from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.sparsity import ChannelMasks, ScatterConv2d, compact, trace_model
 
@@ -177,6 +181,49 @@ def test_compact_depth_conv_block(seed: int):
 
 
 # --- patterns that must not match -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("c_out", [8, 12])
+@pytest.mark.parametrize("behind", [nn.Identity(), nn.Conv2d(12, 5, 3, padding=1)])
+def test_half_a_depth_conv_block(c_out: int, behind: nn.Module):
+    """1x1, depthwise, 1x1 + skip, with or without an adaptor, and no feed-forward half."""
+    if isinstance(behind, nn.Conv2d) and c_out != 12:
+        behind = nn.Conv2d(c_out, 5, 3, padding=1)
+    rows = compile_and_check(nn.Sequential(PriorDepthConv(8, c_out), behind))
+    assert rows == [("depth_conv_block", "cpu")] + [("conv2d_act", "cpu")] * isinstance(behind, nn.Conv2d)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_half_a_compact_depth_conv_block(seed: int):
+    module = nn.Sequential(conv(), PriorDepthConv(8, 8), conv())
+    graph = trace_model(nn.ModuleDict({"t": module}), ("t",))
+    small = compact(nn.ModuleDict({"t": module}), ChannelMasks.random(graph, 0.4, seed=seed), graph)["t"]
+    assert "depth_conv_block" in {op for op, _ in compile_and_check(small)}
+
+
+HEAD = {"thresholds": torch.linspace(-1, 1, 15), "part": "odd", "order": "by_group"}
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_prior_head(blocks: int):
+    """The last 1x1 gives indexes and means, with the bits of the network and the ops behind it."""
+    module = nn.Sequential(*(PriorBlock(8, 8) for _ in range(blocks))).eval()
+    head = CompiledTransform(module, "t", torch.float32, head=HEAD)
+    whole = CompiledTransform(module, "t", torch.float32)
+    assert head.has_head and not whole.has_head
+    assert [row.op for row in head.rows(1, {})][-3:] == ["depth_conv_block", "pointwise", "prior_head"]
+    for shape in SHAPES * 2:
+        x = torch.randn(shape)
+        indexes, means = head(x)
+        scales, expected = split_parameters(whole(x), "odd", "by_group")
+        assert torch.equal(indexes, entropy_parameters(scales, HEAD["thresholds"], "odd"))
+        assert torch.equal(means, take_active(expected, "odd"))
+
+
+@pytest.mark.parametrize("last", [conv(), nn.PixelShuffle(2)])
+def test_no_head_where_the_network_ends_otherwise(last: nn.Module):
+    transform = CompiledTransform(nn.Sequential(conv(kernel=1), last), "t", torch.float32, head=HEAD)
+    assert not transform.has_head and isinstance(transform(torch.randn(1, 8, 4, 4)), Tensor)
 
 
 def test_a_result_that_others_read_is_not_fused_away():

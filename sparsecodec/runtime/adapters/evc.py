@@ -8,11 +8,12 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import Decoder, Encoder, evc_factorized_tables, evc_gaussian_tables
+from sparsecodec.entropy import Decoder, Encoder, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
-from sparsecodec.nn import DualPrior, DualPriorCoder, lower_bound
-from sparsecodec.nn.dual_prior import STREAMS
+from sparsecodec.nn import DualPrior, DualPriorCoder, factorized_tables, lower_bound
+from sparsecodec.nn.dual_prior import PASSES, STREAMS
 from sparsecodec.nn.routine import Routine, pulling, pushing
+from sparsecodec.ops import evc_scale_thresholds
 from sparsecodec.runtime.codec import CompiledCodec, finished
 
 STEP_MIN = 0.5
@@ -31,9 +32,10 @@ class EVCCodec(CompiledCodec):
         with torch.no_grad():
             self._q_basic = lower_bound(model.q_basic, STEP_MIN).flatten()
         self._latent = model.q_basic.shape[1]
-        tables = evc_gaussian_tables(), evc_factorized_tables(model.bit_estimator_z.cdf, self._latent)
+        tables = evc_gaussian_tables(), factorized_tables(model.bit_estimator_z, self._latent)
         networks = [self._transforms[path] for path in self.ENTROPY]
-        self._coder = DualPriorCoder(DualPrior(*networks), *tables, device)
+        head = networks[-1] if networks[-1].has_head else None
+        self._coder = DualPriorCoder(DualPrior(*networks, head), *tables, device)
         original = DualPrior(model.hyper_dec, model.y_prior_fusion, model.y_spatial_prior)
         self._original_coder = DualPriorCoder(original, *tables, device)
 
@@ -41,6 +43,11 @@ class EVCCodec(CompiledCodec):
     def matches(cls, model: nn.Module) -> bool:
         parts = ("enc", "dec", "hyper_enc", "hyper_dec", "y_prior_fusion", "y_spatial_prior", "bit_estimator_z")
         return all(hasattr(model, name) for name in (*parts, "q_basic", "q_scale"))
+
+    def _head(self, path: str) -> dict[str, Any] | None:
+        if path != "y_spatial_prior":
+            return None
+        return {"thresholds": evc_scale_thresholds().to(self.device), "part": PASSES[1], "order": "by_group"}
 
     def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
         c, h, w = self._latent, height // 16, width // 16
