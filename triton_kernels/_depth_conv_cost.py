@@ -30,7 +30,7 @@ WHOLE_TILES = (
     _tile(128, 16, 128, 0, 64, 64, 32),
     _tile(64, 8, 128, 64, 64, 64, 16),
     _tile(64, 8, 128, 128, 64, 64, 16),
-    _tile(64, 8, 256, 128, 64, 64, 16),
+    _tile(64, 8, 256, 128, 64, 64, 16) | {"BLOCK_D": 32},
 )
 # More of them for sm_90, which reads u from shared memory where sm_80 holds it in registers; all channels in order.
 HOPPER_TILES = (_tile(128, 16, 128, 128, 32, 64, 16) | {"BLOCK_D": 32},)
@@ -115,19 +115,23 @@ class Launches:
     seconds: float
 
 
-def whole_tiles(held: int, chunks: int, arch: int, indexed: bool = False) -> list[Tile]:
-    """Launch options for `held` channels, those with the least padding; empty if they fit no tile."""
+def whole_tiles(channels: int, chunks: int, arch: int, indexed: bool = False) -> list[Tile]:
+    """Launch options for so many channels, those with the least padding; empty if they fit no tile."""
     tiles = [*WHOLE_TILES, *(HOPPER_TILES if arch >= 90 and not indexed else ())]
     if chunks > 2:  # each chunk has its own block of w3 under way, and registers for it
         tiles = [tile | {"BLOCK_H": 16} for tile in tiles if not tile["BLOCK_M"]]
-    sizes = [size for tile in tiles if (size := tile["BLOCK_N"] + tile["BLOCK_M"]) >= held]
-    return [tile for tile in tiles if tile["BLOCK_N"] + tile["BLOCK_M"] == min(sizes, default=0)]
+    least = min((held(tile) for tile in tiles if held(tile) >= channels), default=0)
+    return [tile for tile in tiles if held(tile) == least]
+
+
+def held(tile: Tile) -> int:
+    """Channels that a launch with the feed-forward half holds in registers."""
+    return tile["BLOCK_N"] + tile["BLOCK_M"]
 
 
 def shared_bytes(tile: Tile, chunks: int) -> int:
     """Shared memory of a launch with the feed-forward half: u, and blocks of w3 and w4 on their way."""
-    held = tile["BLOCK_N"] + tile["BLOCK_M"]
-    return 2 * held * (tile["BLOCK_P"] + tile["num_stages"] * (chunks + 1) * tile["BLOCK_H"])
+    return 2 * held(tile) * (tile["BLOCK_P"] + tile["num_stages"] * (chunks + 1) * tile["BLOCK_H"])
 
 
 def halo(tile: Tile) -> int:
@@ -213,9 +217,9 @@ def _way(kind: str, widths: Widths, n: int, height: int, width: int, itemsize: i
         maps += pixels * (widths.c + widths.co + (widths.co if apart else 0))
         passed += covered * 2 * c1
     if kind in ("one", "two"):
-        held, hidden = tile["BLOCK_N"] + tile["BLOCK_M"], _padded(widths.hidden, tile["BLOCK_H"])
-        macs += covered * held * hidden * (widths.chunks + 1)
-        weights += held * hidden * (widths.chunks + 1)
+        sums, hidden = held(tile), _padded(widths.hidden, tile["BLOCK_H"])
+        macs += covered * sums * hidden * (widths.chunks + 1)
+        weights += sums * hidden * (widths.chunks + 1)
         passed += covered * (2 * widths.co + widths.k3)
     programs = tiles * (c1 // tile["BLOCK_C"] if kind == "four" else 1)
     busy = _busy(programs, slots(gpu, tile))
@@ -251,7 +255,8 @@ def candidates(
     if itemsize == 2 and vectors:
         tiles = whole_tiles(max(widths.k3, widths.c4), widths.chunks, gpu.arch, widths.indexed)
         tiles = [tile for tile in tiles if shared_bytes(tile, widths.chunks) <= shared]
-        kinds += [(kind, tile) for tile in tiles for kind in ("one", "two")]
+        kinds += [("two", tile) for tile in tiles]
+        kinds += [("one", tile) for tile in tiles if held(tile) <= 256]  # w1 once more costs wider blocks too much
     ways = [_way(kind, widths, n, height, width, itemsize, tile, gpu) for kind, tile in kinds]
     return sorted(ways, key=lambda way: way.seconds)
 

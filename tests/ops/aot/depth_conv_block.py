@@ -63,4 +63,6 @@ def launches(quick):
             options = VARIANTS[variant]
             if held and not cost.whole_tiles(width, options.get("chunks", 1), 90):
                 continue
+            if kind == "one" and width > 256:
+                continue
             yield depth_conv_block, name, lambda k=kind, d=dtype, w=width, o=options: _launch(k, d, w, **o)
