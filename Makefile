@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPU_ONLY := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
 TORCH := torch==2.13.0$(if $(CPU_ONLY),+cpu)
 
-.PHONY: demo test bench gpu lint aot emulate install clean
+.PHONY: demo test bench bench-once gpu lint aot emulate install clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsecodec demo --out demo
@@ -21,6 +21,10 @@ test: $(INSTALLED)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest bench
+
+# Every bench once, without timing and without rows: keeps them from rotting.
+bench-once: $(INSTALLED)
+	$(BIN)/pytest bench --benchmark-disable -q
 
 # Conformance, sanitizer and benches on a GPU, in under ten minutes.
 gpu:
