@@ -85,7 +85,7 @@ def main() -> int:
     before = set(results())
     beside = Path(sys.executable).with_name("pytest")  # not `python -m pytest`, which puts this folder on the path
     lane, pytest = Lane(), [str(beside) if beside.exists() else "pytest", "-q"]
-    lane.stage("conformance", [*pytest, "tests/ops", "-k", "triton or cuda"], 0.4)
+    lane.stage("conformance", [*pytest, "tests/ops/test_conformance.py", "-k", "triton or cuda"], 0.4)
     lane.stage("codecs", [*pytest, "tests/runtime/test_gpu.py"], 0.3)
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if Path(sanitizer).exists():
