@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import shutil
 
 import pytest
 import torch
 
 from sparsecodec._compat import import_compressai
+from sparsecodec._cuda import LIBRARY
 from sparsecodec.ops import why_unavailable
 
 
@@ -17,3 +19,5 @@ def test_what_the_lane_needs_is_there():
     assert torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
     assert why_unavailable("triton") is None
     import_compressai()
+    assert shutil.which("g++"), "the CUDA kernels run on CPU threads, built by g++"
+    assert LIBRARY.exists(), "the CUDA kernels are built and compiled ahead of time, by nvcc"

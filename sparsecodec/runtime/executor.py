@@ -138,7 +138,8 @@ class Executor:
                         raise RuntimeError(f"the routine made {index} coding calls, {len(calls)} in its first run")
                     stretches.append(_Stretch(replay, *((None, None) if last else (requests[index], answers[index]))))
         except RuntimeError as error:  # an operation that cannot be captured, or no memory for the graphs
-            self.refusals.append(f"{routine.__name__} could not be captured: {str(error).splitlines()[0]}")
+            refusal = f"{routine.__name__} could not be captured: {str(error).splitlines()[0]}"
+            self.refusals += [refusal] if refusal not in self.refusals else []
             return None
         return _Captured(static, stretches, value, [*held, *on_device])
 

@@ -68,18 +68,22 @@ def make_plan(program: Program, name: str, x: Tensor) -> Plan:
     results = _infer(program, name, x)
     pool, assigned = _share(program, results)
     planned, free = sum(pool), available_bytes(x.device)
+    if free is not None and planned > free:  # before a system that overcommits would promise it
+        raise _too_large(name, x, planned, free)
     try:
-        if free is not None and planned > free:
-            raise torch.OutOfMemoryError
         storage = [torch.empty(size, dtype=torch.uint8, device=x.device) for size in pool]
-    except (torch.OutOfMemoryError, RuntimeError) as error:
-        height, width = x.shape[-2:]
-        known = "" if free is None else f", {_size(free)} are free: about {height * width * free // planned} would fit"
-        raise ResourceLimitError(
-            f"{name} on {x.device} needs {_size(planned)} for {x.shape[0]} x {height} x {width} positions{known}"
-        ) from error
+    except RuntimeError as error:  # torch's, on a CPU and on a GPU
+        raise _too_large(name, x, planned, free) from error
     out = [None if b is None else _view(storage[b], results[i]) for i, b in enumerate(assigned)]
     return Plan(out, planned)
+
+
+def _too_large(name: str, x: Tensor, planned: int, free: int | None) -> ResourceLimitError:
+    n, _, height, width = x.shape
+    known = "" if free is None else f", {_size(free)} are free: about {height * width * free // planned} would fit"
+    return ResourceLimitError(
+        f"{name} on {x.device} needs {_size(planned)} for {n} x {height} x {width} positions{known}"
+    )
 
 
 def available_bytes(device: torch.device) -> int | None:
@@ -102,7 +106,7 @@ def _infer(program: Program, name: str, x: Tensor) -> list[Any]:
         for step in program.steps:
             try:
                 results[step] = _infer_one(step, results, x)
-            except Exception as error:
+            except Exception as error:  # a step may be any torch layer of the model's, which may raise anything
                 label = ", ".join(step.paths) or step.op
                 raise GraphError(f"{name}: the shape of {label} cannot be inferred: {error}") from error
     return list(results.values())

@@ -72,7 +72,7 @@ def test_nvcc_is_looked_for_in_order(setup, tmp_path):
     assert found == ["my-nvcc", "home/bin/nvcc", "path/bin/nvcc", "on-path/nvcc"]
 
 
-@pytest.mark.parametrize("nvcc", ["/opt/nvcc", None])
+@pytest.mark.parametrize("nvcc", ["toolkit/nvcc", None])
 def test_what_the_variable_decides(setup, monkeypatch, nvcc):
     plan = setup["plan_cuda"]
     monkeypatch.setitem(plan.__globals__, "find_nvcc", lambda environment: nvcc)
