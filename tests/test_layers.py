@@ -44,8 +44,24 @@ ALLOWED = {
 }
 NATIVE = {"_C", "_cuda", "_triton"}  # only named by the strings of the registry, or by their one wrapper
 MAY_IMPORT_NATIVE = {"ops", "entropy"}
-HEAVY = {"triton", "compressai", "matplotlib", "bjontegaard", "pytorch_msssim", "constriction", "torchvision"}
-MAY_IMPORT_HEAVY = {"_compat": {"compressai"}, "metrics": {"bjontegaard", "pytorch_msssim"}, "cli": {"matplotlib"}}
+HEAVY = {
+    "triton",
+    "compressai",
+    "matplotlib",
+    "bjontegaard",
+    "pytorch_msssim",
+    "constriction",
+    "torchvision",
+    "av",
+    "tensorboard",
+}
+MAY_IMPORT_HEAVY = {
+    "_compat": {"compressai"},
+    "metrics": {"bjontegaard", "pytorch_msssim"},
+    "cli": {"matplotlib"},
+    "data": {"av"},
+    "training": {"tensorboard"},
+}
 
 
 def part_of(path: Path) -> str:

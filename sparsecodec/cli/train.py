@@ -1,40 +1,59 @@
-"""``sparsecodec train``."""
+"""``sparsecodec train``, ``prune``, ``distill``, ``search`` and ``quantize``: a recipe, by its method's own verb."""
 
 from __future__ import annotations
 
 import argparse
+import functools
 import sys
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
 from sparsecodec import training
 from sparsecodec.cli.options import positive
-from sparsecodec.data import RandomCrops, list_images
-from sparsecodec.models import create
+from sparsecodec.data import RandomCrops, list_training_files
+from sparsecodec.errors import UsageError
+from sparsecodec.training import distributed
 from sparsecodec.zoo import load, save
+
+COMMANDS = {
+    "train": "a codec by a recipe; run it again to continue",
+    "prune": "a codec by a recipe: gradient decay, mask decay, a plan, or N:M masks",
+    "distill": "a student from a teacher, by a recipe",
+    "search": "widths for a target in MACs, parameters or milliseconds, by a recipe; writes plan.json",
+    "quantize": "a codec to integers, by a recipe",
+}
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("train", help="a codec by a recipe, dense or pruned; run it again to continue")
-    parser.add_argument("recipe", help="TOML, see recipes/")
-    parser.add_argument("photos", nargs="+", help="folders of pictures")
-    parser.add_argument("--out", required=True, help="folder of the run: checkpoints, logs, and the codec at the end")
-    parser.add_argument("--half", action="store_true", help="store the weights in float16")
-    parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
-    parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's choice)")
-    parser.set_defaults(run=run)
+    for command, text in COMMANDS.items():
+        parser = subparsers.add_parser(command, help=text)
+        parser.add_argument("recipe", help="TOML, see recipes/")
+        parser.add_argument("data", nargs="+", help="folders of pictures and video clips")
+        parser.add_argument(
+            "--out", required=True, help="folder of the run: checkpoints, logs, and the codec at the end"
+        )
+        parser.add_argument("--half", action="store_true", help="store the weights in float16")
+        parser.add_argument("--seed", type=int, help="another one than the recipe's")
+        parser.add_argument("--device", default="cpu", help="where to train (default: cpu)")
+        parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's choice)")
+        parser.set_defaults(run=functools.partial(run, command=command))
 
 
-def run(arguments: argparse.Namespace) -> None:
+def run(arguments: argparse.Namespace, command: str) -> None:
     if arguments.threads is not None:
         torch.set_num_threads(arguments.threads)
     recipe = training.Recipe.load(arguments.recipe)
-    crops = RandomCrops([path for folder in arguments.photos for path in list_images(folder)], recipe.crop, recipe.seed)
-    torch.manual_seed(recipe.seed)
-    model = load(recipe.start_from) if recipe.start_from else create(recipe.model)
-    codec, compact = training.run(recipe, model.to(arguments.device), crops, arguments.out)
-    output = Path(arguments.out) / Path(arguments.recipe).stem
-    save(codec, output, compact, info={"recipe": asdict(recipe)}, dtype=torch.float16 if arguments.half else None)
-    print(f"{output}.safetensors", file=sys.stderr)
+    if arguments.seed is not None:
+        recipe = replace(recipe, seed=arguments.seed)
+    if recipe.command != command:
+        raise UsageError(f"{arguments.recipe} is a recipe of method {recipe.method!r}: sparsecodec {recipe.command}")
+    device = distributed.start(arguments.device)
+    data = RandomCrops(list_training_files(arguments.data), recipe.crop, recipe.seed)
+    model = training.initial_model(recipe, load)
+    codec = training.run(recipe, model.to(device), data, arguments.out, load)
+    if distributed.rank() == 0:
+        output = Path(arguments.out) / Path(arguments.recipe).stem
+        save(codec, output, info={"recipe": asdict(recipe)}, dtype=torch.float16 if arguments.half else None)
+        print(f"{output}.safetensors", file=sys.stderr)

@@ -1,65 +1,199 @@
-"""Training crops."""
+"""Training crops of pictures and of clips."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
 from PIL import Image
 from torch import Tensor
 
-from sparsecodec.data.images import read_rgb
+from sparsecodec.data.images import SUFFIXES, read_rgb
+from sparsecodec.data.video import CLIP_SUFFIXES, Clip, is_clip, read_clip, why_not_decodable
 from sparsecodec.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
+HELD_BYTES = 4 << 30  # of decoded pictures in memory; the rest is read again for every crop
 
-class RandomCrops:
-    """Random square crops of pictures that are held in memory.
 
-    A batch depends only on the seed and the step, so a resumed run draws what an uninterrupted one draws. Each crop is
-    mirrored at random, and one in two is taken from a picture at half size, where grain and compression are gone.
-
-    Args:
-        paths: picture files; unreadable ones and those smaller than the crop are skipped with a warning.
-        crop: side of a crop, pixels.
-        seed: of all draws.
+def list_training_files(folders: Iterable[str | Path]) -> list[Path]:
+    """The pictures and clips directly inside each folder, sorted by name, folder after folder.
 
     Raises:
-        UsageError: no picture is left.
+        UsageError: one is not a folder, or holds neither.
+    """
+    paths = []
+    for folder in map(Path, folders):
+        if not folder.is_dir():
+            raise UsageError(f"{folder} is not a folder")
+        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES or is_clip(path))
+        if not found:
+            raise UsageError(f"no pictures or clips in {folder} (suffixes {', '.join((*SUFFIXES, *CLIP_SUFFIXES))})")
+        paths += found
+    return paths
+
+
+class _Source(Protocol):
+    """One file that crops come from. `len` is its number of frames."""
+
+    height: int
+    width: int
+
+    def __len__(self) -> int: ...
+
+    def rgb(self, index: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        """A window of a frame: ``[height, width, 3]`` uint8."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class _Picture:
+    """A source of one frame: ``pixels`` ``[H, W, 3]`` uint8, or None to read the file each time."""
+
+    path: Path
+    height: int
+    width: int
+    pixels: np.ndarray | None
+
+    def __len__(self) -> int:
+        return 1
+
+    def rgb(self, index: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        pixels = read_rgb(self.path) if self.pixels is None else self.pixels
+        return pixels[top : top + height, left : left + width]
+
+
+class RandomCrops:
+    """Random square crops of pictures and of frames of clips, mixed as they come; every file is as likely as any other.
+
+    A crop depends only on the seed, the step and its place in the batch: a resumed run draws what an uninterrupted one
+    draws, and several processes can share a batch. Each crop is mirrored at random; one in two is taken at twice the
+    size and halved, where the file is large enough: there grain, compression and repeated chroma are gone.
+
+    Pictures are decoded once and held, up to `held_bytes`; the rest is read again for every crop. Clips are held as
+    `read_clip` has them, in mapped files: the memory they take is the system's to give and to take back.
+
+    Args:
+        paths: pictures and clips, by their suffixes; unreadable ones, cut off ones and those smaller than the crop are
+            skipped with a warning.
+        crop: side of a crop, pixels.
+        seed: of all draws, at least 0.
+        held_bytes: of decoded pictures.
+
+    Raises:
+        UsageError: no file is left, or there are clips that need the extra ``[video]``.
     """
 
-    def __init__(self, paths: Sequence[str | Path], crop: int, seed: int = 0) -> None:
+    def __init__(self, paths: Sequence[str | Path], crop: int, seed: int = 0, held_bytes: int = HELD_BYTES) -> None:
         self.crop = crop
         self.seed = seed
-        self.pictures: list[tuple[np.ndarray, ...]] = []
-        for path in paths:
-            try:
-                picture = read_rgb(path)
-            except UsageError as error:
-                logger.warning("skipped: %s", error)
-                continue
-            height, width = picture.shape[:2]
-            if min(height, width) < crop:
-                logger.warning("skipped: %s is %d x %d, smaller than the crop of %d", path, width, height, crop)
-                continue
-            half = np.array(Image.fromarray(picture).resize((width // 2, height // 2), Image.Resampling.LANCZOS))
-            self.pictures.append((picture, half) if min(half.shape[:2]) >= crop else (picture,))
-        if not self.pictures:
-            raise UsageError(f"none of {len(paths)} pictures can be used for crops of {crop} pixels")
+        held = 0
 
-    def batch(self, step: int, size: int) -> Tensor:
-        """The batch of a step: ``[size, 3, crop, crop]`` float32 in [0, 1]."""
-        draw = np.random.default_rng((self.seed, step))
-        crops = np.empty((size, self.crop, self.crop, 3), np.uint8)
-        for crop in crops:
-            scales = self.pictures[draw.integers(len(self.pictures))]
-            picture = scales[draw.integers(len(scales))]
-            top = draw.integers(picture.shape[0] - self.crop + 1)
-            left = draw.integers(picture.shape[1] - self.crop + 1)
-            window = picture[top : top + self.crop, left : left + self.crop]
-            crop[:] = window[:, ::-1] if draw.integers(2) else window
-        return torch.from_numpy(crops).permute(0, 3, 1, 2).contiguous().float().div_(255)
+        def opened(path: Path) -> _Source:
+            nonlocal held
+            if is_clip(path):
+                return read_clip(path)
+            pixels = read_rgb(path)
+            height, width = pixels.shape[:2]
+            held += pixels.nbytes
+            return _Picture(path, height, width, pixels if held <= held_bytes else None)
+
+        self.sources = _usable(paths, crop, 1, opened)
+
+    def batch(self, step: int, size: int, start: int = 0) -> Tensor:
+        """Crops `start` to ``start + size`` of step `step`: ``[size, 3, crop, crop]`` float32 in [0, 1].
+
+        Raises:
+            UsageError: a picture that is read again is gone.
+        """
+        crops = [_draw(self.sources, self.crop, 1, (self.seed, step, start + i)) for i in range(size)]
+        return _to_tensor(np.stack(crops))[:, 0]
+
+
+class RandomClips:
+    """Random runs of frames, cropped alike; as `RandomCrops`, for video codecs.
+
+    Args:
+        paths: clips; unreadable ones, cut off ones, shorter or smaller ones, and pictures are skipped with a warning.
+        crop: side of a crop, pixels.
+        length: consecutive frames of a crop.
+        seed: of all draws, at least 0.
+
+    Raises:
+        UsageError: no clip is left, or there are clips that need the extra ``[video]``.
+    """
+
+    def __init__(self, paths: Sequence[str | Path], crop: int, length: int, seed: int = 0) -> None:
+        self.crop = crop
+        self.length = length
+        self.seed = seed
+
+        def opened(path: Path) -> Clip:
+            if not is_clip(path):
+                raise UsageError(f"{path} is a picture (needs clips)")
+            return read_clip(path)
+
+        self.sources = _usable(paths, crop, length, opened)
+
+    def batch(self, step: int, size: int, start: int = 0) -> Tensor:
+        """Crops `start` to ``start + size`` of step `step`: ``[size, length, 3, crop, crop]`` float32 in [0, 1]."""
+        crops = [_draw(self.sources, self.crop, self.length, (self.seed, step, start + i)) for i in range(size)]
+        return _to_tensor(np.stack(crops))
+
+
+def _usable(paths: Sequence[str | Path], crop: int, length: int, opened: Callable[[Path], _Source]) -> list[_Source]:
+    """Opens what can be used, and names the rest; what a missing package cannot read is no reason to go on."""
+    for path in map(Path, paths):
+        reason = why_not_decodable(path) if is_clip(path) else None
+        if reason is not None:
+            raise UsageError(reason)
+    sources = []
+    for path in map(Path, paths):
+        try:
+            source = opened(path)
+        except UsageError as error:
+            logger.warning("skipped: %s", error)
+            continue
+        if min(source.height, source.width) < crop:
+            logger.warning(
+                "skipped: %s is %d x %d, smaller than the crop of %d", path, source.width, source.height, crop
+            )
+        elif len(source) < length:
+            logger.warning("skipped: %s has %d frames, fewer than the %d of a crop", path, len(source), length)
+        else:
+            sources.append(source)
+    if not sources:
+        raise UsageError(f"none of {len(paths)} files can be used for crops of {length} x {crop} x {crop}")
+    return sources
+
+
+def _draw(sources: Sequence[_Source], crop: int, length: int, key: tuple[int, int, int]) -> np.ndarray:
+    """The crop of a key (seed, step, place): ``[length, crop, crop, 3]`` uint8."""
+    draw = np.random.default_rng(key)
+    source = sources[draw.integers(len(sources))]
+    first = draw.integers(len(source) - length + 1)
+    halved = draw.integers(2) and min(source.height, source.width) >= 2 * crop
+    side = 2 * crop if halved else crop
+    top = draw.integers(source.height - side + 1)
+    left = draw.integers(source.width - side + 1)
+    mirrored = draw.integers(2)
+    frames = []
+    for index in range(first, first + length):
+        window = source.rgb(index, top, left, side, side)
+        if halved:
+            window = np.asarray(
+                Image.fromarray(np.ascontiguousarray(window)).resize((crop, crop), Image.Resampling.LANCZOS)
+            )
+        frames.append(window[:, ::-1] if mirrored else window)
+    return np.stack(frames)
+
+
+def _to_tensor(crops: np.ndarray) -> Tensor:
+    """``[N, T, H, W, 3]`` uint8 -> ``[N, T, 3, H, W]`` float32 in [0, 1], contiguous."""
+    return torch.from_numpy(crops).permute(0, 1, 4, 2, 3).contiguous().float().div_(255)

@@ -1,7 +1,9 @@
-"""Training: one loop for dense and for pruned codecs, driven by a recipe."""
+"""Training: one loop for all methods, driven by a recipe."""
 
-from sparsecodec.training.recipe import Pruning, Recipe
-from sparsecodec.training.run import run
+from sparsecodec.training.families import calibration_loss, family_of, rate_distortion
+from sparsecodec.training.method import Method
+from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.run import initial_model, run
 from sparsecodec.training.trainer import Trainer
 
-__all__ = ["Pruning", "Recipe", "Trainer", "run"]
+__all__ = ["Method", "Recipe", "Trainer", "calibration_loss", "family_of", "initial_model", "rate_distortion", "run"]

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -14,37 +16,63 @@ from sparsecodec._files import replacing
 from sparsecodec.errors import UsageError
 
 
-def save(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, step: int) -> None:
-    """Writes all state of a run to `path`; the file appears whole or not at all."""
+def save(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, step: int, made_by: dict[str, Any]
+) -> None:
+    """Writes all state of a run to `path`; the file appears whole or not at all.
+
+    Args:
+        path: of the file.
+        modules: by group; their state dicts.
+        optimizer: its state.
+        step: number of steps taken.
+        made_by: JSON-able settings that `load` will insist on.
+
+    Raises:
+        OSError: it cannot be written; what stood there before still does.
+    """
     tensors: dict[str, Tensor] = {}
     for group, module in modules.items():
         tensors |= {f"{group}.{key}": value for key, value in module.state_dict().items()}
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
+    metadata = {"step": str(step), "made_by": json.dumps(made_by)}
     with replacing(path) as partial:
-        save_file({key: value.contiguous() for key, value in tensors.items()}, partial, metadata={"step": str(step)})
+        try:
+            save_file({key: value.clone().contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
+        except SafetensorError as error:  # how the library reports a full disk
+            raise OSError(f"{path} cannot be written: {error}") from error
 
 
-def load(path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer) -> int:
+def load(
+    path: Path, modules: Mapping[str, nn.Module], optimizer: torch.optim.Optimizer, made_by: dict[str, Any]
+) -> int:
     """Restores what `save` wrote, in place, and returns the step.
 
     Raises:
-        UsageError: not a checkpoint, or of another architecture or method.
+        UsageError: not a checkpoint, of another architecture, or made by other settings; the message names them.
     """
     try:
         with safe_open(path, "pt") as file:
             step = int(file.metadata()["step"])
+            theirs = json.loads(file.metadata()["made_by"])
             tensors = {key: file.get_tensor(key) for key in file.keys()}
     except (SafetensorError, KeyError, TypeError, ValueError) as error:
         raise UsageError(f"{path} is not a training checkpoint: {error}") from error
+    ours = json.loads(json.dumps(made_by))
+    differing = sorted(key for key in {*ours, *theirs} if ours.get(key) != theirs.get(key))
+    if differing:
+        what = "; ".join(f"{key}={theirs.get(key)!r}, now {ours.get(key)!r}" for key in differing)
+        raise UsageError(f"{path} was made by another recipe ({what}): continue with that one, or in another folder")
     groups: dict[str, dict[str, Tensor]] = {group: {} for group in (*modules, "optimizer")}
     for key, value in tensors.items():
         group, _, name = key.partition(".")
-        if group not in groups:
-            raise UsageError(f"{path} holds {group!r}, which this run has no use for; is the recipe another one?")
-        groups[group][name] = value
+        groups.setdefault(group, {})[name] = value
     for group, module in modules.items():
-        module.load_state_dict(groups[group])
+        try:
+            module.load_state_dict(groups[group])
+        except RuntimeError as error:
+            raise UsageError(f"{path} does not fit: {error}") from error
     states: dict[int, dict[str, Tensor]] = {}
     for key, value in groups["optimizer"].items():
         index, _, name = key.partition(".")

@@ -37,8 +37,8 @@ class Muon(torch.optim.Optimizer):
     """Muon for dense convolution weights, Adam for the rest (biases, depthwise and very large filters, priors, steps).
 
     Args:
-        model: whose parameters are trained.
-        lr: of the Muon part; a step changes a weight matrix by about this spectral norm.
+        parameters: that are trained.
+        lr: of the Muon part; a step changes a weight matrix by about this spectral norm. None: Adam for everything.
         adam_lr: of the Adam part.
         momentum: Nesterov momentum of the Muon part.
         betas: of the Adam part.
@@ -46,15 +46,16 @@ class Muon(torch.optim.Optimizer):
 
     def __init__(
         self,
-        model: nn.Module,
-        lr: float = 0.01,
+        parameters: Iterable[nn.Parameter],
+        lr: float | None = 0.01,
         adam_lr: float = 2e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
-        matrices = [p for p in model.parameters() if p.ndim == 4 and min(p.shape[:2]) > 1 and p.numel() <= MAX_SIZE]
+        parameters = list(parameters)
+        matrices = [] if lr is None else [p for p in parameters if _is_matrix(p)]
         chosen = set(map(id, matrices))
-        others = [p for p in model.parameters() if id(p) not in chosen]
+        others = [p for p in parameters if id(p) not in chosen]
         groups = [
             {"params": matrices, "lr": lr, "peak": lr, "momentum": momentum, "muon": True},
             {"params": others, "lr": adam_lr, "peak": adam_lr, "betas": betas, "muon": False},
@@ -97,3 +98,7 @@ class Muon(torch.optim.Optimizer):
             step = float(state["step"])
             denominator = (state["square"] / (1 - beta2**step)).sqrt_().add_(1e-8)
             p.addcdiv_(state["mean"], denominator, value=-lr / (1 - beta1**step))
+
+
+def _is_matrix(p: Tensor) -> bool:
+    return p.ndim == 4 and min(p.shape[:2]) > 1 and p.numel() <= MAX_SIZE

@@ -9,60 +9,48 @@ from pathlib import Path
 from typing import Any
 
 from sparsecodec.errors import UsageError
+from sparsecodec.training import methods
 
 if sys.version_info >= (3, 11):
     import tomllib
 else:
     import tomli as tomllib
 
-
-@dataclass(frozen=True)
-class Pruning:
-    """Gradient decay (arXiv 2312.02605) on the decoder; see `sparsecodec.sparsity.gradient_decay`.
-
-    Attributes:
-        mac_reduction: target fraction of the decoder's MACs to remove, in (0, 1).
-        decay_start, decay_end: fractions of the run between which the gradient of masked filters goes from 1 to 0.
-        finetune_steps: of plain rate-distortion training on the compacted codec, after the masks are frozen.
-        finetune_learning_rate: peak of those steps.
-        sparsity_weight: of the penalty on the missing reduction.
-        distillation_weight: of the layer-wise feature distance to the dense codec.
-        round_to: kept widths are multiples of this.
-    """
-
-    mac_reduction: float
-    decay_start: float = 0.1
-    decay_end: float = 0.9
-    finetune_steps: int = 0
-    finetune_learning_rate: float = 0.004
-    sparsity_weight: float = 10.0
-    distillation_weight: float = 1.0
-    round_to: int = 8
+OPTIMIZERS = ("muon", "adam")
+INCIDENTAL = ("log_every", "save_every", "tensorboard", "method", "settings")  # may change between parts of a run
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One run.
+    """One run: plain rate-distortion training, or one of `sparsecodec.training.methods` with a table of its own.
 
     Attributes:
-        model: name for `sparsecodec.models.create`.
-        steps: optimiser steps.
-        batch, crop: crops a step, and their side in pixels.
-        learning_rate, adam_learning_rate: peaks of the two parts of `Muon`; linear warm-up, then cosine to a hundredth.
+        model: name for `sparsecodec.models.create`; also names the run.
+        steps: optimiser steps; of the method's first phase where its settings name others.
+        batch, crop: crops a step, over all processes, and their side in pixels.
+        lambdas: of ``R + lambda * 255^2 * MSE``, one for each rate of the model; default: the family's own.
+        optimizer: "muon" for convolution weights and Adam for the rest, or "adam" for all.
+        learning_rate, adam_learning_rate: peaks of the two parts; linear warm-up, then cosine to a hundredth.
         warmup: steps.
         gradient_clip: largest norm of the gradient.
         ema: decay of the weight average that is saved as the result.
         bfloat16: run the networks under autocast.
         seed: of weights, crops and noise.
         log_every, save_every: steps.
-        start_from: safetensors file with the weights to start from (the dense codec, when pruning).
-        pruning: absent for a dense run.
+        tensorboard: write TensorBoard events beside the log; needs the extra ``[train]``.
+        start_from: name or safetensors file of the codec to start from.
+        backbone: the same, of the codec without attention that a `model` with attention starts from; see
+            `sparsecodec.models.EVC.load_backbone`.
+        method: name of the method, "plain" for none.
+        settings: of the method.
     """
 
     model: str
     steps: int
     batch: int = 8
     crop: int = 128
+    lambdas: tuple[float, ...] | None = None
+    optimizer: str = "muon"
     learning_rate: float = 0.01
     adam_learning_rate: float = 2e-3
     warmup: int = 200
@@ -72,29 +60,57 @@ class Recipe:
     seed: int = 0
     log_every: int = 50
     save_every: int = 500
+    tensorboard: bool = False
     start_from: str | None = None
-    pruning: Pruning | None = None
+    backbone: str | None = None
+    method: str = methods.PLAIN
+    settings: Any = None
+
+    def __post_init__(self) -> None:
+        for name in ("steps", "batch", "crop", "log_every", "save_every"):
+            if getattr(self, name) < 1:
+                raise UsageError(f"recipe: {name}={getattr(self, name)} (needs at least 1)")
+        for name in ("learning_rate", "adam_learning_rate", "gradient_clip"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"recipe: {name}={getattr(self, name)} (needs a positive number)")
+        if self.start_from and self.backbone:
+            raise UsageError(f"recipe: start_from={self.start_from!r} and backbone={self.backbone!r} (needs one)")
+        if self.optimizer not in OPTIMIZERS:
+            raise UsageError(f"recipe: optimizer={self.optimizer!r} (needs one of {', '.join(OPTIMIZERS)})")
+
+    @property
+    def command(self) -> str:
+        """The subcommand of ``sparsecodec`` that runs this recipe."""
+        return methods.command_of(self.method)
+
+    def decisive(self) -> dict[str, Any]:
+        """The values that a phase's steps depend on, JSON-able; the method's settings decide through them."""
+        values = dataclasses.asdict(self)
+        return {key: value for key, value in values.items() if key not in INCIDENTAL}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:
-        """Builds a recipe from plain values.
+        """Builds a recipe from plain values, as TOML gives them.
 
         Raises:
-            UsageError: a key is unknown, a required one is missing, or a value is out of range.
+            UsageError: a key is unknown, a required one is missing, there are two methods, or a value is out of range.
         """
         values = dict(values)
-        pruning = values.pop("pruning", None)
+        tables = [name for name in methods.NAMES if name in values]
+        if len(tables) > 1:
+            raise UsageError(f"recipe: methods {' and '.join(tables)} (needs one)")
         try:
-            recipe = cls(**values, pruning=None if pruning is None else Pruning(**pruning))
+            if tables:
+                values["settings"] = methods.settings_of(tables[0])(**values.pop(tables[0]))
+                values["method"] = tables[0]
+            if values.get("lambdas") is not None:
+                values["lambdas"] = tuple(float(value) for value in values["lambdas"])
+            return cls(**values)
         except TypeError as error:
-            known = ", ".join(field.name for field in dataclasses.fields(cls))
-            raise UsageError(f"recipe: {error} (keys are {known})") from error
-        for name in ("steps", "batch", "crop", "log_every", "save_every"):
-            if getattr(recipe, name) < 1:
-                raise UsageError(f"recipe: {name}={getattr(recipe, name)} (needs at least 1)")
-        if recipe.pruning and not 0 < recipe.pruning.mac_reduction < 1:
-            raise UsageError(f"recipe: mac_reduction={recipe.pruning.mac_reduction} (needs a fraction in (0, 1))")
-        return recipe
+            fields = [field.name for field in dataclasses.fields(cls) if field.name not in ("method", "settings")]
+            raise UsageError(
+                f"recipe: {error} (keys are {', '.join(fields)}; tables are {', '.join(methods.NAMES)})"
+            ) from error
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -2,48 +2,69 @@
 
 from __future__ import annotations
 
-import dataclasses
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
+import torch
 from torch import nn
 
-from sparsecodec.data import RandomCrops
+from sparsecodec.errors import UsageError
+from sparsecodec.models import EVC, create
+from sparsecodec.training import methods
 from sparsecodec.training.recipe import Recipe
-from sparsecodec.training.trainer import Trainer
+from sparsecodec.training.trainer import Data, Trainer
+
+NEEDS_DENSE = ("prune", "search")
 
 
 def run(
-    recipe: Recipe, model: nn.Module, crops: RandomCrops, folder: str | Path
-) -> tuple[nn.Module, dict[str, Any] | None]:
+    recipe: Recipe, model: nn.Module, data: Data, folder: str | Path, load: Callable[[str], nn.Module] | None = None
+) -> nn.Module:
     """Trains `model` as the recipe says; a run that was cut off goes on where it was.
-
-    A pruning recipe learns the masks first, then compacts the codec and fine-tunes the small one.
 
     Args:
         recipe: what to do.
         model: the codec to start from; it is trained in place.
-        crops: where batches come from.
-        folder: for checkpoints and logs.
+        data: where batches come from.
+        folder: for checkpoints and logs, a folder for each phase.
+        load: gives other codecs by name or path, such as a teacher; `sparsecodec.load` does.
 
     Returns:
-        The averaged codec in eval mode, and the configuration of its compaction, None for a dense one.
+        The averaged codec in eval mode. One that is no plain architecture carries ``compact_config`` or
+        ``quantization``, which `sparsecodec.save` writes.
+
+    Raises:
+        UsageError: the recipe does not fit the model, or the folder holds another run.
+        SparseCodecError: the training diverged; the message names the step and the layer.
     """
     folder = Path(folder)
-    if recipe.pruning is None:
-        return Trainer(recipe, model, crops, folder).run(), None
-    masking = Trainer(recipe, model, crops, folder / "masks")
-    averaged = masking.run()
-    masking.pruning.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
-    small, config = masking.pruning.compacted(averaged)
-    finetuning = dataclasses.replace(
-        recipe,
-        pruning=None,
-        steps=recipe.pruning.finetune_steps,
-        learning_rate=recipe.pruning.finetune_learning_rate,
-        adam_learning_rate=recipe.adam_learning_rate * recipe.pruning.finetune_learning_rate / recipe.learning_rate,
-        seed=recipe.seed + 1,
-    )
-    if not finetuning.steps:
-        return small, config
-    return Trainer(finetuning, small.train().requires_grad_(True), crops, folder / "finetune").run(), config
+    if recipe.method == methods.PLAIN:
+        return Trainer(recipe, model, data, folder).run()
+    if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
+        raise UsageError(f"{recipe.start_from} is pruned already (start from a dense codec)")
+    return methods.module_of(recipe.method).run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+
+
+def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module:
+    """The codec that a run of `recipe` starts from; random weights are those of its seed.
+
+    Args:
+        recipe: names it.
+        load: as for `run`.
+
+    Raises:
+        UsageError: a name does not exist, or the weights do not fit.
+    """
+    if recipe.start_from:
+        return load(recipe.start_from)
+    torch.manual_seed(recipe.seed)
+    model = create(recipe.model)
+    if recipe.backbone:
+        if not isinstance(model, EVC):
+            raise UsageError(f"backbone={recipe.backbone!r}: {recipe.model} is no codec with attention")
+        model.load_backbone(load(recipe.backbone).state_dict())
+    return model
+
+
+def _no_loader(name: str) -> nn.Module:
+    raise UsageError(f"{name} cannot be loaded: run() was given no `load`")

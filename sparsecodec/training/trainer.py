@@ -4,37 +4,31 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import json
+import dataclasses
 import math
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from sparsecodec.data import RandomCrops
-from sparsecodec.errors import SparseCodecError
-from sparsecodec.models.evc import LAMBDAS, RATES
-from sparsecodec.training import checkpoint
-from sparsecodec.training.muon import Muon
-from sparsecodec.training.pruning import DecoderPruning
+from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.training import checkpoint, distributed
+from sparsecodec.training.diagnosis import all_finite, broken_layer, broken_parameter
+from sparsecodec.training.families import lambdas_for, rate_distortion
+from sparsecodec.training.logs import Log
+from sparsecodec.training.method import Method
+from sparsecodec.training.optimizers import auxiliary_loss, build_optimizer, trained_by_gradient
 from sparsecodec.training.recipe import Recipe
 
 
-def rate_distortion(out: dict[str, Tensor], x: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """R + lambda * 255^2 * MSE, the mean over the batch.
+class Data(Protocol):
+    """Where batches come from; they depend on the seed of the data and on the step alone."""
 
-    Args:
-        out: ``x_hat`` ``[N, 3, H, W]`` and ``bpp`` ``[N]``.
-        x: ``[N, 3, H, W]`` in [0, 1].
-        lambdas: ``[N]``.
-
-    Returns:
-        loss, mean bits per pixel, mean squared error in [0, 1]^2; scalars.
-    """
-    mse = (out["x_hat"] - x).square().mean((1, 2, 3))
-    return (out["bpp"] + lambdas * 255**2 * mse).mean(), out["bpp"].mean().detach(), mse.mean().detach()
+    def batch(self, step: int, size: int, start: int = 0) -> Tensor:
+        """Crops `start` to ``start + size`` of step `step`: ``[size, 3, H, W]`` float32 in [0, 1]."""
+        ...
 
 
 def channels_last(model: nn.Module) -> nn.Module:
@@ -50,30 +44,41 @@ def channels_last(model: nn.Module) -> nn.Module:
 
 
 class Trainer:
-    """Trains the codec of a recipe and keeps everything a resumed run needs in one folder.
+    """One phase of a run: trains a codec by a recipe and keeps all that a resumed run needs in one folder.
 
-    Files: ``checkpoint.safetensors`` (weights, average, optimiser, step), ``log.jsonl``.
+    Files: ``checkpoint.safetensors`` (weights, average, method, optimiser, step) and those of `Log`. A run that was cut
+    off and is started again ends with the same bits on a CPU. Under ``torchrun`` every process takes its share of each
+    batch, and the first one writes the files.
 
     Args:
         recipe: what to do.
-        model: the codec, on its device.
-        crops: where batches come from.
+        model: the codec, on its device; trained in place.
+        data: where batches come from.
         folder: created if missing; a checkpoint inside is continued.
+        method: what is done beside plain rate-distortion training.
+
+    Raises:
+        UsageError: the folder's checkpoint belongs to another recipe, or the recipe does not fit the model.
     """
 
-    def __init__(self, recipe: Recipe, model: nn.Module, crops: RandomCrops, folder: str | Path) -> None:
+    def __init__(
+        self, recipe: Recipe, model: nn.Module, data: Data, folder: str | Path, method: Method | None = None
+    ) -> None:
         self.recipe = recipe
         self.model = channels_last(model)
-        self.crops = crops
+        self.data = data
         self.folder = Path(folder)
+        self.method = Method() if method is None else method
+        self.device = next(model.parameters()).device
+        self.lambdas = torch.tensor(lambdas_for(model, recipe.lambdas), device=self.device)
+        if recipe.batch % distributed.world():
+            raise UsageError(f"batch={recipe.batch} cannot be shared by {distributed.world()} processes")
         self.folder.mkdir(parents=True, exist_ok=True)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
-        self.optimizer = Muon(self.model, recipe.learning_rate, recipe.adam_learning_rate)
-        self.pruning = DecoderPruning(self.model, recipe) if recipe.pruning else None
-        if self.pruning:
-            self.optimizer.add_param_group(self.pruning.parameter_group())
+        self.optimizer = build_optimizer(recipe, self.model)
+        for group in self.method.parameter_groups():
+            self.optimizer.add_param_group({"muon": False, "betas": (0.9, 0.99), **group, "peak": group["lr"]})
         self.step = 0
-        self.device = next(model.parameters()).device
         if self.checkpoint_path.exists():
             self.resume()
 
@@ -83,17 +88,20 @@ class Trainer:
 
     def resume(self) -> None:
         """Continues from the folder's checkpoint."""
-        self.step = checkpoint.load(self.checkpoint_path, self._modules(), self.optimizer)
+        self.step = checkpoint.load(self.checkpoint_path, self._modules(), self.optimizer, self._made_by())
 
     def save(self) -> None:
-        """Writes the checkpoint; a kill in the middle leaves the previous one."""
-        checkpoint.save(self.checkpoint_path, self._modules(), self.optimizer, self.step)
+        """Writes the checkpoint; a kill in the middle, or a full disk, leaves the previous one."""
+        if distributed.rank() == 0:
+            checkpoint.save(self.checkpoint_path, self._modules(), self.optimizer, self.step, self._made_by())
+        distributed.wait()
 
     def _modules(self) -> dict[str, nn.Module]:
-        modules = {"model": self.model, "average": self.average}
-        if self.pruning:
-            modules |= {"decay": self.pruning.decay, "distillation": self.pruning.distillation}
-        return modules
+        return {"model": self.model, "average": self.average, "method": self.method}
+
+    def _made_by(self) -> dict[str, Any]:
+        """Of a checkpoint: what must be the same for the run to go on as if it had never stopped."""
+        return {**self.recipe.decisive(), "method": type(self.method).__name__}
 
     def schedule(self, step: int) -> float:
         """Share of the peak learning rate: linear warm-up, then a cosine to a hundredth."""
@@ -107,57 +115,94 @@ class Trainer:
         """Trains to the recipe's last step; returns the averaged codec, its weights in ordinary layout.
 
         Raises:
-            SparseCodecError: the loss is not finite; the message names the step.
+            SparseCodecError: the loss or a gradient is not finite; the message names the step and the layer.
         """
         recipe = self.recipe
+        first = distributed.rank() == 0
         self.model.train()
-        with tqdm(total=recipe.steps, initial=self.step, desc=recipe.model, unit="step") as bar:
+        with (
+            Log(self.folder, recipe.tensorboard, self.step) if first else contextlib.nullcontext() as log,
+            tqdm(total=recipe.steps, initial=self.step, desc=self.folder.name, unit="step", disable=not first) as bar,
+        ):
             while self.step < recipe.steps:
                 record = self.train_step()
                 self.step += 1
                 bar.update()
-                if self.step % recipe.log_every == 0:
+                if log is not None and self.step % recipe.log_every == 0:
                     bar.set_postfix({key: f"{value:.4g}" for key, value in record.items() if key != "step"})
-                    with open(self.folder / "log.jsonl", "a") as log:
-                        log.write(json.dumps(record) + "\n")
+                    log.write(record)
                 if self.step % recipe.save_every == 0 or self.step == recipe.steps:
                     self.save()
         return self.average.to(memory_format=torch.contiguous_format)
 
     def train_step(self) -> dict[str, Any]:
         """One optimiser step; returns what the log records of it."""
-        recipe, step = self.recipe, self.step
-        torch.manual_seed(recipe.seed * 1_000_003 + step)
-        x = self.crops.batch(step, recipe.batch).to(self.device)
-        rates = torch.randint(RATES, (recipe.batch,), device=self.device)
-        lambdas = torch.tensor(LAMBDAS, device=self.device)[rates]
+        recipe, step, method = self.recipe, self.step, self.method
+        share = recipe.batch // distributed.world()
+        x = self.data.batch(step, share, distributed.rank() * share).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.schedule(step)
 
         self.optimizer.zero_grad(set_to_none=True)
-        masked = self.pruning.applied(step) if self.pruning else contextlib.nullcontext()
-        with masked, torch.autocast(self.device.type, torch.bfloat16, enabled=recipe.bfloat16):
-            out = self.model(x, self.model.q_scale[rates])
-        loss, bpp, mse = rate_distortion(out, x, lambdas)
-        if self.pruning:
-            loss = loss + self.pruning.loss()
-        if not math.isfinite(loss.item()):
-            raise SparseCodecError(f"step {step}: the loss is {loss.item()}; lower the learning rate")
-        loss.backward()
-        norm = nn.utils.clip_grad_norm_(self.model.parameters(), recipe.gradient_clip)
-        if self.pruning:
-            self.pruning.decay.step(self.optimizer)
-        else:
-            self.optimizer.step()
+        self._seed()
+        with method.applied(step):
+            out, rates = self._forward(x)
+        loss, bpp, mse = rate_distortion(out, x, self.lambdas[rates])
+        extra = method.loss(out, x)
+        loss = loss if extra is None else loss + extra
+        auxiliary = auxiliary_loss(self.model)
+        (loss if auxiliary is None else loss + auxiliary).backward()
+        distributed.average(p.grad for p in self._trained() if p.grad is not None)
+        norm = nn.utils.clip_grad_norm_(trained_by_gradient(self.model), recipe.gradient_clip)
+        figures = torch.stack([figure.detach().float() for figure in (loss, bpp, mse, norm)])
+        distributed.average([figures])
+        loss_value, bpp_value, mse_value, norm_value = figures.tolist()
+        if not all_finite((loss_value, norm_value)):
+            raise SparseCodecError(f"step {step}: the loss is {loss_value}: {self._blame(x)}; lower the learning rate")
+        method.update(self.optimizer)
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
             torch._foreach_lerp_(list(self.average.parameters()), list(self.model.parameters()), 1 - decay)
+            for mine, current in zip(self.average.buffers(), self.model.buffers(), strict=True):
+                mine.copy_(current)
         return {
             "step": step,
-            "loss": loss.item(),
-            "bpp": bpp.item(),
-            "psnr": -10 * math.log10(mse.item()),
-            "gradient_norm": norm.item(),
+            "loss": loss_value,
+            "bpp": bpp_value,
+            "psnr": -10 * math.log10(max(mse_value, 1e-10)),
+            "gradient_norm": norm_value,
             "learning_rate": self.optimizer.param_groups[0]["lr"],
-            **(self.pruning.record() if self.pruning else {}),
+            **method.record(),
         }
+
+    def _seed(self) -> None:
+        """Noise and rates of a step depend on the seed, the step and the process alone."""
+        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 1_009 + distributed.rank())
+
+    def _forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
+        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+            return self.method.forward(self.model, x)
+
+    def _trained(self) -> list[nn.Parameter]:
+        return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
+
+    def _blame(self, x: Tensor) -> str:
+        """What is not finite: a weight, the layer where it begins, or a gradient."""
+
+        def again() -> None:
+            self._seed()
+            with self.method.applied(self.step):
+                self._forward(x)
+
+        gradient = broken_parameter(self.model)
+        if gradient is not None and gradient.startswith("the weight"):
+            return gradient
+        return broken_layer(self.model, again) or gradient or "no layer's output or gradient alone explains it"
+
+
+def phase(recipe: Recipe, **changes: Any) -> Recipe:
+    """The recipe of one phase: `recipe` with `changes`; a new learning rate scales Adam's alike."""
+    if "learning_rate" in changes:
+        factor = changes["learning_rate"] / recipe.learning_rate
+        changes.setdefault("adam_learning_rate", recipe.adam_learning_rate * factor)
+    return dataclasses.replace(recipe, **changes)

@@ -7,36 +7,26 @@ import json
 import numpy as np
 import pytest
 import torch
-from PIL import Image
+from safetensors import SafetensorError
 
 from sparsecodec.data import RandomCrops
 from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.models import create
 from sparsecodec.sparsity import apply_compact_config, count
-from sparsecodec.training import Recipe, Trainer, run
+from sparsecodec.training import Recipe, Trainer, family_of, run
+from sparsecodec.training.methods.gradient_decay import LearntMasks
 from sparsecodec.training.muon import orthogonalize
-from sparsecodec.training.pruning import DECODER, decoder_shapes
 
 PLAIN = {"model": "evc-tiny", "batch": 2, "crop": 64, "warmup": 2, "save_every": 2, "log_every": 1}
 PRUNING = {"mac_reduction": 0.5, "decay_start": 0.25, "decay_end": 0.75, "round_to": 8, "finetune_steps": 2}
 
 
-@pytest.fixture(scope="module")
-def pictures(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("pictures")
-    draw = np.random.default_rng(0)
-    paths = []
-    for i in range(3):
-        smooth = Image.fromarray(draw.integers(0, 255, (12, 15, 3), np.uint8)).resize((150, 120), Image.BICUBIC)
-        paths.append(folder / f"{i}.png")
-        smooth.save(paths[-1])
-    return paths
-
-
 def _trainer(values, pictures, folder):
-    recipe = Recipe.from_dict(values)
+    recipe = Recipe.from_dict({key: value for key, value in values.items() if value is not None})
     torch.manual_seed(recipe.seed)
-    return Trainer(recipe, create(recipe.model), RandomCrops(pictures, recipe.crop, recipe.seed), folder)
+    model = create(recipe.model)
+    method = LearntMasks(model, recipe.settings, recipe.steps) if recipe.settings else None
+    return Trainer(recipe, model, RandomCrops(pictures, recipe.crop, recipe.seed), folder, method)
 
 
 def _losses(folder):
@@ -51,7 +41,7 @@ def test_loss_falls(pictures, tmp_path):
 
 @pytest.mark.parametrize("pruning", [None, PRUNING], ids=["dense", "pruned"])
 def test_resumed_run_equals_an_uninterrupted_one(pruning, pictures, tmp_path):
-    values = {**PLAIN, "steps": 4, "pruning": pruning}
+    values = {**PLAIN, "steps": 4, "gradient_decay": pruning}
     whole = _trainer(values, pictures, tmp_path / "whole")
     whole.run()
 
@@ -72,14 +62,15 @@ def test_resumed_run_equals_an_uninterrupted_one(pruning, pictures, tmp_path):
 
 
 def test_pruning_meets_its_target_and_rebuilds_from_json(pictures, tmp_path):
-    recipe = Recipe.from_dict({**PLAIN, "steps": 8, "pruning": PRUNING})
+    recipe = Recipe.from_dict({**PLAIN, "steps": 8, "gradient_decay": PRUNING})
     model = create("evc-tiny")
-    dense = count(model, decoder_shapes(model)).macs
-    small, config = run(recipe, model, RandomCrops(pictures, recipe.crop), tmp_path)
-    left = count(small, decoder_shapes(small)).macs / dense
+    shapes = family_of(model).transforms(model, "decoder")
+    dense = count(model, shapes).macs
+    small = run(recipe, model, RandomCrops(pictures, recipe.crop), tmp_path)
+    left = count(small, shapes).macs / dense
     assert 0.4 < left <= 0.5
-    assert set(config["transforms"]) == set(DECODER)
-    rebuilt = apply_compact_config(create("evc-tiny"), json.loads(json.dumps(config))).eval()
+    assert set(small.compact_config["transforms"]) == set(shapes)
+    rebuilt = apply_compact_config(create("evc-tiny"), json.loads(json.dumps(small.compact_config))).eval()
     rebuilt.load_state_dict(small.state_dict())
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
@@ -90,7 +81,15 @@ def test_loss_that_is_not_finite_stops_with_its_step(pictures, tmp_path):
     trainer = _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
     with torch.no_grad():
         trainer.model.dec[0].block[0].conv1[0].weight.fill_(float("nan"))
-    with pytest.raises(SparseCodecError, match="step 0"):
+    with pytest.raises(SparseCodecError, match=r"step 0.*weight dec\.0\.block\.0\.conv1\.0\.weight is not finite"):
+        trainer.run()
+
+
+def test_layer_that_overflows_is_named(pictures, tmp_path):
+    trainer = _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
+    with torch.no_grad():
+        trainer.model.enc[2].conv1.weight.fill_(1e38)
+    with pytest.raises(SparseCodecError, match=r"step 0.*output of enc\.2\.conv1 is not finite"):
         trainer.run()
 
 
@@ -110,9 +109,31 @@ def _fail(*_):
 
 
 def test_checkpoint_of_another_method_is_refused(pictures, tmp_path):
-    _trainer({**PLAIN, "steps": 4, "pruning": PRUNING}, pictures, tmp_path).save()
-    with pytest.raises(UsageError, match="decay"):
+    _trainer({**PLAIN, "steps": 4, "gradient_decay": PRUNING}, pictures, tmp_path).save()
+    with pytest.raises(UsageError, match="method='LearntMasks', now 'Method'"):
         _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
+
+
+def test_checkpoint_of_another_recipe_is_refused(pictures, tmp_path):
+    _trainer({**PLAIN, "steps": 4}, pictures, tmp_path).save()
+    with pytest.raises(UsageError, match="steps=4, now 5"):
+        _trainer({**PLAIN, "steps": 5}, pictures, tmp_path)
+    assert _trainer({**PLAIN, "steps": 4, "log_every": 3}, pictures, tmp_path).step == 0
+
+
+def test_full_disk_is_an_error_and_keeps_the_old_checkpoint(pictures, tmp_path, monkeypatch):
+    trainer = _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
+    trainer.save()
+    before = trainer.checkpoint_path.read_bytes()
+
+    def full(*_, **__):
+        raise SafetensorError("I/O error: No space left on device")
+
+    monkeypatch.setattr("sparsecodec.training.checkpoint.save_file", full)
+    with pytest.raises(OSError, match="No space left"):
+        trainer.save()
+    assert trainer.checkpoint_path.read_bytes() == before
+    assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
 
 
 def test_damaged_checkpoint_is_refused(pictures, tmp_path):
@@ -128,7 +149,14 @@ def test_damaged_checkpoint_is_refused(pictures, tmp_path):
         ({"model": "evc-tiny"}, "steps"),
         ({"model": "evc-tiny", "steps": 0}, "steps=0"),
         ({"model": "evc-tiny", "steps": 1, "colour": "red"}, "colour"),
-        ({"model": "evc-tiny", "steps": 1, "pruning": {"mac_reduction": 1.5}}, "mac_reduction=1.5"),
+        ({"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 1.5}}, "mac_reduction=1.5"),
+        ({"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac": 0.5}}, "mac"),
+        ({"model": "evc-tiny", "steps": 1, "optimizer": "sgd"}, "sgd.*muon, adam"),
+        ({"model": "evc-tiny", "steps": 1, "learning_rate": 0.0}, "learning_rate=0.0"),
+        (
+            {"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 0.5}, "nm": {}},
+            "gradient_decay and nm",
+        ),
     ],
 )
 def test_wrong_recipe_is_named(values, message):
@@ -148,21 +176,3 @@ def test_orthogonalize_flattens_the_spectrum(shape):
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
     assert values.min() > 0.4 and values.max() < 1.4
-
-
-def test_small_and_unreadable_pictures_are_skipped(pictures, tmp_path, caplog):
-    Image.new("RGB", (20, 20)).save(tmp_path / "small.png")
-    (tmp_path / "text.png").write_text("no picture")
-    crops = RandomCrops([*pictures, tmp_path / "small.png", tmp_path / "text.png"], 64)
-    assert len(crops.pictures) == 3
-    assert "small.png" in caplog.text and "text.png" in caplog.text
-    with pytest.raises(UsageError, match="none of 1"):
-        RandomCrops([tmp_path / "small.png"], 64)
-
-
-def test_batch_depends_on_seed_and_step_alone(pictures):
-    a, b = RandomCrops(pictures, 64, seed=1), RandomCrops(pictures, 64, seed=1)
-    a.batch(0, 4)
-    assert torch.equal(a.batch(7, 4), b.batch(7, 4))
-    assert not torch.equal(a.batch(7, 4), a.batch(8, 4))
-    assert not torch.equal(a.batch(7, 4), RandomCrops(pictures, 64, seed=2).batch(7, 4))

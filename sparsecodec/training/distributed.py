@@ -1,0 +1,63 @@
+"""Several processes, one run: each computes on its part of every batch, and all take the same step.
+
+Gradients are averaged by hand rather than by `DistributedDataParallel`, because methods put masked or quantised weights
+in the place of parameters during a forward.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from sparsecodec.errors import UsageError
+
+
+def start(device: str) -> torch.device:
+    """Joins the group that ``torchrun`` describes in the environment, if it does, and gives this process' device.
+
+    Raises:
+        UsageError: torch does not know `device`.
+    """
+    try:
+        chosen = torch.device(device)
+    except RuntimeError as error:
+        raise UsageError(f"--device {device} is unknown to torch") from error
+    if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
+        if chosen.type == "cuda":
+            chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            torch.cuda.set_device(chosen)
+        dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    return chosen
+
+
+def rank() -> int:
+    """Of this process, 0 if it is alone."""
+    return dist.get_rank() if dist.is_initialized() else 0
+
+
+def world() -> int:
+    """How many processes there are."""
+    return dist.get_world_size() if dist.is_initialized() else 1
+
+
+def average(tensors: Iterable[Tensor]) -> None:
+    """Replaces every tensor by its mean over the processes, in place. All must have them in the same order."""
+    tensors = list(tensors)
+    if world() == 1 or not tensors:
+        return
+    flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+    dist.all_reduce(flat)
+    flat /= world()
+    with torch.no_grad():
+        for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
+            tensor.copy_(part.view_as(tensor))
+
+
+def wait() -> None:
+    """Until every process is here: after the first one has written a file that all read."""
+    if dist.is_initialized():
+        dist.barrier()

@@ -1,0 +1,156 @@
+"""Gradient decay with adaptive layer-wise distillation (arXiv 2312.02605), then fine-tuning of the compact codec."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.distill import LayerwiseDistillation, blocks_of
+from sparsecodec.errors import UsageError
+from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_config, count, trace_model
+from sparsecodec.training.families import family_of
+from sparsecodec.training.method import Method
+from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.trainer import Data, Trainer, phase
+
+COMMAND = "prune"
+THETA_LR = 5e-3
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is pruned, how far, and when.
+
+    Attributes:
+        mac_reduction: target fraction of the counted MACs to remove, in (0, 1).
+        transforms: "decoder", "encoder" or "all".
+        method: "gradient_decay", or one of the baselines that `sparsecodec.sparsity.Method` lists.
+        decay_start, decay_end: fractions of the run between which the gradient of masked filters goes from 1 to 0.
+        finetune_steps: of plain rate-distortion training on the compacted codec, after the masks are frozen.
+        finetune_learning_rate: peak of those steps.
+        sparsity_weight: of the penalty on the missing reduction.
+        distillation_weight: of the layer-wise feature distance to the dense codec; 0 for none.
+        round_to: kept widths are multiples of this.
+    """
+
+    mac_reduction: float
+    transforms: str = "decoder"
+    method: str = "gradient_decay"
+    decay_start: float = 0.1
+    decay_end: float = 0.9
+    finetune_steps: int = 0
+    finetune_learning_rate: float = 0.004
+    sparsity_weight: float = 10.0
+    distillation_weight: float = 1.0
+    round_to: int = 8
+
+    def __post_init__(self) -> None:
+        if not 0 < self.mac_reduction < 1:
+            raise UsageError(f"mac_reduction={self.mac_reduction} (needs a fraction in (0, 1))")
+        if not 0 <= self.decay_start < self.decay_end <= 1:
+            raise UsageError(
+                f"decay_start={self.decay_start}, decay_end={self.decay_end} (needs 0 <= start < end <= 1)"
+            )
+        if self.finetune_steps < 0 or self.distillation_weight < 0:
+            raise UsageError(
+                f"finetune_steps={self.finetune_steps}, distillation_weight={self.distillation_weight} (need 0 or more)"
+            )
+
+
+class LearntMasks(Method):
+    """Learns which channels to drop, and holds the rest close to the dense codec, block by block.
+
+    Args:
+        model: the codec that is trained; starts from dense weights.
+        settings: of the method.
+        steps: of the phase.
+    """
+
+    def __init__(self, model: nn.Module, settings: Settings, steps: int) -> None:
+        super().__init__()
+        self.weight = settings.distillation_weight
+        shapes = family_of(model).transforms(model, settings.transforms)
+        self.graph = trace_model(model, list(shapes))
+        self.decay = GradientDecay(
+            model,
+            self.graph,
+            count(model, shapes),
+            DecayConfig(
+                sparsity=settings.mac_reduction,
+                t0=int(settings.decay_start * steps),
+                t1=int(settings.decay_end * steps),
+                ramp=int(settings.decay_start * steps),
+                penalty=settings.sparsity_weight,
+                round_to=settings.round_to,
+                method=settings.method,
+            ),
+        )
+        self.distillation = None
+        if self.weight:
+            teacher = copy.deepcopy(model).eval().requires_grad_(False)
+            self.distillation = LayerwiseDistillation(model, teacher, blocks_of(model, list(shapes)))
+
+    def parameter_groups(self) -> list[dict[str, Any]]:
+        return [self.decay.parameter_group(THETA_LR)]
+
+    @contextlib.contextmanager
+    def applied(self, step: int) -> Iterator[None]:
+        """Within the context the model computes with its masks, and its blocks are compared with the dense ones."""
+        self.decay.set_step(step)
+        watching = self.distillation.watching() if self.distilling else contextlib.nullcontext()
+        with self.decay.applied(), watching:
+            yield
+
+    @property
+    def distilling(self) -> bool:
+        """Until the masks are frozen; what follows is plain fine-tuning."""
+        return self.distillation is not None and not bool(self.decay.frozen)
+
+    def loss(self, out: dict[str, Tensor], x: Tensor) -> Tensor:
+        penalty = self.decay.penalty()
+        return penalty + self.weight * self.distillation.loss() if self.distilling else penalty
+
+    def update(self, optimizer: torch.optim.Optimizer) -> None:
+        self.decay.step(optimizer)
+
+    def record(self) -> dict[str, float]:
+        return {"beta": self.decay.beta, "mac_reduction": float(self.decay.mac_reduction)}
+
+    @torch.no_grad()
+    def compacted(self, model: nn.Module) -> nn.Module:
+        """`model` without the masked channels; carries its ``compact_config``."""
+        small = compact(model, self.decay.masks(), self.graph)
+        small.compact_config = compact_config(self.decay.masks(), self.graph)
+        return small
+
+
+def run(
+    recipe: Recipe,
+    settings: Settings,
+    model: nn.Module,
+    data: Data,
+    folder: Path,
+    load: Callable[[str], nn.Module],
+) -> nn.Module:
+    """Learns the masks (``masks/``), compacts the codec, and fine-tunes the small one (``finetune/``)."""
+    method = LearntMasks(model, settings, recipe.steps)
+    averaged = Trainer(recipe, model, data, folder / "masks", method).run()
+    method.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
+    return finetuned(recipe, method.compacted(averaged), data, folder, settings)
+
+
+def finetuned(recipe: Recipe, small: nn.Module, data: Data, folder: Path, settings: Any) -> nn.Module:
+    """Plain training of a compact codec for ``settings.finetune_steps`` at ``settings.finetune_learning_rate``."""
+    if not settings.finetune_steps:
+        return small.eval()
+    tuning = phase(
+        recipe, steps=settings.finetune_steps, learning_rate=settings.finetune_learning_rate, seed=recipe.seed + 1
+    )
+    return Trainer(tuning, small.train().requires_grad_(True), data, folder / "finetune").run()

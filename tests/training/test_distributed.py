@@ -1,0 +1,80 @@
+"""Several processes take one step: the same weights everywhere, from the mean of their gradients."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file
+
+from sparsecodec.models import create
+from sparsecodec.models.evc import LAMBDAS
+from sparsecodec.training import Recipe, Trainer, rate_distortion
+
+WORLD = 2
+VALUES = {"model": "evc-tiny", "steps": 2, "batch": 4, "crop": 64, "warmup": 1, "log_every": 1}
+
+SCRIPT = """
+import json, sys
+import torch
+from sparsecodec.models import create
+from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.training import Recipe, Trainer, distributed
+
+class Data:
+    def batch(self, step, size, start=0):
+        generator = torch.Generator().manual_seed(step)
+        return torch.rand(99, 3, 64, 64, generator=generator)[start : start + size]
+
+torch.set_num_threads(1)
+distributed.start("cpu")
+torch.manual_seed(0)
+trainer = Trainer(Recipe.from_dict(json.loads(sys.argv[1])), create("evc-tiny"), Data(), sys.argv[2])
+gradients = {}
+update = trainer.method.update
+def watch(optimizer):
+    gradients.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()} if not gradients else {})
+    update(optimizer)
+trainer.method.update = watch
+trainer.run()
+from safetensors.torch import save_file
+save_file({name: g.contiguous() for name, g in gradients.items()}, f"{sys.argv[2]}/gradients-{distributed.rank()}")
+with open(f"{sys.argv[2]}/hash-{distributed.rank()}", "w") as file:
+    file.write(model_hash(trainer.model).hex())
+"""
+
+
+def test_two_processes_step_alike_by_the_mean_of_their_gradients(tmp_path: Path):
+    (tmp_path / "script.py").write_text(SCRIPT)
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={WORLD}"]
+    arguments = [str(tmp_path / "script.py"), json.dumps({**VALUES, "gradient_clip": 1e9}), str(tmp_path)]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    assert done.returncode == 0, done.stderr[-3000:]
+
+    hashes = {(tmp_path / f"hash-{rank}").read_text() for rank in range(WORLD)}
+    assert len(hashes) == 1
+    records = [json.loads(line) for line in (tmp_path / "log.jsonl").read_text().splitlines()]
+    assert [record["step"] for record in records] == [0, 1]
+
+    found = [load_file(tmp_path / f"gradients-{rank}") for rank in range(WORLD)]
+    expected = _mean_gradients(tmp_path)
+    for name, gradient in expected.items():
+        assert torch.equal(found[0][name], found[1][name]), name
+        torch.testing.assert_close(found[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-9)
+
+
+def _mean_gradients(folder: Path) -> dict[str, torch.Tensor]:
+    """Of step 0, computed one share after the other."""
+    torch.manual_seed(0)
+    trainer = Trainer(Recipe.from_dict(VALUES), create("evc-tiny"), None, folder / "alone")
+    model, share = trainer.model.train(), VALUES["batch"] // WORLD
+    crops = torch.rand(99, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    for rank in range(WORLD):
+        torch.manual_seed(rank)  # seed 0, step 0
+        x = crops[rank * share : (rank + 1) * share]
+        out, rates = trainer.method.forward(model, x)
+        (rate_distortion(out, x, torch.tensor(LAMBDAS)[rates])[0] / WORLD).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
