@@ -16,6 +16,7 @@ from sparsecodec.sparsity import apply_compact_config, count
 from sparsecodec.training import Recipe, Trainer, family_of, run
 from sparsecodec.training.methods.gradient_decay import LearntMasks
 from sparsecodec.training.muon import orthogonalize
+from sparsecodec.zoo import load, save
 
 PLAIN = {"model": "evc-tiny", "batch": 2, "crop": 64, "warmup": 2, "save_every": 2, "log_every": 1}
 PRUNING = {"mac_reduction": 0.5, "decay_start": 0.25, "decay_end": 0.75, "round_to": 8, "finetune_steps": 2}
@@ -75,6 +76,31 @@ def test_pruning_meets_its_target_and_rebuilds_from_json(pictures, tmp_path):
     x = torch.rand(1, 3, 64, 64)
     with torch.no_grad():
         assert torch.equal(rebuilt(x, 1.0)["x_hat"], small(x, 1.0)["x_hat"])
+
+
+def test_stages_prune_their_own_transforms_and_join(pictures, tmp_path):
+    stages = [["hyper_dec", "y_prior_fusion", "y_spatial_prior"], ["dec"]]
+    settings = {**PRUNING, "stages": stages, "finetune_steps": 0}
+    recipe = Recipe.from_dict({**PLAIN, "steps": 4, "gradient_decay": settings})
+    model = create("evc-tiny")
+    shapes = family_of(model).transforms(model, "decoder")
+    dense = {path: count(model, {path: shape}).macs for path, shape in shapes.items()}
+    small = run(recipe, model, RandomCrops(pictures, recipe.crop), tmp_path)
+    for stage in stages:
+        left = sum(count(small, {path: shapes[path]}).macs for path in stage) / sum(dense[path] for path in stage)
+        assert 0.35 < left <= 0.5
+    save(small, tmp_path / "staged")
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        assert torch.equal(load(tmp_path / "staged")(x, 1.0)["x_hat"], small(x, 1.0)["x_hat"])
+    assert sorted(path.name for path in tmp_path.iterdir() if path.is_dir()) == ["masks-1", "masks-2"]
+
+
+@pytest.mark.parametrize("stages", [[["dec"], ["dec"]], [[]], [["decoder"]]])
+def test_wrong_stages_are_named(stages, pictures, tmp_path):
+    with pytest.raises(UsageError, match="stage"):
+        values = {**PLAIN, "steps": 4, "gradient_decay": {**PRUNING, "stages": stages}}
+        run(Recipe.from_dict(values), create("evc-tiny"), RandomCrops(pictures, 64), tmp_path)
 
 
 def test_loss_that_is_not_finite_stops_with_its_step(pictures, tmp_path):

@@ -31,6 +31,10 @@ class Settings:
     Attributes:
         mac_reduction: target fraction of the counted MACs to remove, in (0, 1).
         transforms: "decoder", "encoder" or "all".
+        stages: paths of transforms that are pruned one group after the other, such as
+            ``[["hyper_dec", "y_prior_fusion", "y_spatial_prior"], ["dec"]]`` (a video codec: motion, then residual).
+            Each stage runs for the recipe's steps, reaches the target on its own transforms, and distils its own layers
+            alone. Default: `transforms` at once.
         method: "gradient_decay", or one of the baselines that `sparsecodec.sparsity.Method` lists.
         decay_start, decay_end: fractions of the run between which the gradient of masked filters goes from 1 to 0.
         finetune_steps: of plain rate-distortion training on the compacted codec, after the masks are frozen.
@@ -42,6 +46,7 @@ class Settings:
 
     mac_reduction: float
     transforms: str = "decoder"
+    stages: tuple[tuple[str, ...], ...] = ()
     method: str = "gradient_decay"
     decay_start: float = 0.1
     decay_end: float = 0.9
@@ -58,6 +63,9 @@ class Settings:
             raise UsageError(
                 f"decay_start={self.decay_start}, decay_end={self.decay_end} (needs 0 <= start < end <= 1)"
             )
+        paths = [path for stage in self.stages for path in stage]
+        if len(set(paths)) < len(paths) or not all(self.stages):
+            raise UsageError(f"stages={self.stages} (needs groups of transforms, each transform in one of them)")
         if self.finetune_steps < 0 or self.distillation_weight < 0:
             raise UsageError(
                 f"finetune_steps={self.finetune_steps}, distillation_weight={self.distillation_weight} (need 0 or more)"
@@ -68,15 +76,23 @@ class LearntMasks(Method):
     """Learns which channels to drop, and holds the rest close to the dense codec, block by block.
 
     Args:
-        model: the codec that is trained; starts from dense weights.
+        model: the codec that is trained; dense in the transforms that are pruned.
         settings: of the method.
         steps: of the phase.
+        paths: of the transforms that are pruned; default: those of `settings`.
+
+    Raises:
+        UsageError: the model has no such transform.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings, steps: int) -> None:
+    def __init__(self, model: nn.Module, settings: Settings, steps: int, paths: tuple[str, ...] | None = None) -> None:
         super().__init__()
         self.weight = settings.distillation_weight
-        shapes = family_of(model).transforms(model, settings.transforms)
+        shapes = family_of(model).transforms(model, settings.transforms if paths is None else "all")
+        if paths is not None:
+            if unknown := [path for path in paths if path not in shapes]:
+                raise UsageError(f"stage {list(paths)}: no transform {unknown[0]!r} (there are {', '.join(shapes)})")
+            shapes = {path: shapes[path] for path in paths}
         self.graph = trace_model(model, list(shapes))
         self.decay = GradientDecay(
             model,
@@ -139,11 +155,27 @@ def run(
     folder: Path,
     load: Callable[[str], nn.Module],
 ) -> nn.Module:
-    """Learns the masks (``masks/``), compacts the codec, and fine-tunes the small one (``finetune/``)."""
-    method = LearntMasks(model, settings, recipe.steps)
-    averaged = Trainer(recipe, model, data, folder / "masks", method).run()
-    method.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
-    return finetuned(recipe, method.compacted(averaged), data, folder, settings)
+    """Learns the masks (``masks-1/``, a folder a stage), compacts the codec, and fine-tunes it (``finetune/``)."""
+    stages = settings.stages or (tuple(family_of(model).transforms(model, settings.transforms)),)
+    config: dict[str, Any] = {}
+    for number, paths in enumerate(stages):
+        method = LearntMasks(model, settings, recipe.steps, paths)
+        learning = phase(recipe, seed=recipe.seed + 1000 * number)
+        averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method).run()
+        method.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
+        model = method.compacted(averaged)
+        config = _joined(config, model.compact_config)
+        model.compact_config = config
+        model.train().requires_grad_(True)
+    return finetuned(recipe, model, data, folder, settings)
+
+
+def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
+    """One `compact_config` of two that prune different transforms of one codec."""
+    if not first:
+        return second
+    transforms = [*first["transforms"], *second["transforms"]]
+    return {**first, "transforms": transforms, "kept": {**first["kept"], **second["kept"]}}
 
 
 def finetuned(recipe: Recipe, small: nn.Module, data: Data, folder: Path, settings: Any) -> nn.Module:
