@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
-EXTRAS := triton,compressai,metrics,plot,bench,dev
+EXTRAS := triton,compressai,metrics,plot,video,train,bench,dev
 
 # Without an NVIDIA driver on Linux, only PyTorch's CPU build will do: the default one on PyPI is several GB of CUDA.
 # Its index is asked where it can be reached; elsewhere the wheel has to come from pip's own configuration.

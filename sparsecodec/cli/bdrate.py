@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,12 @@ def add_to(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     anchor, test = (curve(read_result(path), arguments.metric, path) for path in (arguments.anchor, arguments.test))
-    values = {"bd_rate": bd_rate(anchor, test), "bd_psnr": bd_psnr(anchor, test), "metric": arguments.metric}
+    measure = arguments.metric.removesuffix("-rgb").replace("-", "_")
+    values = {"bd_rate": bd_rate(anchor, test), f"bd_{measure}": bd_psnr(anchor, test), "metric": arguments.metric}
     if arguments.json:
         print_json(values)
     else:
-        print(f"BD-rate {values['bd_rate']:+.2f} %, BD-quality {values['bd_psnr']:+.4f} ({arguments.metric})")
+        print(f"BD-rate {values['bd_rate']:+.2f} %, BD {values[f'bd_{measure}']:+.3f} dB ({arguments.metric})")
 
 
 def read_result(path: str) -> dict[str, Any]:
@@ -48,15 +50,31 @@ def read_result(path: str) -> dict[str, Any]:
 
 
 def curve(result: dict[str, Any], metric: str, path: str) -> tuple[list[float], list[float]]:
-    """(rates, qualities) of a result; rates with the file's header where they are recorded.
+    """(rates, qualities in dB) of a result; rates with the file's header where they are recorded.
+
+    MS-SSIM becomes -10 log10(1 - MS-SSIM), as it is compared everywhere: the scale itself is squeezed towards 1.
 
     Raises:
-        UsageError: the metric is not in it.
+        UsageError: the metric is not in it, or a value is missing.
     """
     results = result["results"]
-    rates = results.get("bpp_file", results.get("bpp"))
-    qualities = results.get(metric, results.get(metric.removesuffix("-rgb")))
-    for key, values in (("bpp", rates), (metric, qualities)):
-        if not isinstance(values, list) or not all(isinstance(value, int | float) for value in values):
-            raise UsageError(f"{path} has no numbers for {key!r} (it has {', '.join(results)})")
-    return rates, qualities
+    rates = _numbers(results, ("bpp_file", "bpp"), path)
+    names = (metric, metric.removesuffix("-rgb"))
+    if not metric.startswith("ms-ssim"):
+        return rates, _numbers(results, names, path)
+    in_decibels = tuple(name.replace("ms-ssim", "ms-ssim-db") for name in names)
+    if not any(name in results for name in names) and any(name in results for name in in_decibels):
+        return rates, _numbers(results, in_decibels, path)
+    return rates, [math.inf if value >= 1 else -10 * math.log10(1 - value) for value in _numbers(results, names, path)]
+
+
+def _numbers(results: dict[str, Any], names: tuple[str, ...], path: str) -> list[float]:
+    """The list under the first of `names` that there is."""
+    values = next((results[name] for name in names if name in results), None)
+    if not isinstance(values, list):
+        raise UsageError(f"{path} has no list {names[0]!r} (it has {', '.join(results)})")
+    for place, value in enumerate(values, 1):
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            why = "; null is what eval writes for an infinite PSNR: leave that quality out" if value is None else ""
+            raise UsageError(f"{path}: value {place} of {names[0]!r} is {json.dumps(value)} (needs a number{why})")
+    return values

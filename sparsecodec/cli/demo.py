@@ -30,7 +30,7 @@ from sparsecodec.cli.timing import Spread, interleaved
 from sparsecodec.data import read_image, write_image
 from sparsecodec.errors import SparseCodecError
 from sparsecodec.info import environment
-from sparsecodec.metrics import JPEG, evaluate, ms_ssim, psnr, why_no_ms_ssim
+from sparsecodec.metrics import ANCHORS, evaluate, ms_ssim, psnr, why_no_ms_ssim
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.zoo import load
 
@@ -207,7 +207,8 @@ def _params(model: nn.Module) -> int:
 
 def _curves(arguments: argparse.Namespace, dense: CompiledCodec, sparse: CompiledCodec) -> dict[str, dict[str, Any]]:
     """Label -> the lists of rate and quality of `evaluate`, on the demo's photo."""
-    plan = {"dense": (dense, CURVE_QUALITIES), "sparse": (sparse, CURVE_QUALITIES), "JPEG": (JPEG(), JPEG_QUALITIES)}
+    jpeg = (ANCHORS["jpeg"], JPEG_QUALITIES)
+    plan = {"dense": (dense, CURVE_QUALITIES), "sparse": (sparse, CURVE_QUALITIES), "JPEG": jpeg}
     curves = {}
     for label, (codec, levels) in plan.items():
         progress = partial(tqdm, desc=f"curve of {label}", unit="point", leave=False)

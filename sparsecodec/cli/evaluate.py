@@ -3,27 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import math
 from functools import partial
 from typing import Any
 
+import torch
 from tqdm import tqdm
 
 from sparsecodec.cli.options import add_compute, add_json, compute_options, print_json, quality, write_json
 from sparsecodec.data import list_images
 from sparsecodec.info import environment
-from sparsecodec.metrics import JPEG, evaluate
-from sparsecodec.runtime import compile_codec
+from sparsecodec.metrics import ANCHORS, evaluate
+from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime.adapters.compressai import CompressAICodec
 from sparsecodec.zoo import load
 
 QUALITIES = (0.0, 25.0, 50.0, 75.0, 100.0)
-JPEG_QUALITIES = (5.0, 10.0, 20.0, 35.0, 50.0, 70.0, 85.0, 95.0)
 
 
 def add_to(subparsers) -> None:
     parser = subparsers.add_parser("eval", help="rate and quality of a codec over a folder, on real bytes")
-    parser.add_argument("model", help="shipped name or path; 'jpeg' for Pillow's JPEG")
+    parser.add_argument("model", help=f"shipped name or path; or Pillow's {', '.join(ANCHORS)}")
     parser.add_argument("folder", help="of pictures")
-    parser.add_argument("-q", "--qualities", type=_qualities, help="comma-separated (default: 0,25,50,75,100)")
+    parser.add_argument("-q", "--qualities", type=_qualities, help="comma-separated (default: from small to good)")
     parser.add_argument("-o", "--output", help="write the result to this file too")
     parser.add_argument("--per-picture", action="store_true", help="keep the figures of each picture")
     add_compute(parser)
@@ -34,16 +36,26 @@ def add_to(subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     pictures = list_images(arguments.folder)
     options = compute_options(arguments)
-    extra: dict[str, Any] = {}
-    if arguments.model == "jpeg":
-        codec, qualities = JPEG(), arguments.qualities or JPEG_QUALITIES
+    machine = environment()
+    anchor = ANCHORS.get(arguments.model)
+    extra: dict[str, Any] = {"device": machine["cpu"]}
+    if anchor is not None:
+        codec, qualities = anchor, arguments.qualities or anchor.curve
     else:
-        codec, qualities = compile_codec(load(arguments.model), **options), arguments.qualities or QUALITIES
-        extra = {"mac_per_pixel": codec.report.macs, "dtype": str(codec.dtype).removeprefix("torch.")}
+        model = load(arguments.model)
+        codec = compile_codec(model, **options)
+        qualities = arguments.qualities or _usual_qualities(codec)
+        on_gpu = codec.device.type == "cuda"
+        extra = {
+            "device": torch.cuda.get_device_name(codec.device) if on_gpu else machine["cpu"],
+            "dtype": str(codec.dtype).removeprefix("torch."),
+            "mac_per_pixel": codec.report.macs,
+            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+        }
     result = evaluate(codec, pictures, qualities, arguments.model, partial(tqdm, desc=arguments.model, unit="picture"))
     if not arguments.per_picture:
         del result["per_picture"]
-    result |= {**extra, "environment": environment()}
+    result |= {**extra, "environment": machine}
     if arguments.output:
         write_json(arguments.output, result)
     if arguments.json:
@@ -52,17 +64,24 @@ def run(arguments: argparse.Namespace) -> None:
         _print_table(result)
 
 
+def _usual_qualities(codec: CompiledCodec) -> tuple[float | None, ...]:
+    """None alone for codecs of one rate, which take no quality."""
+    return (None,) if isinstance(codec, CompressAICodec) else QUALITIES
+
+
 def _print_table(result: dict[str, Any]) -> None:
     results = result["results"]
-    print(f"{result['name']}: {result['description']}")
-    print(" quality      bpp  PSNR dB  MS-SSIM  enc s  dec s")
+    print(f"{result['name']}: {result['description']}; {result['device']}")
+    print(" quality      bpp  PSNR dB  MS-SSIM  enc ms  dec ms")
     for row, level in enumerate(result["qualities"]):
         ms_ssim = results["ms-ssim-rgb"][row]
         print(
-            f"{level:8g} {results['bpp_file'][row]:8.4f} {results['psnr-rgb'][row]:8.3f}"
-            f" {'-' if ms_ssim is None else format(ms_ssim, '.5f'):>8}"
-            f" {results['encoding_time'][row]:6.3f} {results['decoding_time'][row]:6.3f}"
+            f"{'-' if level is None else format(level, 'g'):>8} {results['bpp_file'][row]:8.4f}"
+            f" {results['psnr-rgb'][row]:8.3f} {'-' if ms_ssim is None else format(ms_ssim, '.5f'):>8}"
+            f" {results['encode_ms'][row]:7.1f} {results['decode_ms'][row]:7.1f}"
         )
+    if any(math.isinf(value) for value in results["psnr-rgb"]):
+        print("inf: a picture came back unchanged, so the mean PSNR is infinite (null in JSON)")
 
 
 def _qualities(text: str) -> tuple[float, ...]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -69,7 +70,35 @@ class _Picture:
         return pixels[top : top + height, left : left + width]
 
 
-class RandomCrops:
+class _Ahead:
+    """Draws the crops of a step, and those of the next one in a thread while the caller works on these.
+
+    Only NumPy and Pillow run in the thread: torch would start a second set of threads there.
+    """
+
+    def __init__(self, sources: Sequence[_Source], crop: int, length: int, seed: int) -> None:
+        self.sources = sources
+        self.crop = crop
+        self.length = length
+        self.seed = seed
+        self._thread = ThreadPoolExecutor(1)
+        self._expected: tuple[int, int, int] | None = None
+        self._drawn: Future[np.ndarray] | None = None
+
+    def _draw(self, step: int, size: int, start: int) -> np.ndarray:
+        """``[size, length, crop, crop, 3]`` uint8."""
+        places = range(start, start + size)
+        return np.stack([_draw(self.sources, self.crop, self.length, (self.seed, step, place)) for place in places])
+
+    def _batch(self, step: int, size: int, start: int) -> Tensor:
+        """``[size, length, 3, crop, crop]`` float32 in [0, 1], contiguous."""
+        crops = self._drawn.result() if self._expected == (step, size, start) else self._draw(step, size, start)
+        self._expected = (step + 1, size, start)
+        self._drawn = self._thread.submit(self._draw, *self._expected)
+        return torch.from_numpy(crops).permute(0, 1, 4, 2, 3).contiguous().float().div_(255)
+
+
+class RandomCrops(_Ahead):
     """Random square crops of pictures and of frames of clips, mixed as they come; every file is as likely as any other.
 
     A crop depends only on the seed, the step and its place in the batch: a resumed run draws what an uninterrupted one
@@ -91,8 +120,6 @@ class RandomCrops:
     """
 
     def __init__(self, paths: Sequence[str | Path], crop: int, seed: int = 0, held_bytes: int = HELD_BYTES) -> None:
-        self.crop = crop
-        self.seed = seed
         held = 0
 
         def opened(path: Path) -> _Source:
@@ -104,7 +131,7 @@ class RandomCrops:
             held += pixels.nbytes
             return _Picture(path, height, width, pixels if held <= held_bytes else None)
 
-        self.sources = _usable(paths, crop, 1, opened)
+        super().__init__(_usable(paths, crop, 1, opened), crop, 1, seed)
 
     def batch(self, step: int, size: int, start: int = 0) -> Tensor:
         """Crops `start` to ``start + size`` of step `step`: ``[size, 3, crop, crop]`` float32 in [0, 1].
@@ -112,11 +139,10 @@ class RandomCrops:
         Raises:
             UsageError: a picture that is read again is gone.
         """
-        crops = [_draw(self.sources, self.crop, 1, (self.seed, step, start + i)) for i in range(size)]
-        return _to_tensor(np.stack(crops))[:, 0]
+        return self._batch(step, size, start)[:, 0]
 
 
-class RandomClips:
+class RandomClips(_Ahead):
     """Random runs of frames, cropped alike; as `RandomCrops`, for video codecs.
 
     Args:
@@ -130,21 +156,16 @@ class RandomClips:
     """
 
     def __init__(self, paths: Sequence[str | Path], crop: int, length: int, seed: int = 0) -> None:
-        self.crop = crop
-        self.length = length
-        self.seed = seed
-
         def opened(path: Path) -> Clip:
             if not is_clip(path):
                 raise UsageError(f"{path} is a picture (needs clips)")
             return read_clip(path)
 
-        self.sources = _usable(paths, crop, length, opened)
+        super().__init__(_usable(paths, crop, length, opened), crop, length, seed)
 
     def batch(self, step: int, size: int, start: int = 0) -> Tensor:
         """Crops `start` to ``start + size`` of step `step`: ``[size, length, 3, crop, crop]`` float32 in [0, 1]."""
-        crops = [_draw(self.sources, self.crop, self.length, (self.seed, step, start + i)) for i in range(size)]
-        return _to_tensor(np.stack(crops))
+        return self._batch(step, size, start)
 
 
 def _usable(paths: Sequence[str | Path], crop: int, length: int, opened: Callable[[Path], _Source]) -> list[_Source]:
@@ -192,8 +213,3 @@ def _draw(sources: Sequence[_Source], crop: int, length: int, key: tuple[int, in
             )
         frames.append(window[:, ::-1] if mirrored else window)
     return np.stack(frames)
-
-
-def _to_tensor(crops: np.ndarray) -> Tensor:
-    """``[N, T, H, W, 3]`` uint8 -> ``[N, T, 3, H, W]`` float32 in [0, 1], contiguous."""
-    return torch.from_numpy(crops).permute(0, 1, 4, 2, 3).contiguous().float().div_(255)

@@ -176,7 +176,7 @@ def _read_raw(path: Path) -> tuple[np.ndarray, int, int, None]:
     size, frame = path.stat().st_size, _frame_bytes(height, width)
     if size % frame:
         raise UsageError(
-            f"{path}: {size} bytes are {size / frame:.2f} frames of {width}x{height} (cut off, or wrongly named)"
+            f"{path}: {size // frame} frames of {width}x{height} and {size % frame} bytes (cut off, or wrongly named)"
         )
     named = [int(word[:-1]) for word in words if re.fullmatch(r"\d+f", word)]
     if named and named[0] != size // frame:
@@ -202,7 +202,7 @@ def _read_y4m(path: Path) -> tuple[np.ndarray, int, int, None]:
     stride = len(mark) + _frame_bytes(height, width)
     body = path.stat().st_size - len(header)
     if body < stride or body % stride:
-        raise UsageError(f"{path}: {body / stride:.2f} frames of {width}x{height} (cut off)")
+        raise UsageError(f"{path}: {body // stride} frames of {width}x{height} and {body % stride} bytes (cut off)")
     frames = np.memmap(path, np.uint8, "r", offset=len(header)).reshape(-1, stride)
     marks = np.frombuffer(mark, np.uint8)
     if not mark.startswith(b"FRAME") or (frames[:, : len(mark)] != marks).any():

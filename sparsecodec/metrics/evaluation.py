@@ -6,14 +6,15 @@ import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
-from statistics import fmean
+from statistics import fmean, median
 from typing import Any, Protocol
 
 from torch import Tensor
 
 from sparsecodec.data import read_image, to_uint8
+from sparsecodec.data.images import read_rgb
 from sparsecodec.entropy.bitstream import MAGIC, Container
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.metrics.quality import ms_ssim, psnr, why_no_ms_ssim
 
 
@@ -32,10 +33,10 @@ def evaluate(
     name: str = "",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
 ) -> dict[str, Any]:
-    """Encodes and decodes every picture at every quality.
+    """Encodes and decodes every picture at every quality. Nothing is skipped: a file that cannot be read ends it.
 
     Args:
-        codec: a `CompiledCodec`, or an anchor such as `JPEG`.
+        codec: a `CompiledCodec`, or one of `ANCHORS`.
         pictures: files; those that MS-SSIM cannot measure (`why_no_ms_ssim`) do not count towards it.
         qualities: what goes to ``codec.encode``.
         name: into the result.
@@ -43,15 +44,19 @@ def evaluate(
 
     Returns:
         ``{"name", "description", "results", "per_picture"}``. ``results`` holds lists over the qualities, means over
-        the pictures: ``psnr-rgb``, ``ms-ssim-rgb`` (None if it was not measured), ``bpp`` (payload),
-        ``bpp_file`` (with the container), ``encoding_time`` and ``decoding_time`` (seconds, without the first call for
-        a size), ``sha256_reconstruction``.
+        the pictures: ``psnr-rgb`` (dB, infinite if one came back unchanged), ``ms-ssim-rgb`` (None if it was not
+        measured), ``bpp`` (payload), ``bpp_file`` (with the container), ``encoding_time`` and ``decoding_time``
+        (seconds, without the first call for a size); then ``encode_ms`` and ``decode_ms``, the medians of these times
+        in milliseconds, and ``sha256_reconstruction``. Times are those from and to pictures in main memory.
 
     Raises:
-        UsageError: no pictures, or one cannot be read.
+        UsageError: no pictures, or one cannot be read; that is found before anything is coded.
+        SparseCodecError: a decoded picture has another size or is not finite.
     """
     if not pictures or not qualities:
         raise UsageError("evaluate needs at least one picture and one quality")
+    for path in pictures:
+        read_rgb(path)
     per_picture: list[list[dict[str, Any]]] = [[] for _ in qualities]
     digests = [hashlib.sha256() for _ in qualities]
     seen: set[tuple[int, ...]] = set()
@@ -60,12 +65,14 @@ def evaluate(
         if x.shape not in seen:
             codec.decode(codec.encode(x, quality=qualities[index]))
             seen.add(x.shape)
-        row, x_hat = _measure(codec, x, qualities[index])
+        row, x_hat = _measure(codec, x, qualities[index], Path(path).name)
         per_picture[index].append({"picture": Path(path).name, **row})
         digests[index].update(to_uint8(x_hat).tobytes())
 
     columns = ("psnr-rgb", "ms-ssim-rgb", "bpp", "bpp_file", "encoding_time", "decoding_time")
     results: dict[str, list[Any]] = {column: [_mean(rows, column) for rows in per_picture] for column in columns}
+    for column, times in (("encode_ms", "encoding_time"), ("decode_ms", "decoding_time")):
+        results[column] = [1000 * median(row[times] for row in rows) for rows in per_picture]
     results["sha256_reconstruction"] = [digest.hexdigest() for digest in digests]
     return {
         "name": name,
@@ -76,12 +83,15 @@ def evaluate(
     }
 
 
-def _measure(codec: Codec, x: Tensor, quality: float | None) -> tuple[dict[str, Any], Tensor]:
+def _measure(codec: Codec, x: Tensor, quality: float | None, name: str) -> tuple[dict[str, Any], Tensor]:
     start = time.perf_counter()
     blob = codec.encode(x, quality=quality)
     encoded = time.perf_counter()
-    x_hat = codec.decode(blob)
+    x_hat = codec.decode(blob).cpu()  # a GPU is done when the picture is here
     decoded = time.perf_counter()
+    if x_hat.shape != x.shape or not bool(x_hat.isfinite().all()):
+        what = "not finite" if x_hat.shape == x.shape else f"{tuple(x_hat.shape)}, not {tuple(x.shape)}"
+        raise SparseCodecError(f"{name} at quality {quality}: the decoded picture is {what}")
     pixels = x.shape[2] * x.shape[3]
     payload = sum(map(len, Container.from_bytes(blob).payloads)) if blob.startswith(MAGIC) else len(blob)
     row = {

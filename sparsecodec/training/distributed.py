@@ -45,11 +45,15 @@ def world() -> int:
 
 
 def average(tensors: Iterable[Tensor]) -> None:
-    """Replaces every tensor by its mean over the processes, in place. All must have them in the same order."""
+    """Replaces every tensor by its mean over the processes, in place, on whatever device each is.
+
+    All processes must have them in the same order.
+    """
     tensors = list(tensors)
     if world() == 1 or not tensors:
         return
-    flat = torch.cat([tensor.detach().flatten().float() for tensor in tensors])
+    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")  # masks live on the CPU, weights may not
+    flat = torch.cat([tensor.detach().flatten().float().to(device) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= world()
     with torch.no_grad():

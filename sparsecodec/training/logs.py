@@ -49,12 +49,13 @@ class Log:
         values = {
             key: None if _is_number(value) and not math.isfinite(value) else value for key, value in record.items()
         }
-        self._file.write(json.dumps({"step": int(record["step"]), **values}) + "\n")
+        step = int(values.pop("step"))
+        self._file.write(json.dumps({"step": step, **values}) + "\n")
         self._file.flush()
         if self._board is not None:
             for key, value in values.items():
-                if key != "step" and _is_number(value):
-                    self._board.add_scalar(key, value, record["step"])
+                if _is_number(value):
+                    self._board.add_scalar(key, value, step)
 
     def close(self) -> None:
         """Closes the files; what was written is there already."""
