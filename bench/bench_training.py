@@ -1,7 +1,7 @@
 """What a training step costs by method, interleaved: evc-tiny, batch 4, crops of 128, float32.
 
-Equality of a masked forward with the compact model's, of resumed runs and of the methods' limits is in tests/; here each
-step's loss has to be finite before it is timed.
+That masked equals compact and a resumed run an uninterrupted one is tested in tests/; here each step's loss has to be
+finite before it is timed.
 """
 
 from __future__ import annotations

@@ -11,9 +11,11 @@ from pathlib import Path
 import torch
 
 from sparsecodec import training
+from sparsecodec.cli.latency import CompiledTimer
 from sparsecodec.cli.options import positive
 from sparsecodec.data import RandomCrops, list_training_files
 from sparsecodec.errors import UsageError
+from sparsecodec.sparsity.latency import timed_by
 from sparsecodec.training import distributed
 from sparsecodec.zoo import load, save
 
@@ -52,7 +54,8 @@ def run(arguments: argparse.Namespace, command: str) -> None:
     device = distributed.start(arguments.device)
     data = RandomCrops(list_training_files(arguments.data), recipe.crop, recipe.seed)
     model = training.initial_model(recipe, load)
-    codec = training.run(recipe, model.to(device), data, arguments.out, load)
+    with timed_by(CompiledTimer):
+        codec = training.run(recipe, model.to(device), data, arguments.out, load)
     if distributed.rank() == 0:
         output = Path(arguments.out) / Path(arguments.recipe).stem
         save(codec, output, info={"recipe": asdict(recipe)}, dtype=torch.float16 if arguments.half else None)

@@ -1,5 +1,6 @@
 """Distillation: a student follows its dense teacher."""
 
+from sparsecodec.distill.feds import FEDS, channel_divergence, stages_of
 from sparsecodec.distill.layerwise import LayerwiseDistillation, blocks_of, feature_distance
 
-__all__ = ["LayerwiseDistillation", "blocks_of", "feature_distance"]
+__all__ = ["FEDS", "LayerwiseDistillation", "blocks_of", "channel_divergence", "feature_distance", "stages_of"]

@@ -2,5 +2,6 @@
 
 from sparsecodec.models.evc import EVC, EVC_WIDTHS
 from sparsecodec.models.registry import create, names
+from sparsecodec.models.scalable import ScalableEVC
 
-__all__ = ["EVC", "EVC_WIDTHS", "create", "names"]
+__all__ = ["EVC", "EVC_WIDTHS", "ScalableEVC", "create", "names"]

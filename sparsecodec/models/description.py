@@ -10,6 +10,7 @@ from torch import nn
 from sparsecodec._compat import import_compressai
 from sparsecodec.errors import UsageError
 from sparsecodec.models.evc import EVC
+from sparsecodec.models.scalable import ScalableEVC
 
 COMPRESSAI = {  # class -> the arguments of its constructor, which it keeps as attributes
     "FactorizedPrior": ("N", "M"),
@@ -45,10 +46,12 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     try:
         if family == "evc":
             return EVC.from_config(description)
+        if family == "scalable-evc":
+            return ScalableEVC.from_config(description)
         if family == "compressai":
             name = description["class"]
             arguments = {key: description[key] for key in COMPRESSAI[name]}
             return getattr(import_compressai().models, name)(**arguments)
     except (KeyError, TypeError) as error:
         raise UsageError(f"architecture {dict(description)} cannot be built: {error}") from error
-    raise UsageError(f"architecture of family {family!r} (known: 'evc', 'compressai')")
+    raise UsageError(f"architecture of family {family!r} (known: 'evc', 'scalable-evc', 'compressai')")

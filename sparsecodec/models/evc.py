@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
 from sparsecodec.errors import UsageError
+from sparsecodec.models.attention import AttentiveBlock, SwinBlock
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.nn import (
     BitEstimator,
@@ -41,10 +42,17 @@ Q_SCALE_RANGE = (0.01, 655.0)  # what a stream can carry, in steps of 1/100
 
 @dataclass(frozen=True)
 class Widths:
-    """Channels of a transform at strides 2, 4, 8 and 16, and of the latent."""
+    """Channels of a transform, and of what stands between the two.
+
+    Attributes:
+        stages: channels at strides 2, 4, 8 and 16.
+        latent: channels of the latent and of the hyper-latent.
+        attention: `SwinBlock`s behind the last block at stride 8, and at stride 16.
+    """
 
     stages: tuple[int, int, int, int]
     latent: int
+    attention: tuple[int, int] = (0, 0)
 
 
 EVC_WIDTHS: dict[str, Widths] = {
@@ -52,28 +60,46 @@ EVC_WIDTHS: dict[str, Widths] = {
     "m": Widths((128, 128, 192, 192), 192),
     "s": Widths((64, 64, 128, 192), 192),
     "tiny": Widths((32, 48, 64, 96), 96),
+    "tiny-m": Widths((24, 32, 64, 96), 96),
+    "tiny-s": Widths((16, 16, 48, 96), 96),
+    "nano": Widths((24, 32, 48, 64), 64),
+    "tiny-swin": Widths((32, 48, 64, 96), 96, (2, 4)),
 }
+WINDOWS = (8, 4)  # positions at strides 8 and 16: 64 pixels, the least picture
+HEAD = 16  # channels of an attention head
 
 
-def _encoder(stages: tuple[int, int, int, int]) -> nn.Sequential:
-    c2, c4, c8, c16 = stages
+def _attention(channels: int, depth: int, window: int) -> list[nn.Module]:
+    """`SwinBlock`s, every second one with shifted windows."""
+    return [SwinBlock(channels, channels // HEAD, window, i % 2 * window // 2) for i in range(depth)]
+
+
+def _block(channels: int, attention: int, window: int) -> DepthConvBlock:
+    return AttentiveBlock(channels, _attention(channels, attention, window)) if attention else DepthConvBlock(channels)
+
+
+def _encoder(widths: Widths) -> nn.Sequential:
+    c2, c4, c8, c16 = widths.stages
+    at8, at16 = widths.attention
     return nn.Sequential(
         ResidualBlockStride2(3, c2),
         DepthConvBlock(c2),
         ResidualBlockStride2(c2, c4),
         DepthConvBlock(c4),
         ResidualBlockStride2(c4, c8),
-        DepthConvBlock(c8),
+        _block(c8, at8, WINDOWS[0]),
         nn.Conv2d(c8, c16, 3, stride=2, padding=1),
+        *_attention(c16, at16, WINDOWS[1]),
     )
 
 
-def _decoder(stages: tuple[int, int, int, int]) -> nn.Sequential:
-    c2, c4, c8, c16 = stages
+def _decoder(widths: Widths) -> nn.Sequential:
+    c2, c4, c8, c16 = widths.stages
+    at8, at16 = widths.attention
     return nn.Sequential(
-        DepthConvBlock(c16),
+        _block(c16, at16, WINDOWS[1]),
         ResidualBlockUpsample(c16, c8),
-        DepthConvBlock(c8),
+        _block(c8, at8, WINDOWS[0]),
         ResidualBlockUpsample(c8, c4),
         DepthConvBlock(c4),
         ResidualBlockUpsample(c4, c2),
@@ -105,8 +131,8 @@ class EVC(nn.Module):
             raise UsageError(f"encoder {encoder!r} has {e.latent} latent channels, decoder {decoder!r} {d.latent}")
         self.presets = (encoder, decoder)
         n = self.latent_channels = d.latent
-        self.enc = _encoder(e.stages)
-        self.dec = _decoder(d.stages)
+        self.enc = _encoder(e)
+        self.dec = _decoder(d)
         self.hyper_enc = nn.Sequential(
             PriorBlock(n, n),
             nn.Conv2d(n, n, 3, stride=2, padding=1),
@@ -144,6 +170,23 @@ class EVC(nn.Module):
             return super().load_state_dict(state_dict, strict=strict, assign=assign)
         except RuntimeError as error:
             raise UsageError(f"the checkpoint does not fit EVC {self.presets}: {error}") from error
+
+    def load_backbone(self, state_dict: Mapping[str, Any]) -> None:
+        """Loads the weights of the codec of these widths without attention; the attention stays as it is.
+
+        With untrained attention, which is the identity, this codec then computes exactly what that one does.
+
+        Raises:
+            UsageError: this codec has no attention, the weights hold some (use `load_state_dict`), or they do not fit.
+        """
+        blocks = tuple(f"{name}." for name, module in self.named_modules() if isinstance(module, SwinBlock))
+        attention = {key: value for key, value in self.state_dict().items() if key.startswith(blocks)}
+        state_dict = unwrap_state_dict(state_dict)
+        if not attention:
+            raise UsageError(f"EVC {self.presets} has no attention that its backbone could lack; load all its weights")
+        if surplus := sorted(attention.keys() & state_dict.keys()):
+            raise UsageError(f"the backbone holds attention, such as {surplus[0]}; load it as a whole")
+        self.load_state_dict({**state_dict, **attention})
 
     def q_scales(self, count: int) -> list[float]:
         """`count` global quantisation steps from the lowest to the highest rate, log-spaced between the outer anchors.
@@ -187,11 +230,17 @@ class EVC(nn.Module):
             q_scale: global step, a number or ``[N or 1, 1, 1, 1]``.
 
         Returns:
-            ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``.
+            ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``;
+            ``latent``: what the entropy model sees, ``[N, C, H/16, W/16]`` in quantisation steps: ``y`` before it is
+            quantised, its ``means`` and ``scales``, and the ``likelihoods`` that the rate is taken from.
         """
         self._check_picture(x)
+        return self._code(x, self.enc(x), q_scale)
+
+    def _code(self, x: Tensor, y: Tensor, q_scale: Tensor | float) -> dict[str, Tensor]:
+        """`forward` from the transform latent `y` on, ``[N, C, H/16, W/16]``."""
         q = self.curr_q(q_scale)
-        y = self.enc(x).to(x.dtype) / q
+        y = y.to(x.dtype) / q
         z = self.hyper_enc(y).to(x.dtype)
         z_hat = round_ste(z)
         prior = self.prior
@@ -212,10 +261,13 @@ class EVC(nn.Module):
         else:
             coded_y, coded_z, x_hat = residual.round(), z_hat, x_hat.clamp(0, 1)
         pixels = x.shape[-2] * x.shape[-1]
-        bpp_y = -gaussian_likelihood(coded_y, scales).log2().sum((1, 2, 3)) / pixels
+        likelihoods = gaussian_likelihood(coded_y, scales)
+        bpp_y = -likelihoods.log2().sum((1, 2, 3)) / pixels
         bpp_z = -self.bit_estimator_z.likelihood(coded_z).log2().sum((1, 2, 3)) / pixels
         bpp = bpp_y + bpp_z
-        return {"x_hat": x_hat, "bpp": bpp, "bpp_y": bpp_y, "bpp_z": bpp_z, "bit": bpp.sum() * pixels}
+        latent = {"y": y, "means": means, "scales": scales, "likelihoods": likelihoods}
+        rate = {"bpp": bpp, "bpp_y": bpp_y, "bpp_z": bpp_z, "bit": bpp.sum() * pixels}
+        return {"x_hat": x_hat, **rate, "latent": latent}
 
     def tables(self) -> tuple[EntropyTables, EntropyTables]:
         """Of the latent and of the hyper-latent, computed from the present weights, on the CPU wherever those are."""
@@ -232,12 +284,14 @@ class EVC(nn.Module):
         Returns:
             ``bit_stream``: bytes; ``x_hat``: ``[1, 3, H, W]`` in [0, 1], as `decompress` will give it.
         """
-        self._check_picture(x)
-        if x.shape[0] != 1:
-            raise UsageError(f"batch of {x.shape[0]} pictures (a payload holds 1)")
+        self._check_picture(x, batch=1)
+        return self._compress(self.enc(x), q_scale)
+
+    def _compress(self, y: Tensor, q_scale: float) -> dict[str, Any]:
+        """`compress` from the transform latent `y` on, ``[1, C, H/16, W/16]``."""
         q = self.curr_q(self.round_q_scale(q_scale))
-        y = self.enc(x) / q
-        coder = DualPriorCoder(self.prior, *self.tables(), x.device)
+        y = y / q
+        coder = DualPriorCoder(self.prior, *self.tables(), y.device)
         payload, y_hat = coder.encode(y, self.hyper_enc(y), q.flatten())
         return {"bit_stream": payload, "x_hat": self.dec(y_hat).clamp(0, 1)}
 
@@ -266,8 +320,10 @@ class EVC(nn.Module):
         return {"x_hat": x_hat[:, :, :height, :width]}
 
     @staticmethod
-    def _check_picture(x: Tensor) -> None:
+    def _check_picture(x: Tensor, batch: int | None = None) -> None:
         if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
             raise UsageError(f"picture {tuple(x.shape)} {x.dtype} (needs [N, 3, H, W] floating point, not empty)")
         if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
             raise UsageError(f"picture is {x.shape[2]} x {x.shape[3]} (needs multiples of {STRIDE}; pad it)")
+        if batch is not None and x.shape[0] != batch:
+            raise UsageError(f"batch of {x.shape[0]} pictures (a payload holds {batch})")

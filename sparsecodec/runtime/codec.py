@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
@@ -20,6 +21,7 @@ from sparsecodec.runtime.numerics import Numerics, eager_numerics, kernel_numeri
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.sparsity.macs import count
+from sparsecodec.sparsity.rules import is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
 MAX_PIXELS = 2**28
@@ -61,8 +63,9 @@ class CompiledCodec(ABC):
         self._executor = Executor(device, CudaGraphs(device) if device.type == "cuda" else None)
         self._transforms: dict[str, CompiledTransform | EagerTransform] = {}
         for path in (*self.ANALYSIS, *self.ENTROPY, *self.SYNTHESIS):
-            precision = torch.float32 if path in self.ENTROPY else dtype
             module = self._model.get_submodule(path)
+            exact = path in self.ENTROPY or any(map(is_quantized, module.modules()))
+            precision = torch.float32 if exact else dtype  # between integer layers a lower one would move the integers
             if path in self.EAGER:
                 self._transforms[path] = EagerTransform(module, path, self.EAGER[path])
             else:
@@ -100,7 +103,6 @@ class CompiledCodec(ABC):
         backends = frozenset().union(*(self._transforms[path].backends for path in self.ENTROPY)) or {"cpu"}
         return kernel_numerics(frozenset(backends), self.device)
 
-    @torch.inference_mode()
     def encode(self, x: Tensor, quality: float | None = None) -> bytes:
         """One picture of any size to a file's bytes.
 
@@ -112,6 +114,11 @@ class CompiledCodec(ABC):
         Raises:
             UsageError: wrong shape, dtype or range.
         """
+        return self._file(x, lambda padded: self._encode(padded, quality))
+
+    @torch.inference_mode()
+    def _file(self, x: Tensor, code: Callable[[Tensor], tuple[list[bytes], int]]) -> bytes:
+        """Checks and pads a picture, and puts what `code` makes of it, as `_encode` does, into a container."""
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(f"picture {shape} (needs a tensor [1, 3, H, W], not empty)")
@@ -124,7 +131,7 @@ class CompiledCodec(ABC):
         x = x.to(self.device, torch.float32)
         padded = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
         with self._lock:
-            payloads, field = self._encode(padded, quality)
+            payloads, field = code(padded)
         return Container(
             model_hash=self.model_hash,
             numerics=self.numerics.tag,
@@ -163,6 +170,9 @@ class CompiledCodec(ABC):
         with self._lock:
             return self._decode(list(container.payloads), container.quality, container.height, container.width)
 
+    def _on_integers(self) -> str:
+        return " and quantised transforms" if any(map(is_quantized, self._model.modules())) else ""
+
     @property
     def report(self) -> Report:
         """Each layer with its op, backend and MACs, or the reason why it stayed a torch layer."""
@@ -180,7 +190,7 @@ class CompiledCodec(ABC):
         rows = [row for transform in self._transforms.values() for row in transform.rows(height * width, macs)]
         precision = str(self.dtype).removeprefix("torch.")
         notes = (
-            f"transforms in {precision}, entropy networks in float32",
+            f"transforms in {precision}, entropy networks{self._on_integers()} in float32",
             f"encode and decode: {self.numerics.name}",
             f"compress and decompress: the original's own arithmetic ({eager_numerics(self.device).name})",
         )

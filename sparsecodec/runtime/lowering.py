@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
-from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn
+from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn, is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
 from sparsecodec.sparsity.tracing import trace
 
@@ -184,7 +184,11 @@ def _call_method(name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
 def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
     if isinstance(module, nn.Identity):
         return x
-    if isinstance(module, ScatterConv2d):
+    conv = module.conv if isinstance(module, ScatterConv2d) else module
+    if is_quantized(conv):
+        reason = f"{conv.weight_bits}-bit weights, {conv.activation_bits}-bit inputs: integers, as in the model"
+        return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=reason)
+    if isinstance(module, ScatterConv2d) and type(conv) is nn.Conv2d:
         step = _lower_conv(module.conv, x, path)
         if step.op in ("pointwise", "conv2d_act"):
             step.constants["out_index"] = module.out_index.to(torch.int32)

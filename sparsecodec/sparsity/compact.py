@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -34,19 +35,37 @@ def apply_masks(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> n
     masks.validate(graph)
     model = copy.deepcopy(model)
     with torch.no_grad():
-        for layer in graph.layers.values():
-            if layer.kind == "gdn":
-                continue
-            module = model.get_submodule(layer.name)
-            device = module.weight.device
-            out_dim, in_dim = (1, 0) if layer.kind == "conv_transpose" else (0, 1)
-            keep = layer.keep_outputs(masks).to(device)
-            module.weight.mul_(_along(keep, out_dim))
-            if module.bias is not None:
-                module.bias.mul_(keep)
-            if not layer.input_keeps_zero and layer.kind != "depthwise":
-                module.weight.mul_(_along(layer.inputs.keep(masks).to(device), in_dim))
+        for tensor, keep in _zeroed(model, masks, graph):
+            tensor.mul_(keep)
     return model
+
+
+@contextlib.contextmanager
+def masked(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> Iterator[None]:
+    """Within the block `model` itself is what `apply_masks` gives; behind it its weights are the old ones, bit for bit.
+
+    Only the layers that the masks touch are stored meanwhile, so that trying many masks costs no copies of the model.
+
+    Args:
+        model: the model that `graph` was traced from.
+        masks: which channels stay.
+        graph: its channel graph.
+
+    Raises:
+        GraphError, UsageError: the masks do not fit, or prune nothing; see `ChannelMasks.validate`.
+    """
+    masks.validate(graph)
+    before: dict[int, tuple[Tensor, Tensor]] = {}
+    try:
+        with torch.no_grad():
+            for tensor, keep in _zeroed(model, masks, graph):
+                before.setdefault(id(tensor), (tensor, tensor.clone()))
+                tensor.mul_(keep)
+        yield
+    finally:
+        with torch.no_grad():
+            for tensor, value in before.values():
+                tensor.copy_(value)
 
 
 def compact(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> nn.Module:
@@ -101,6 +120,25 @@ def apply_compact_config(dense: nn.Module, config: Mapping[str, Any]) -> nn.Modu
         raise UsageError(f"compact configuration has format {config.get('format')!r} (needs {CONFIG_FORMAT})")
     graph = trace_model(dense, config["transforms"])
     return compact(dense, ChannelMasks.from_json(config["kept"]), graph)
+
+
+def _zeroed(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> Iterator[tuple[Tensor, Tensor]]:
+    """(weight or bias, bool that broadcasts over it, True = keep) of everything that masks change."""
+    for layer in graph.layers.values():
+        if layer.kind == "gdn":
+            continue
+        module = model.get_submodule(layer.name)
+        device = module.weight.device
+        out_dim, in_dim = (1, 0) if layer.kind == "conv_transpose" else (0, 1)
+        keep = layer.keep_outputs(masks).to(device)
+        if not keep.all():
+            yield module.weight, _along(keep, out_dim)
+            if module.bias is not None:
+                yield module.bias, keep
+        if not layer.input_keeps_zero and layer.kind != "depthwise":
+            read = layer.inputs.keep(masks).to(device)
+            if not read.all():
+                yield module.weight, _along(read, in_dim)
 
 
 def _along(keep: Tensor, dim: int) -> Tensor:

@@ -9,17 +9,17 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
-from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
-from sparsecodec.sparsity.channel_graph import ChannelGraph, ChannelMap
+from sparsecodec.sparsity.channel_graph import ChannelGraph
 from sparsecodec.sparsity.freeze import freeze_masks
+from sparsecodec.sparsity.gating import Gating, replaced
 from sparsecodec.sparsity.macs import MacReport, MacShares, masked_macs
-from sparsecodec.sparsity.masks import ChannelMasks, filter_norms, top
+from sparsecodec.sparsity.masks import ChannelMasks, top
 from sparsecodec.sparsity.schedules import ApplyTo, DecayConfig
 
 LIFT = 1e-30
@@ -56,22 +56,6 @@ def gate(weight: Tensor, keep: Tensor, beta: float, masked: float = 0.0) -> Tens
     return _Gate.apply(weight, keep, beta, masked)
 
 
-@dataclass(frozen=True)
-class _Gated:
-    """A layer whose filters may be masked: index arrays into the flat mask, whose last entry is an eternal True.
-
-    `rows` and `branch` are ``[C_out]``; `columns` is ``[C_in]``, for inputs that zeroed filters do not make zero. A
-    `follower` (depthwise) reads zeros; only its bias is masked, so that gradient reaches the filters through it.
-    """
-
-    name: str
-    rows: Tensor
-    branch: Tensor | None
-    columns: Tensor | None
-    row_dim: int
-    follower: bool
-
-
 class GradientDecay(nn.Module):
     """Learns which channels of a model to drop, while the model trains.
 
@@ -100,7 +84,6 @@ class GradientDecay(nn.Module):
         UsageError: the target cannot be met with one tile per space.
     """
 
-    unit_of: Tensor
     keep: Tensor
     frozen: Tensor
     mac_reduction: float  # fraction of the counted MACs that the masks in force remove
@@ -115,15 +98,10 @@ class GradientDecay(nn.Module):
         object.__setattr__(self, "model", model)  # not a submodule: its state is its own
         self.graph, self.report, self.config = graph, report, config
         self.names = [unit.name for unit in units]
-        widths = [unit.width for unit in units]
-        self.offsets = dict(zip(self.names, [sum(widths[:i]) for i in range(len(widths))], strict=True))
-        unit_of = torch.repeat_interleave(torch.arange(len(units)), torch.tensor(widths))
-        self.register_buffer("unit_of", unit_of, persistent=False)
-        self.register_buffer("widths", torch.tensor(widths, dtype=torch.float32), persistent=False)
-        self.register_buffer("keep", torch.ones(sum(widths), dtype=torch.bool))
+        self.gating = Gating(graph, self.names)
+        self.unit_of = self.gating.unit_of
+        self.register_buffer("keep", torch.ones(self.gating.size, dtype=torch.bool))
         self.register_buffer("frozen", torch.tensor(False))
-        self._gated = self._find_gated()
-        self._makers = self._find_makers()
         self._shares = MacShares(graph, report, self.names)
         self.step_index = 0
         self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
@@ -132,7 +110,7 @@ class GradientDecay(nn.Module):
         largest = torch.zeros(len(units)).scatter_reduce(0, self.unit_of, self.scores, "amax", include_self=False)
         self.theta = nn.Parameter(config.theta * largest)
         least = freeze_masks(
-            graph, report, self._by_name(self.scores), dict.fromkeys(self.names, 1), 0.0, config.round_to
+            graph, report, self.gating.sections(self.scores), dict.fromkeys(self.names, 1), 0.0, config.round_to
         )
         reachable = 1 - masked_macs(report, graph, least) / report.macs
         if reachable < config.sparsity:
@@ -158,8 +136,8 @@ class GradientDecay(nn.Module):
             self.keep.copy_(self._threshold(self.scores))
             self._refresh()
             return
-        counts = {name: int(mask.sum()) for name, mask in self._by_name(self._threshold(self.scores)).items()}
-        margins = self._by_name(self.scores - self.theta.detach()[self.unit_of])
+        counts = {name: int(mask.sum()) for name, mask in self.gating.sections(self._threshold(self.scores)).items()}
+        margins = self.gating.sections(self.scores - self.theta.detach()[self.unit_of])
         masks = freeze_masks(self.graph, self.report, margins, counts, self.config.sparsity, self.config.round_to)
         self.keep.copy_(torch.cat([masks[name] for name in self.names]))
         self.frozen.fill_(True)
@@ -182,16 +160,12 @@ class GradientDecay(nn.Module):
         model = self.model if model is None else model
         lift = LIFT if self.beta > 0 and torch.is_grad_enabled() else 0.0
         beta = 1.0 if self.config.apply_to == ApplyTo.UPDATE.value else self.beta
-        replaced: list[tuple[dict[str, Any], str, nn.Parameter]] = []
-        try:
-            for name, key, keep in self._active:
-                parameters = model.get_submodule(name)._parameters
-                replaced.append((parameters, key, parameters[key]))
-                parameters[key] = gate(parameters[key], keep, beta, lift if key == "bias" else 0.0)
+        gated = (
+            (name, key, gate(model.get_submodule(name)._parameters[key], keep, beta, lift if key == "bias" else 0.0))
+            for name, key, keep in self._active
+        )
+        with replaced(model, gated):
             yield
-        finally:
-            for parameters, key, original in replaced:
-                parameters[key] = original
 
     def penalty(self) -> Tensor:
         """``penalty * max(0, target - S)^2``, S the MAC reduction of the hard masks with the soft one's gradient."""
@@ -225,7 +199,7 @@ class GradientDecay(nn.Module):
 
     def masks(self) -> ChannelMasks:
         """The masks in force; rounded to ``config.round_to`` only once frozen."""
-        return ChannelMasks(self._by_name(self.keep))
+        return ChannelMasks(self.gating.sections(self.keep))
 
     @torch.no_grad()
     def bake(self, model: nn.Module | None = None) -> None:
@@ -238,75 +212,23 @@ class GradientDecay(nn.Module):
 
     def _refresh(self) -> None:
         """Everything that follows from `keep`: the reduction, and which parameters are masked how."""
-        self.mac_reduction = 1 - masked_macs(self.report, self.graph, self._by_name(self.keep)) / self.report.macs
-        self._active: list[tuple[str, str, Tensor]] = []
-        flat = torch.cat([self.keep, self.keep.new_ones(1)])
-        for gated in self._gated:
-            rows = flat[gated.rows] if gated.branch is None else flat[gated.rows] & flat[gated.branch]
-            keep = rows.view((1, -1, 1, 1) if gated.row_dim else (-1, 1, 1, 1))
-            if gated.columns is not None:
-                keep = keep & flat[gated.columns].view((-1, 1, 1, 1) if gated.row_dim else (1, -1, 1, 1))
-            if keep.all():
-                continue
-            module = self.model.get_submodule(gated.name)
-            device = module.weight.device
-            if not gated.follower:
-                self._active.append((gated.name, "weight", keep.to(device)))
-            if module.bias is not None:
-                self._active.append((gated.name, "bias", rows.to(device)))
-
-    def _find_gated(self) -> list[_Gated]:
-        gated = []
-        for layer in self.graph.layers.values():
-            if layer.kind == "gdn":
-                continue
-            rows = self._flat(layer.outputs)
-            branch = None
-            if layer.branch in self.offsets:
-                branch = layer.branch_positions + self.offsets[layer.branch]
-            columns = None
-            if not layer.input_keeps_zero and layer.kind != "depthwise":
-                columns = self._flat(layer.inputs)
-            indices = [index for index in (rows, branch, columns) if index is not None]
-            if any((index < len(self.keep)).any() for index in indices):
-                follower = layer.kind == "depthwise" and layer.input_keeps_zero
-                row_dim = 1 if layer.kind == "conv_transpose" else 0
-                gated.append(_Gated(layer.name, rows, branch, columns, row_dim, follower))
-        return gated
-
-    def _find_makers(self) -> list[tuple[str, str, Tensor, Tensor, slice]]:
-        """(layer, kind, position of each filter, 1 / filters per position, where in the flat scores)."""
-        makers = []
-        for name in self.names:
-            space = self.graph.spaces[name]
-            for layer in space.producers:
-                positions = self.graph.filter_positions(layer, name)
-                share = 1 / torch.bincount(positions, minlength=space.width).clamp(min=1)
-                place = slice(self.offsets[name], self.offsets[name] + space.width)
-                makers.append((layer, self.graph.layers[layer].kind, positions, share, place))
-        return makers
-
-    def _flat(self, channels: ChannelMap) -> Tensor:
-        pieces = [
-            positions + self.offsets[name] if name in self.offsets else torch.full_like(positions, len(self.keep))
-            for name, positions in channels.parts
+        self.mac_reduction = (
+            1 - masked_macs(self.report, self.graph, self.gating.sections(self.keep)) / self.report.macs
+        )
+        self._active = [
+            (name, key, keep.to(self.model.get_submodule(name).weight.device))
+            for name, key, keep in self.gating.gates(self.model, self.keep)
+            if not keep.all()
         ]
-        return torch.cat(pieces)
-
-    def _by_name(self, flat: Tensor) -> dict[str, Tensor]:
-        return dict(zip(self.names, flat.split([int(w) for w in self.widths]), strict=True))
 
     def _mean_per_unit(self, flat: Tensor) -> Tensor:
-        return torch.zeros_like(self.widths).index_add(0, self.unit_of, flat) / self.widths
+        widths = torch.tensor(self.gating.widths, dtype=torch.float32)
+        return torch.zeros_like(widths).index_add(0, self.unit_of, flat) / widths
 
     @torch.no_grad()
     def _score(self) -> Tensor:
         """``[sum of widths]`` score of every channel, in units of its space's mean score."""
-        total = torch.zeros(len(self.keep))
-        for layer, kind, positions, share, place in self._makers:
-            norms = filter_norms(self.model.get_submodule(layer), kind, self.config.p).cpu()
-            total[place] += (torch.zeros_like(share).index_add(0, positions, norms) * share).square()
-        total = total.sqrt()
+        total = self.gating.norms(self.model, self.config.p)
         return total / self._mean_per_unit(total).clamp(min=1e-12)[self.unit_of]
 
     def _threshold(self, scores: Tensor) -> Tensor:
@@ -314,8 +236,8 @@ class GradientDecay(nn.Module):
         keep = scores > self.theta[self.unit_of]
         if not torch.isfinite(scores).all():
             raise UsageError("a weight is not finite: the scores of its channels cannot be compared")
-        masks = self._by_name(keep)
-        by_name = self._by_name(scores)
+        masks = self.gating.sections(keep)
+        by_name = self.gating.sections(scores)
         for name, mask in masks.items():  # views of `keep`; spaces come before their branches
             allowed = self.graph.allowed(name, masks)
             least = min(self.config.round_to, int(allowed.sum()))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
@@ -105,6 +106,25 @@ def masked_macs(report: MacReport, graph: ChannelGraph, masks: Mapping[str, Tens
             total += layer.macs * kept_out // full_out
         else:
             total += layer.macs * kept_in * kept_out // (full_in * full_out)
+    return total
+
+
+def masked_params(model: nn.Module, report: MacReport, graph: ChannelGraph, masks: Mapping[str, Tensor]) -> int:
+    """What `count` would give as parameters after compaction, from the dense model and its report."""
+    total = 0
+    for layer in report.layers:
+        channels = graph.layers.get(layer.name)
+        if channels is None:
+            total += layer.params
+            continue
+        module = model.get_submodule(layer.name)
+        kept_in, kept_out = int(channels.inputs.keep(masks).sum()), int(channels.keep_outputs(masks).sum())
+        if layer.kind == "gdn":
+            total += kept_out + kept_out * kept_in
+            continue
+        read = 1 if layer.kind == "depthwise" else kept_in
+        size = math.prod(module.kernel_size) * read * kept_out
+        total += size + (kept_out if module.bias is not None else 0)
     return total
 
 

@@ -28,6 +28,11 @@ def is_conv(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d | nn.ConvTranspose2d)
 
 
+def is_quantized(module: nn.Module) -> bool:
+    """A convolution that computes on integers of its own: it says at how many bits."""
+    return is_conv(module) and hasattr(module, "weight_bits")
+
+
 def is_depthwise(module: nn.Module) -> bool:
     return isinstance(module, nn.Conv2d) and module.groups == module.in_channels == module.out_channels > 1
 

@@ -6,6 +6,8 @@ import enum
 import math
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from sparsecodec.errors import UsageError
 
 
@@ -14,7 +16,17 @@ class Method(enum.Enum):
 
     GRADIENT_DECAY = "gradient_decay"  # 1 up to t0, then down to 0 at t1
     STE = "ste"  # all of it until the masks are frozen
+    AUTOSPARSE = "autosparse"  # from the first step on less, along a sigmoid, to 0 at t1 (after arXiv 2304.06941)
     HARD = "hard"  # nothing
+
+
+class Penalty(enum.Enum):
+    """What drives the smallest masks of a group to zero, per channel; see `MaskDecay`."""
+
+    PSI = "psi"  # m^2 / (m^2 + e): strong on small masks, nothing on large ones
+    L1 = "l1"  # |m|
+    L2 = "l2"  # m^2
+    GROUP_LASSO = "group_lasso"  # L2 norm of the masked filters, in units of the group's mean
 
 
 class ApplyTo(enum.Enum):
@@ -71,6 +83,8 @@ class DecayConfig:
         """Share of its gradient that a masked filter receives at `step`."""
         if step >= self.t1 or self.method == Method.HARD.value:
             return 0.0
+        if self.method == Method.AUTOSPARSE.value:
+            return _sigmoid_decay(step / self.t1)
         if step <= self.t0 or self.method == Method.STE.value:
             return 1.0
         done = (step - self.t0) / (self.t1 - self.t0)
@@ -80,3 +94,56 @@ class DecayConfig:
         """MAC reduction asked for at `step`."""
         left = 1 - step / self.ramp if step < self.ramp else 0.0
         return self.sparsity * (1 - left**3)
+
+
+@dataclass(frozen=True)
+class MaskDecayConfig:
+    """Settings of `MaskDecay`; JSON-able values.
+
+    Attributes:
+        t1: step at which every group has its target width, if need be by force.
+        weight: of the penalty at `t1`; it rises linearly from 0.
+        penalty: a value of `Penalty`.
+        e_start, e_end: width of psi at step 0 and at `t1`, linear in between. psi pushes a mask of 1 only while e is
+            large: with 0.165 at e = 0.1, and with 0.002 at e = 0.001. That is why it shrinks no faster at first.
+    """
+
+    t1: int
+    weight: float = 0.2
+    penalty: str = Penalty.PSI.value
+    e_start: float = 0.1
+    e_end: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if self.t1 < 1:
+            raise UsageError(f"t1={self.t1} (needs at least 1)")
+        if not self.weight > 0:
+            raise UsageError(f"weight={self.weight} (needs a positive number)")
+        if not 0 < self.e_end <= self.e_start:
+            raise UsageError(f"e_start={self.e_start}, e_end={self.e_end} (needs 0 < e_end <= e_start)")
+        if self.penalty not in (accepted := [p.value for p in Penalty]):
+            raise UsageError(f"penalty={self.penalty!r} (needs one of {', '.join(accepted)})")
+
+    def mu(self, step: int) -> float:
+        """Weight of the penalty at `step`."""
+        return self.weight * min((step + 1) / self.t1, 1.0)
+
+    def e(self, step: int) -> float:
+        """Width of psi at `step`."""
+        return self.e_start + (self.e_end - self.e_start) * min(step / self.t1, 1.0)
+
+
+def psi(m: Tensor, e: float) -> Tensor:
+    """``m^2 / (m^2 + e)``, elementwise, in [0, 1); its slope is odd and at most ``0.65 / sqrt(e)``, at ``sqrt(e / 3)``.
+
+    Args:
+        m: any shape, floating point.
+        e: > 0.
+    """
+    return m.square() / (m.square() + e)
+
+
+def _sigmoid_decay(done: float, steepness: float = 10.0) -> float:
+    """1 at 0 and 0 at 1, along a sigmoid around 1/2."""
+    first, last, here = (1 / (1 + math.exp(steepness * (u - 0.5))) for u in (0.0, 1.0, done))
+    return (here - last) / (first - last)

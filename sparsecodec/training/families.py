@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from sparsecodec.errors import UsageError
 from sparsecodec.models.description import COMPRESSAI
 from sparsecodec.models.evc import EVC, LAMBDAS
+from sparsecodec.models.scalable import ScalableEVC
 
 Shape = tuple[int, int, int, int]
 PARTS = ("decoder", "encoder", "all")
@@ -65,7 +66,9 @@ class _EVC:
             "y_spatial_prior": (1, 4 * c, h, h),
             "dec": (1, c, h, h),
         }
-        return _part(part, decoder, {"enc": (1, 3, side, side), "hyper_enc": (1, c, h, h)})
+        encoders = [f"encs.{i}" for i in range(len(model.encs))] if isinstance(model, ScalableEVC) else ["enc"]
+        encoder: dict[str, Shape] = {**dict.fromkeys(encoders, (1, 3, side, side)), "hyper_enc": (1, c, h, h)}
+        return _part(part, decoder, encoder)
 
 
 class _CompressAI:

@@ -17,7 +17,7 @@ else:
     import tomli as tomllib
 
 OPTIMIZERS = ("muon", "adam")
-INCIDENTAL = ("log_every", "save_every", "tensorboard", "method", "settings")  # may change between parts of a run
+INCIDENTAL = ("log_every", "save_every", "tensorboard")  # may change between parts of a run
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,8 @@ class Recipe:
 
     Attributes:
         model: name for `sparsecodec.models.create`; also names the run.
-        steps: optimiser steps; of the method's first phase where its settings name others.
+        steps: optimiser steps; of the method's first phase where its settings name others; 0 for a method that trains
+            nothing, or nothing before its own phases.
         batch, crop: crops a step, over all processes, and their side in pixels.
         lambdas: of ``R + lambda * 255^2 * MSE``, one for each rate of the model; default: the family's own.
         optimizer: "muon" for convolution weights and Adam for the rest, or "adam" for all.
@@ -68,8 +69,9 @@ class Recipe:
 
     def __post_init__(self) -> None:
         for name in ("steps", "batch", "crop", "log_every", "save_every"):
-            if getattr(self, name) < 1:
-                raise UsageError(f"recipe: {name}={getattr(self, name)} (needs at least 1)")
+            least = 0 if name == "steps" and self.command in methods.MAY_TRAIN_NOTHING else 1
+            if getattr(self, name) < least:
+                raise UsageError(f"recipe: {name}={getattr(self, name)} (needs at least {least})")
         for name in ("learning_rate", "adam_learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs a positive number)")
@@ -84,7 +86,7 @@ class Recipe:
         return methods.command_of(self.method)
 
     def decisive(self) -> dict[str, Any]:
-        """The values that a phase's steps depend on, JSON-able; the method's settings decide through them."""
+        """The values that the steps of a run depend on, JSON-able."""
         values = dataclasses.asdict(self)
         return {key: value for key, value in values.items() if key not in INCIDENTAL}
 

@@ -55,7 +55,8 @@ def test_parameters_are_those_of_the_published_checkpoints(name: str, millions: 
 
 
 def test_names_are_complete_and_a_wrong_one_is_named():
-    assert len(names()) == 10 and "evc-tiny" in names()
+    assert {"evc-ll", "evc-sm", "evc-tiny", "evc-tiny-swin", "evc-nano"} < set(names())
+    assert len(set(names())) == len(names())
     with pytest.raises(UsageError, match="evc-xl.*evc-tiny"):
         create("evc-xl")
     with pytest.raises(UsageError, match="latent channels"):

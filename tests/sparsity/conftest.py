@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
+from typing import ClassVar
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.models.evc import EVC
+from sparsecodec.sparsity import ChannelGraph, count, trace_model
+from sparsecodec.sparsity.plans import Cost, Plan, mac_cost
+from sparsecodec.sparsity.search import search
+from sparsecodec.sparsity.sensitivity import Sensitivity, measure_sensitivity
 
 # Spatial sizes per transform input: odd ones, one of them 1 wide. Analysis needs enough pixels for its strides.
 LATENT = (5, 7)
@@ -95,3 +101,68 @@ def codec(request: pytest.FixtureRequest) -> Codec:
 @pytest.fixture
 def evc() -> Codec:
     return _evc()
+
+
+class TwoParts(nn.Module):
+    """Two parts after each other; the first has a residual branch, a chain, and an output that is locked."""
+
+    def __init__(self, width: int = 32) -> None:
+        super().__init__()
+        self.first = nn.Sequential(Widening(3, width), nn.LeakyReLU(), nn.Conv2d(width, 5, 3, padding=1))
+        self.second = nn.Sequential(nn.Conv2d(5, 24, 1), nn.ReLU(), nn.Conv2d(24, 3, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.second(self.first(x))
+
+
+class Widening(nn.Module):
+    def __init__(self, c_in: int, width: int) -> None:
+        super().__init__()
+        self.adaptor = nn.Conv2d(c_in, width, 1)
+        self.inner = nn.Conv2d(width, 2 * width, 3, padding=1)
+        self.outer = nn.Conv2d(2 * width, width, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.adaptor(x)
+        return x + self.outer(torch.relu(self.inner(x)))
+
+
+@dataclass
+class SearchCase:
+    """A small model whose loss is its distance to what it gives when dense, and what a search needs."""
+
+    model: nn.Module
+    graph: ChannelGraph
+    x: Tensor
+    calls: int = 0
+    shapes: ClassVar = {"first": (1, 3, 9, 11), "second": (1, 5, 9, 11)}
+
+    def __post_init__(self) -> None:
+        self.dense = copy.deepcopy(self.model)
+
+    def loss(self, model: nn.Module) -> float:
+        self.calls += 1
+        with torch.no_grad():
+            return 0.01 + (model(self.x) - self.dense(self.x)).square().mean().item()
+
+    def wider(self, width: int) -> nn.Module:
+        """The same architecture at another width."""
+        return TwoParts(width)
+
+    @property
+    def cost(self) -> Cost:
+        return mac_cost(count(self.model, self.shapes), self.graph)
+
+    def measured(self, **changes) -> Sensitivity:
+        return measure_sensitivity(self.model, self.graph, self.loss, **{"round_to": 4, **changes})
+
+    def plan(self, measured: Sensitivity, reduction: float, **changes) -> Plan:
+        changes = {"rule": "threshold", **changes}
+        return search(self.model, self.graph, measured, self.loss, self.cost, reduction, **changes)
+
+
+@pytest.fixture
+def case() -> SearchCase:
+    torch.manual_seed(0)
+    model = TwoParts().eval()
+    return SearchCase(model, trace_model(model, ["first", "second"]), torch.rand(2, 3, 9, 11))

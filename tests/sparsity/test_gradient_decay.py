@@ -74,9 +74,20 @@ def _tensors(net: nn.Module) -> list[Tensor]:
     return [tensor for module in net.modules() for tensor in module._parameters.values() if tensor is not None]
 
 
-@pytest.mark.parametrize(("step", "beta"), [(0, 1.0), (10, 1.0), (15, 0.5), (19, 0.1)])
-def test_masked_gradient_is_beta_times_the_dense_one_at_the_masked_weight(net: Net, step: int, beta: float) -> None:
-    decay = _decay(net)
+@pytest.mark.parametrize(
+    ("method", "step", "beta"),
+    [
+        ("gradient_decay", 0, 1.0),
+        ("gradient_decay", 10, 1.0),
+        ("gradient_decay", 15, 0.5),
+        ("gradient_decay", 19, 0.1),
+        ("autosparse", 10, 0.5),
+    ],
+)
+def test_masked_gradient_is_beta_times_the_dense_one_at_the_masked_weight(
+    net: Net, method: str, step: int, beta: float
+) -> None:
+    decay = _decay(net, method=method)
     _mask_about_half(decay, step)
     assert decay.beta == pytest.approx(beta)
     dense = copy.deepcopy(net)
@@ -385,13 +396,3 @@ def test_weights_that_are_not_finite_are_refused(net: Net) -> None:
         net.head.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(UsageError, match="not finite"):
         decay.set_step(0)
-
-
-def test_schedules() -> None:
-    cosine = DecayConfig(sparsity=0.5, t0=10, t1=20)
-    assert [cosine.beta(t) for t in (0, 10, 20, 99)] == [1, 1, 0, 0]
-    assert cosine.beta(15) == pytest.approx(0.5) and cosine.beta(12) == pytest.approx(0.9045, abs=1e-4)
-    assert DecayConfig(sparsity=0.5, t0=10, t1=20, method="ste").beta(19) == 1
-    assert DecayConfig(sparsity=0.5, t0=10, t1=20, method="hard").beta(0) == 0
-    ramp = DecayConfig(sparsity=0.8, t0=10, t1=20, ramp=10)
-    assert [ramp.target(t) for t in (0, 10, 15)] == [0, 0.8, 0.8] and ramp.target(5) == pytest.approx(0.7)

@@ -136,7 +136,7 @@ def _fail(*_):
 
 def test_checkpoint_of_another_method_is_refused(pictures, tmp_path):
     _trainer({**PLAIN, "steps": 4, "gradient_decay": PRUNING}, pictures, tmp_path).save()
-    with pytest.raises(UsageError, match="method='LearntMasks', now 'Method'"):
+    with pytest.raises(UsageError, match="method='gradient_decay', now 'plain'"):
         _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
 
 
@@ -145,6 +145,10 @@ def test_checkpoint_of_another_recipe_is_refused(pictures, tmp_path):
     with pytest.raises(UsageError, match="steps=4, now 5"):
         _trainer({**PLAIN, "steps": 5}, pictures, tmp_path)
     assert _trainer({**PLAIN, "steps": 4, "log_every": 3}, pictures, tmp_path).step == 0
+    _trainer({**PLAIN, "steps": 4, "gradient_decay": PRUNING}, pictures, tmp_path / "pruned").save()
+    with pytest.raises(UsageError, match="'round_to': 8.*'round_to': 16"):
+        settings = {**PRUNING, "round_to": 16}
+        _trainer({**PLAIN, "steps": 4, "gradient_decay": settings}, pictures, tmp_path / "pruned")
 
 
 def test_full_disk_is_an_error_and_keeps_the_old_checkpoint(pictures, tmp_path, monkeypatch):
@@ -191,7 +195,7 @@ def test_wrong_recipe_is_named(values, message):
 
 
 def test_shipped_recipes_load(pytestconfig):
-    recipes = sorted((pytestconfig.rootpath / "recipes").glob("*.toml"))
+    recipes = sorted((pytestconfig.rootpath / "recipes").rglob("*.toml"))
     assert recipes
     for path in recipes:
         Recipe.load(path)

@@ -63,8 +63,7 @@ class EVCCodec(CompiledCodec):
     @torch.inference_mode()
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
         """As the model's own: ``[1, 3, H, W]`` with sides that are multiples of 64 -> ``bit_stream``, ``x_hat``."""
-        if x.ndim != 4 or x.shape[:2] != (1, 3) or x.shape[2] % self.STRIDE or x.shape[3] % self.STRIDE or 0 in x.shape:
-            raise UsageError(f"picture {tuple(x.shape)} (needs [1, 3, H, W], H and W multiples of {self.STRIDE})")
+        self._check_padded(x)
         with self._lock:
             payload, x_hat = self._analyse(x, self._round(q_scale), self._original_coder, True)
             return {"bit_stream": payload, "x_hat": x_hat}
@@ -86,9 +85,13 @@ class EVCCodec(CompiledCodec):
         return encoder.finish(), x_hat
 
     def _analysis(self, x: Tensor, gain: Tensor, coder: DualPriorCoder, reconstruct: bool) -> Routine:
-        y = self._transforms["enc"](x).float() / gain.view(1, -1, 1, 1)
+        return (yield from self._coding(self._transforms["enc"](x).float(), gain, coder, reconstruct))
+
+    def _coding(self, y: Tensor, gain: Tensor, coder: DualPriorCoder, reconstruct: bool) -> Routine:
+        """From the transform latent ``[1, C, H/16, W/16]`` float32 on."""
+        y = y / gain.view(1, -1, 1, 1)
         y_hat = yield from coder.encoding(y, self._transforms["hyper_enc"](y).float(), gain)
-        return finished(self._transforms["dec"](y_hat), *x.shape[2:]) if reconstruct else None
+        return finished(self._transforms["dec"](y_hat), 16 * y.shape[2], 16 * y.shape[3]) if reconstruct else None
 
     def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
         decoder = Decoder(payload, STREAMS)
@@ -103,18 +106,25 @@ class EVCCodec(CompiledCodec):
         return finished(self._transforms["dec"](y_hat), height, width)
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+        q_scale = self._q_scale(quality)
+        payload, _ = self._analyse(x, q_scale, self._coder, False)
+        return [payload], round(q_scale * 100)
+
+    def _q_scale(self, quality: float | None) -> float:
         quality = 50.0 if quality is None else quality
         if not 0 <= quality <= 100:
             raise UsageError(f"quality={quality} (needs 0 to 100)")
         low, high = (float(self._model.q_scale.flatten()[i].log()) for i in (0, -1))
-        q_scale = self._round(math.exp(low + (high - low) * quality / 100))
-        payload, _ = self._analyse(x, q_scale, self._coder, False)
-        return [payload], round(q_scale * 100)
+        return self._round(math.exp(low + (high - low) * quality / 100))
 
     def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
         if len(payloads) != 1 or not quality:
             raise BitstreamError(f"{len(payloads)} payloads at step {quality}/100 (EVC has one, at a positive step)")
         return self._synthesise(payloads[0], quality / 100, height, width, self._coder)
+
+    def _check_padded(self, x: Tensor) -> None:
+        if x.ndim != 4 or x.shape[:2] != (1, 3) or x.shape[2] % self.STRIDE or x.shape[3] % self.STRIDE or 0 in x.shape:
+            raise UsageError(f"picture {tuple(x.shape)} (needs [1, 3, H, W], H and W multiples of {self.STRIDE})")
 
     @staticmethod
     def _round(q_scale: float) -> float:

@@ -13,6 +13,7 @@ import importlib
 from types import ModuleType
 
 PLAIN = "plain"
+MAY_TRAIN_NOTHING = ("search", "quantize")
 NAMES = ("gradient_decay", "mask_decay", "plan", "nm", "feds", "search", "quantize", "scalable")
 
 

@@ -1,0 +1,196 @@
+"""Pruning plans: how many channels every group keeps and how that was found; and what a plan costs."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import re
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.sparsity.channel_graph import ChannelGraph
+from sparsecodec.sparsity.macs import MacReport, masked_macs, masked_params
+from sparsecodec.sparsity.masks import ChannelMasks, top
+from sparsecodec.sparsity.sensitivity import Sensitivity, channel_scores
+
+FORMAT = 1
+Masks = Mapping[str, Tensor]
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What a target counts.
+
+    Attributes:
+        kind: macs, params or ms.
+        of: masks -> cost of the model compacted by them; no masks: of the dense model.
+        device: where it was measured; None for what is counted.
+    """
+
+    kind: str
+    of: Callable[[Masks], float]
+    device: str | None = None
+
+
+def mac_cost(report: MacReport, graph: ChannelGraph) -> Cost:
+    """Multiply-accumulates of everything that `report` counts."""
+    return Cost("macs", lambda masks: masked_macs(report, graph, masks))
+
+
+def parameter_cost(model: nn.Module, report: MacReport, graph: ChannelGraph) -> Cost:
+    """Parameters of everything that `report` counts in the dense `model`."""
+    return Cost("params", lambda masks: masked_params(model, report, graph, masks))
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Kept widths, and how they were found. It holds no weights: `masks` ranks the channels of the model it is given.
+
+    Attributes:
+        method: "search by slope", "search by threshold", "uniform" or "global-magnitude".
+        transforms: paths that were traced.
+        widths: group -> (kept channels, full width), all groups that may be pruned.
+        criterion: what ranks the channels within a group.
+        target: kind of cost.
+        reduction: fraction of it that was to be removed.
+        reached: fraction that is removed; the nearest that the method can reach.
+        alpha: the method's one parameter: a bound on zeta or its slope, the common ratio, or a bound on the score.
+        sensitivity: the curves that a search chose from; another target can be searched in them without measuring.
+        zeta_joint: relative loss increase of the joint model before fine-tuning.
+        zeta_sum: the sum of the groups' own, which it would equal if groups were independent.
+        device: of a target in ms.
+        made_by: what else it was made from, for the record: seed, calibration set, ...; JSON-able.
+    """
+
+    method: str
+    transforms: tuple[str, ...]
+    widths: Mapping[str, tuple[int, int]]
+    criterion: str
+    target: str
+    reduction: float
+    reached: float
+    alpha: float
+    sensitivity: Sensitivity | None = None
+    zeta_joint: float | None = None
+    zeta_sum: float | None = None
+    device: str | None = None
+    made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def missed(self) -> float:
+        """How far the target is from the nearest reachable point; positive where too much was removed."""
+        return self.reached - self.reduction
+
+    def __str__(self) -> str:
+        where = f" on {self.device}" if self.device else ""
+        text = f"{self.method}: {self.reached:.1%} of {self.target}{where} removed ({self.missed:+.1%} off the target)"
+        if self.zeta_joint is not None:
+            text += f", loss {self.zeta_joint:+.2%} before fine-tuning"
+        if self.zeta_sum:
+            text += f", {self.zeta_joint / self.zeta_sum:.2f} times the sum over groups"
+        return text
+
+    def masks(self, model: nn.Module, graph: ChannelGraph) -> ChannelMasks:
+        """The best channels of `model`, as many as the plan keeps.
+
+        Args:
+            model: of the architecture the plan was made for, with any weights.
+            graph: of the plan's transforms in `model`.
+
+        Raises:
+            GraphError: the plan belongs to another architecture or to other transforms.
+        """
+        if graph.transforms != self.transforms:
+            raise GraphError(f"the plan is for transforms {list(self.transforms)}, not for {list(graph.transforms)}")
+        there = {name: space.width for name, space in graph.prunable.items()}
+        for name in sorted(there.keys() ^ self.widths.keys()):
+            holder, other = ("plan", "model") if name in self.widths else ("model", "plan")
+            raise GraphError(f"the plan is for another architecture: {name!r} is in the {holder}, not in the {other}")
+        for name, (kept, width) in self.widths.items():
+            if there[name] != width or not 1 <= kept <= width:
+                raise GraphError(f"the plan keeps {kept} of {width} channels of {name!r}, the model has {there[name]}")
+        scores = channel_scores(model, graph, self.criterion)
+        masks = best_of(graph, scores, {name: kept for name, (kept, _) in self.widths.items()})
+        masks.validate(graph)
+        return masks
+
+    def to_json(self) -> dict[str, Any]:
+        """JSON-able; `from_json` reads it back."""
+        values = {"format": FORMAT, **vars(self)}
+        values["transforms"] = list(self.transforms)
+        values["widths"] = {name: list(pair) for name, pair in self.widths.items()}
+        values["sensitivity"] = None if self.sensitivity is None else self.sensitivity.to_json()
+        for name in ("alpha", "zeta_joint", "zeta_sum"):  # JSON has no infinity: a model that broke down
+            values[name] = "inf" if values[name] == math.inf else values[name]
+        return values
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Plan:
+        """Reads what `to_json` wrote.
+
+        Raises:
+            UsageError: it is something else.
+        """
+        try:
+            values = dict(data)
+            if values.pop("format") != FORMAT:
+                raise ValueError(f"format {data['format']!r}, not {FORMAT}")
+            values["transforms"] = tuple(map(str, values["transforms"]))
+            values["widths"] = {name: (int(kept), int(width)) for name, (kept, width) in values["widths"].items()}
+            if values["sensitivity"] is not None:
+                values["sensitivity"] = Sensitivity.from_json(values["sensitivity"])
+            for name in ("alpha", "zeta_joint", "zeta_sum"):
+                values[name] = None if values[name] is None else float(values[name])
+            return cls(**values)
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise UsageError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes `to_json` to a file, which appears only when it is whole."""
+        path = Path(path)
+        partial = path.with_name(path.name + ".part")
+        text = json.dumps(self.to_json(), indent=1)
+        text = re.sub(r"\[[^][{}\"]*\]", lambda row: f"[{' '.join(row[0][1:-1].split())}]", text)  # one line per pair
+        partial.write_text(text + "\n")
+        partial.replace(path)
+
+    @classmethod
+    def load(cls, path: str | os.PathLike[str]) -> Plan:
+        """Reads what `save` wrote.
+
+        Raises:
+            UsageError: the file cannot be read or is no plan.
+        """
+        try:
+            data = json.loads(Path(path).read_text())
+        except (OSError, ValueError) as error:
+            raise UsageError(f"plan {path} cannot be read: {error}") from error
+        return cls.from_json(data)
+
+
+def best_of(graph: ChannelGraph, scores: Masks, widths: Mapping[str, int]) -> ChannelMasks:
+    """Masks of the `widths` best channels of each group; a branch keeps at most what its joined space keeps.
+
+    It prunes nothing where all widths are full.
+    """
+    keep: dict[str, Tensor] = {}
+    for name in graph.prunable:  # spaces come before the branches that are added into them
+        allowed = graph.allowed(name, keep)
+        if widths[name] < int(allowed.sum()):
+            keep[name] = top(scores[name], allowed, widths[name])
+    return ChannelMasks(keep)
+
+
+def kept_widths(graph: ChannelGraph, masks: Masks) -> dict[str, tuple[int, int]]:
+    """(kept channels, full width) of every prunable group, a branch within its joined space."""
+    found = {}
+    for name, space in graph.prunable.items():
+        keep = masks[name] if name in masks else graph.allowed(name, masks)
+        found[name] = (int(keep.sum()), space.width)
+    return found

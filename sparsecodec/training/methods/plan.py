@@ -1,0 +1,82 @@
+"""One-shot pruning by a plan, then fine-tuning: a searched plan, or the baselines of the same target."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import nn
+
+from sparsecodec.errors import UsageError
+from sparsecodec.sparsity import trace_model
+from sparsecodec.sparsity.plans import Plan
+from sparsecodec.sparsity.search import TOLERANCE, global_magnitude, uniform
+from sparsecodec.training.methods.search import check, compacted, cost_of, graph_of, plan_in
+from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.trainer import Data, Trainer
+
+COMMAND = "prune"
+BASELINES = {"uniform": uniform, "global-magnitude": global_magnitude}
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Which channels stay. The codec is compacted at once; the recipe's steps are those of the fine-tuning.
+
+    Attributes:
+        plan: path of a ``plan.json``, from which everything else follows; or "uniform", one ratio for all channel
+            groups; or "global-magnitude", one threshold for all filter norms, each divided by its group's mean.
+        reduction, target, transforms, side, round_to, criterion, tolerance, latency_table: of the two baselines, as in
+            the settings of a search.
+    """
+
+    plan: str
+    reduction: float | None = None
+    target: str = "macs"
+    transforms: str = "decoder"
+    side: int = 256
+    round_to: int = 16
+    criterion: str = "l2"
+    tolerance: float = TOLERANCE
+    latency_table: str | None = None
+
+    def __post_init__(self) -> None:
+        if (self.plan in BASELINES) == (self.reduction is None):
+            raise UsageError(
+                f"plan={self.plan!r}, reduction={self.reduction} (needs a reduction for {', '.join(BASELINES)}, "
+                "and none for the path of a plan)"
+            )
+        if self.reduction is not None:
+            check(self)
+
+
+def run(
+    recipe: Recipe,
+    settings: Settings,
+    model: nn.Module,
+    data: Data,
+    folder: Path,
+    load: Callable[[str], nn.Module],
+) -> nn.Module:
+    """Compacts the codec and fine-tunes it (``finetune/``)."""
+    if settings.plan in BASELINES:
+        graph = graph_of(model, settings)
+
+        def make() -> Plan:
+            return BASELINES[settings.plan](
+                model,
+                graph,
+                cost_of(model, graph, settings, folder),
+                settings.reduction,
+                round_to=settings.round_to,
+                criterion=settings.criterion,
+                tolerance=settings.tolerance,
+            )
+
+        plan = plan_in(folder, model, settings, {}, make)
+    else:
+        plan = Plan.load(settings.plan)
+        graph = trace_model(model, plan.transforms)
+    small = compacted(model, graph, plan)
+    return Trainer(recipe, small.train().requires_grad_(True), data, folder / "finetune").run()

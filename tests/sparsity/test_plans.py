@@ -1,0 +1,97 @@
+"""Pruning plans: they repeat, travel as JSON, are replayed without a search, and belong to one architecture."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.sparsity import ChannelGraph, ChannelMasks, apply_masks, compact, masked, trace_model
+from sparsecodec.sparsity.plans import Plan
+from sparsecodec.sparsity.sensitivity import RATIOS
+
+
+def test_the_same_calibration_gives_the_same_plan_and_another_one_another(case) -> None:
+    one, two = (case.plan(case.measured(), 0.5) for _ in range(2))
+    assert one == two
+    case.x = torch.rand(case.x.shape, generator=torch.Generator().manual_seed(9))
+    assert case.plan(case.measured(), 0.5).sensitivity != one.sensitivity
+
+
+def test_a_plan_is_replayed_from_its_file_without_a_search(case, tmp_path) -> None:
+    plan = case.plan(case.measured(), 0.5)
+    plan.save(tmp_path / "plan.json")
+    loaded = Plan.load(tmp_path / "plan.json")
+    assert loaded == plan
+    calls = case.calls
+    masks, again = plan.masks(case.model, case.graph), loaded.masks(case.model, case.graph)
+    assert masks.to_json() == again.to_json() and case.calls == calls
+    assert {name: pair for name, pair in masks.widths.items()}.items() <= plan.widths.items()
+    assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_the_curves_of_a_plan_serve_another_target(case, tmp_path) -> None:
+    plan = case.plan(case.measured(), 0.5)
+    plan.save(tmp_path / "plan.json")
+    calls = case.calls
+    other = case.plan(Plan.load(tmp_path / "plan.json").sensitivity, 0.8)
+    assert other == case.plan(plan.sensitivity, 0.8)
+    assert case.calls == calls + 2  # each joint model once
+
+
+def test_masked_by_a_plan_equals_compacted_by_it(case) -> None:
+    masks = case.plan(case.measured(), 0.6).masks(case.model, case.graph)
+    model, x = case.model.double(), case.x.double()
+    with masked(model, masks, case.graph), torch.no_grad():
+        expected = model(x)
+    with torch.no_grad():
+        got = compact(model, masks, case.graph)(x)
+        assert (model(x) - got).abs().max() > 1e-3, "nothing was pruned"
+    torch.testing.assert_close(got, expected, rtol=0, atol=1e-10)
+
+
+def test_masks_in_place_are_those_of_a_copy(codec) -> None:
+    graph = trace_model(codec.model, codec.transforms)
+    masks = ChannelMasks.random(graph, 0.5, 0)
+    expected = apply_masks(codec.model, masks, graph).state_dict()
+    before = {name: value.clone() for name, value in codec.model.state_dict().items()}
+    with masked(codec.model, masks, graph):
+        assert all(torch.equal(value, expected[name]) for name, value in codec.model.state_dict().items())
+    assert all(torch.equal(value, before[name]) for name, value in codec.model.state_dict().items())
+
+
+def test_a_weight_that_is_masked_on_both_sides_comes_back() -> None:
+    """Behind a sigmoid masked channels are not zero, so the reader's weight is masked too, beside its own filters."""
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Conv2d(3, 8, 1), nn.Sigmoid(), nn.Conv2d(8, 8, 1), nn.ReLU(), nn.Conv2d(8, 3, 1))
+    graph = ChannelGraph.trace(model)
+    masks = ChannelMasks.random(graph, 0.5, 0)
+    before = model[2].weight.detach().clone()
+    with masked(model, masks, graph):
+        assert int((model[2].weight != 0).sum()) == 16
+    assert torch.equal(model[2].weight, before)
+
+
+def test_a_plan_of_another_architecture_is_refused(case) -> None:
+    plan = case.plan(case.measured(), 0.5)
+    wide = case.wider(40)
+    with pytest.raises(GraphError, match=r"keeps \d+ of 32 channels of 'first.0.adaptor', the model has 40"):
+        plan.masks(wide, trace_model(wide, ["first", "second"]))
+    with pytest.raises(GraphError, match="for transforms"):
+        plan.masks(case.model, trace_model(case.model, ["first"]))
+    flat = case.wider(32)
+    flat.first[0] = nn.Conv2d(3, 32, 1)
+    with pytest.raises(GraphError, match="'branch:first.0.outer' is in the plan, not in the model"):
+        plan.masks(flat, trace_model(flat, ["first", "second"]))
+
+
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format": 2}', '{"format": 1, "widths": {"a": 3}}'])
+def test_a_file_that_is_no_plan_is_refused(tmp_path, damage: str) -> None:
+    (tmp_path / "plan.json").write_text(damage)
+    with pytest.raises(UsageError, match=r"plan"):
+        Plan.load(tmp_path / "plan.json")
+
+
+def test_default_ratios_begin_dense() -> None:
+    assert RATIOS[0] == 0 and list(RATIOS) == sorted(RATIOS) and RATIOS[-1] < 1
