@@ -32,7 +32,7 @@ ALLOWED = {
     "data": _LOW | {"_files"},
     "metrics": _ENTROPY | {"data"},
     "models": _NN,
-    "zoo": _MODELS | {"_files"},
+    "zoo": _MODELS | {"_files", "quant"},
     "distill": _MODELS,
     "quant": _MODELS,
     "runtime": _NN,

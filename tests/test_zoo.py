@@ -12,6 +12,7 @@ from sparsecodec import ModelMismatchError, SparseCodecError, UsageError, zoo
 from sparsecodec._compat import import_compressai
 from sparsecodec.models import create
 from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.quant import Precision, find_layers, freeze, quantize_layers, quantized_layers
 from sparsecodec.sparsity import ChannelMasks, compact, compact_config, trace_model
 
 
@@ -53,6 +54,49 @@ def test_compact_roundtrip_and_saving_what_was_loaded(compacted, tmp_path):
     assert sum(p.numel() for p in loaded.parameters()) < 0.8 * sum(p.numel() for p in create("evc-tiny").parameters())
     zoo.save(loaded, tmp_path / "b")
     assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+@pytest.fixture(scope="module")
+def quantised(compacted):
+    model, config = compacted
+    precisions = dict.fromkeys(find_layers(model, ["dec"])[0], Precision())
+    precisions["dec.7.0"] = Precision(4, 8)
+    small = freeze(quantize_layers(model, precisions))
+    small.compact_config = config
+    return small
+
+
+def test_quantised_roundtrip_is_exact_and_stores_integers(quantised, compacted, photo, tmp_path):
+    zoo.save(quantised, tmp_path / "a")
+    loaded = zoo.load(tmp_path / "a")
+    assert_equal_weights(loaded, quantised)
+    ours, theirs = (model.compress(photo[:, :, :64, :64], 1.0) for model in (loaded, quantised))
+    assert ours["bit_stream"] == theirs["bit_stream"] and torch.equal(ours["x_hat"], theirs["x_hat"])
+    stored = load_file(tmp_path / "a.safetensors")
+    assert stored["dec.0.block.0.conv1.0.weight"].dtype == torch.int8
+    zoo.save(compacted[0], tmp_path / "float", compact=compacted[1])
+    weights = sum(layer.weight.numel() for layer in quantized_layers(loaded).values())
+    sizes = [(tmp_path / f"{name}.safetensors").stat().st_size for name in ("float", "a")]
+    assert sizes[0] - sizes[1] > 2.7 * weights
+    zoo.save(loaded, tmp_path / "b")
+    assert (tmp_path / "a.safetensors").read_bytes() == (tmp_path / "b.safetensors").read_bytes()
+
+
+def test_half_precision_leaves_the_scales_of_integers_alone(quantised, tmp_path):
+    zoo.save(quantised, tmp_path / "a", dtype=torch.float16)
+    loaded = zoo.load(tmp_path / "a")
+    for name, layer in quantized_layers(quantised).items():
+        assert torch.equal(loaded.get_submodule(name).weight_scale, layer.weight_scale)
+    assert load_file(tmp_path / "a.safetensors")["enc.0.conv1.weight"].dtype == torch.float16
+
+
+def test_quantised_codec_that_still_trains_is_refused(dense, tmp_path):
+    with pytest.raises(UsageError, match="not frozen"):
+        zoo.save(quantize_layers(dense, {"dec.7.0": Precision()}), tmp_path / "a")
+
+
+def test_float_description_has_no_quantisation(saved):
+    assert "quantization" not in json.loads(saved.with_suffix(".json").read_text())
 
 
 def test_compact_model_without_its_configuration_is_refused(compacted, tmp_path):
@@ -184,6 +228,8 @@ def test_truncated_weights_are_refused(saved, cut):
         {"compact": {}},
         {"compact": {"format": 1, "transforms": ["dec"], "kept": {}}},
         {"sha256": 3},
+        {"quantization": 8},
+        {"quantization": {"format": 1, "layers": {"dec.7.0": {}}}},
     ],
     ids=str,
 )

@@ -1,12 +1,13 @@
-"""Saving and loading codecs, dense and compact, without pickle.
+"""Saving and loading codecs, dense, compact and quantised, without pickle.
 
 ``NAME.json`` holds everything the weights do not say::
 
     {"format": 1, "name": ..., "architecture": {"family": "evc", ...}, "compact": null or {...}, "sha256": ...,
-     "info": {...}}
+     "info": {...}, "quantization": {...}}
 
-``architecture`` goes to `models.from_description`, ``compact`` to `sparsity.apply_compact_config`, and ``sha256`` is
-the `model_hash` of what loading must give, so that files of two models are never mixed.
+``architecture`` goes to `models.from_description`, ``compact`` to `sparsity.apply_compact_config`, ``quantization``,
+which float codecs do not have, to `quant.apply_quantization`, and ``sha256`` is the `model_hash` of what loading must
+give, so that files of two models are never mixed.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from sparsecodec.errors import ModelMismatchError, UsageError
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.description import describe, from_description
 from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.quant import apply_quantization
 from sparsecodec.sparsity import apply_compact_config
 
 FORMAT = 1
@@ -53,7 +55,8 @@ def load(name: str | Path) -> nn.Module:
         name: one of `names()`, or a path: ``DIR/NAME``, with or without ``.safetensors`` or ``.json``.
 
     Returns:
-        The module in eval mode. A compact one carries its `compact_config` as an attribute, so `save` can write it.
+        The module in eval mode. A compact one carries its `compact_config` as an attribute, a quantised one its
+        `quantization`, so `save` can write them.
 
     Raises:
         UsageError: no such model, a file is missing or unreadable, or weights and description do not fit.
@@ -82,11 +85,11 @@ def save(
     """Writes a codec that `load` can rebuild. Each file appears whole or not at all.
 
     Args:
-        model: EVC or CompressAI's; the latter with its tables, after ``update()``.
+        model: EVC or CompressAI's; the latter with its tables, after ``update()``. A quantised one is frozen.
         path: ``DIR/NAME``, with or without ``.safetensors``; the folder is created.
         compact: the `compact_config` of a compact model; one that was loaded remembers its own.
         info: JSON-able remarks (training, licence) that travel along.
-        dtype: store floating-point weights in this type, for example float16.
+        dtype: store floating-point weights in this type, for example float16; not the scales of integers.
 
     Raises:
         UsageError: the model cannot be rebuilt from its configuration, or the files cannot be written.
@@ -94,9 +97,13 @@ def save(
     stem = _stem(path)
     architecture = describe(model)
     compact = compact if compact is not None else getattr(model, "compact_config", None)
+    quantization = getattr(model, "quantization", None)
+    on_integers = set() if quantization is None else set(quantization["layers"])
     tensors = {key: value.detach().cpu().contiguous() for key, value in model.state_dict().items()}
     if dtype is not None:
-        tensors = {key: value.to(dtype) if value.is_floating_point() else value for key, value in tensors.items()}
+        for key, value in tensors.items():
+            if value.is_floating_point() and key.rpartition(".")[0] not in on_integers:
+                tensors[key] = value.to(dtype)
     for key, value in tensors.items():
         if value.is_floating_point() and not value.isfinite().all():
             raise UsageError(f"weight {key} is not finite in {value.dtype}")
@@ -107,12 +114,15 @@ def save(
         "compact": None if compact is None else dict(compact),
         "sha256": "",
         "info": dict(info or {}),
+        **({} if quantization is None else {"quantization": quantization}),
     }
     rebuilt = _build(description)
     try:
         _fill(rebuilt, tensors)
     except (RuntimeError, ValueError) as error:
-        raise UsageError(f"the model is not what its configuration says (is it compact?): {error}") from error
+        raise UsageError(
+            f"the model is not what its configuration says (is it compact, or quantised and not frozen?): {error}"
+        ) from error
     description["sha256"] = model_hash(rebuilt).hex()
     _write(stem, tensors, description)
 
@@ -154,7 +164,9 @@ def _read_description(path: Path) -> dict[str, Any]:
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise UsageError(f"{path} has format {found!r} (needs {FORMAT})")
-    for key, kind in {"architecture": dict, "compact": (dict, type(None)), "sha256": str}.items():
+    description.setdefault("quantization", None)
+    optional = (dict, type(None))
+    for key, kind in {"architecture": dict, "compact": optional, "sha256": str, "quantization": optional}.items():
         if not isinstance(description.get(key, ...), kind):
             raise UsageError(f"{path} has no valid {key!r}")
     return description
@@ -173,6 +185,8 @@ def _build(description: Mapping[str, Any]) -> nn.Module:
     if description["compact"] is not None:
         model = apply_compact_config(model, description["compact"])
         model.compact_config = dict(description["compact"])
+    if description.get("quantization") is not None:
+        model = apply_quantization(model, description["quantization"])
     return model
 
 

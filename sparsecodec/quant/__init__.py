@@ -1,0 +1,48 @@
+"""Quantisation: convolutions on integers, calibrated on the rate-distortion loss, trained further, or mixed in bits."""
+
+from sparsecodec.quant.calibration import Observation, observe, set_scales
+from sparsecodec.quant.layers import Precision, QuantConv2d, QuantConvTranspose2d
+from sparsecodec.quant.mixed import (
+    BITS,
+    MixedPlan,
+    Sensitivities,
+    plan_for_bytes,
+    plan_for_threshold,
+    sensitivities,
+)
+from sparsecodec.quant.model import (
+    apply_quantization,
+    find_layers,
+    freeze,
+    prove_no_overflow,
+    quantization_config,
+    quantize_layers,
+    quantized_layers,
+    stored_bytes,
+)
+from sparsecodec.quant.refine import post_training, refine
+
+__all__ = [
+    "BITS",
+    "MixedPlan",
+    "Observation",
+    "Precision",
+    "QuantConv2d",
+    "QuantConvTranspose2d",
+    "Sensitivities",
+    "apply_quantization",
+    "find_layers",
+    "freeze",
+    "observe",
+    "plan_for_bytes",
+    "plan_for_threshold",
+    "post_training",
+    "prove_no_overflow",
+    "quantization_config",
+    "quantize_layers",
+    "quantized_layers",
+    "refine",
+    "sensitivities",
+    "set_scales",
+    "stored_bytes",
+]

@@ -1,0 +1,211 @@
+"""Quantisation: calibrated on the rate-distortion loss of a few crops, then trained further on integers if asked."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import nn
+from tqdm import tqdm
+
+from sparsecodec._files import replacing
+from sparsecodec.errors import UsageError
+from sparsecodec.quant import (
+    BITS,
+    Precision,
+    find_layers,
+    freeze,
+    plan_for_bytes,
+    plan_for_threshold,
+    post_training,
+    prove_no_overflow,
+    quantize_layers,
+    quantized_layers,
+    sensitivities,
+    stored_bytes,
+)
+from sparsecodec.training import distributed
+from sparsecodec.training.families import calibration_loss, family_of
+from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.trainer import Data, Trainer, phase
+
+COMMAND = "quantize"
+RULES = ("max", "mse", "rd")
+ENTROPY = frozenset(
+    {"hyper_dec", "y_prior_fusion", "y_spatial_prior", "h_s", "context_prediction", "entropy_parameters"}
+)
+CALIBRATION_STEP = 10**9  # of the data: crops that no training step sees
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What is quantised, and how carefully.
+
+    Attributes:
+        transforms: "decoder", "encoder" or "all".
+        weight_bits: 4 or 8.
+        activation_bits: 8 or 16.
+        entropy_bits: of the activations of the networks that choose entropy tables: 16, with 8-bit weights and scales
+            that integers alone can apply; None leaves those networks float.
+        calibration_crops: pictures of the recipe's crop size.
+        rule: "rd" moves every scale while the rate-distortion loss falls; "mse" and "max" are the plain calibrations.
+        mixed_bits: what a layer may get: 4 (W4A8), 8 (W8A8), 16 (W8A16); used with one of the next two.
+        mixed_threshold: bits per layer, the lowest that alone cost at most this share of the loss.
+        mixed_bytes: the same with the smallest threshold at which the weights of these layers fit into so many bytes.
+        qat_steps: of training on integers after the calibration; 0 for none.
+        qat_learning_rate: peak of those steps; Adam's is scaled alike.
+    """
+
+    transforms: str = "all"
+    weight_bits: int = 8
+    activation_bits: int = 8
+    entropy_bits: int | None = None
+    calibration_crops: int = 10
+    rule: str = "rd"
+    mixed_bits: tuple[int, ...] = BITS
+    mixed_threshold: float | None = None
+    mixed_bytes: int | None = None
+    qat_steps: int = 0
+    qat_learning_rate: float = 5e-4
+
+    def __post_init__(self) -> None:
+        Precision(self.weight_bits, self.activation_bits)
+        if self.entropy_bits not in (None, 16):
+            raise UsageError(f"entropy_bits={self.entropy_bits!r} (needs 16; leave it out for float entropy networks)")
+        if self.rule not in RULES:
+            raise UsageError(f"rule={self.rule!r} (needs one of {', '.join(RULES)})")
+        if self.calibration_crops < 1:
+            raise UsageError(f"calibration_crops={self.calibration_crops} (needs at least 1)")
+        if not self.mixed_bits or not set(self.mixed_bits) <= set(BITS):
+            raise UsageError(f"mixed_bits={list(self.mixed_bits)} (needs some of {', '.join(map(str, BITS))})")
+        if self.mixed_threshold is not None and self.mixed_bytes is not None:
+            raise UsageError("mixed_threshold and mixed_bytes are both set (needs one)")
+        if self.qat_steps < 0 or not self.qat_learning_rate > 0:
+            raise UsageError(
+                f"qat_steps={self.qat_steps}, qat_learning_rate={self.qat_learning_rate} (needs 0 or more, and above 0)"
+            )
+
+
+def run(
+    recipe: Recipe,
+    settings: Settings,
+    model: nn.Module,
+    data: Data,
+    folder: str | Path,
+    load: Callable[[str], nn.Module],
+) -> nn.Module:
+    """Calibrates, then trains on integers; a run that was cut off goes on where it was.
+
+    Returns:
+        The frozen codec in eval mode, with its configuration as the attribute ``quantization``.
+
+    Raises:
+        UsageError: nothing can be quantised, the settings do not fit, or the folder belongs to another recipe.
+    """
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    x = data.batch(CALIBRATION_STEP, settings.calibration_crops).to(next(model.parameters()).device)
+    loss = partial(_loss, x=x, lambdas=recipe.lambdas)
+    before = loss(model), stored_bytes(model)
+    small, left = _calibrated(recipe, settings, model, loss, folder / "calibrated.safetensors")
+    calibrated = loss(small)
+    if settings.qat_steps:
+        training = phase(recipe, steps=settings.qat_steps, learning_rate=settings.qat_learning_rate)
+        small = Trainer(training, small.train().requires_grad_(True), data, folder / "qat").run()
+    small = freeze(small).eval()
+    report = {
+        "loss": before[0],
+        "loss_calibrated": calibrated,
+        "loss_quantized": loss(small),
+        "bytes": before[1],
+        "bytes_quantized": stored_bytes(small),
+        "largest_accumulator": max(prove_no_overflow(small).values()),
+        "float": left,
+    }
+    logger.info("quantised: %s", report)
+    if distributed.rank() == 0:
+        with replacing(folder / "quantized.json") as partial_file:
+            partial_file.write_text(json.dumps(report, indent=1) + "\n")
+    return small
+
+
+def _loss(model: nn.Module, x: Any, lambdas: tuple[float, ...] | None) -> float:
+    return calibration_loss(model, x, lambdas)
+
+
+def _calibrated(
+    recipe: Recipe, settings: Settings, model: nn.Module, loss: Callable[[nn.Module], float], path: Path
+) -> tuple[nn.Module, dict[str, str]]:
+    """The calibrated codec, from `path` if it is there, and why the layers that stay float do."""
+    base, left = _precisions(settings, model)
+    made_by = json.dumps({**recipe.decisive(), **dataclasses.asdict(settings), "qat_steps": 0, "qat_learning_rate": 0})
+    if path.exists():
+        try:
+            with safe_open(path, "pt") as file:
+                metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
+        except (SafetensorError, OSError) as error:
+            raise UsageError(f"{path} cannot be read: {error}; remove it to calibrate again") from error
+        if metadata.get("made_by") != made_by:
+            raise UsageError(f"{path} was made by another recipe; take another folder")
+        precisions = {name: Precision.from_json(bits) for name, bits in json.loads(metadata["precisions"]).items()}
+        small = quantize_layers(model, precisions)
+        small.load_state_dict(tensors)
+        distributed.wait()
+        return small.eval(), left
+    steps = partial(tqdm, desc=f"{recipe.model} calibration", unit="layer", disable=distributed.rank() != 0)
+    precisions = _mixed(settings, model, base, loss, steps)
+    small = post_training(model, precisions, loss, settings.rule, steps)
+    if distributed.rank() == 0:
+        bits = json.dumps({name: layer.precision.to_json() for name, layer in quantized_layers(small).items()})
+        tensors = {key: value.detach().cpu().contiguous() for key, value in small.state_dict().items()}
+        with replacing(path) as partial_file:
+            save_file(tensors, partial_file, metadata={"made_by": made_by, "precisions": bits})
+    distributed.wait()
+    return small, left
+
+
+def _precisions(settings: Settings, model: nn.Module) -> tuple[dict[str, Precision], dict[str, str]]:
+    precisions: dict[str, Precision] = {}
+    left: dict[str, str] = {}
+    plain = Precision(settings.weight_bits, settings.activation_bits)
+    for path in family_of(model).transforms(model, settings.transforms):
+        if path in ENTROPY and settings.entropy_bits is None:
+            left[path] = "the entropy networks stay float"
+            continue
+        precision = Precision(8, settings.entropy_bits, dyadic=True) if path in ENTROPY else plain
+        names, reasons = find_layers(model, [path], required=False)
+        precisions |= dict.fromkeys(names, precision)
+        left |= reasons
+    if not precisions:
+        raise UsageError(f"transforms={settings.transforms!r}: nothing to quantise ({left})")
+    return precisions, left
+
+
+def _mixed(
+    settings: Settings,
+    model: nn.Module,
+    base: dict[str, Precision],
+    loss: Callable[[nn.Module], float],
+    progress: Callable[..., Any],
+) -> dict[str, Precision]:
+    """Bits per layer where asked for; layers of the entropy networks keep theirs."""
+    if settings.mixed_threshold is None and settings.mixed_bytes is None:
+        return base
+    searched = {name: precision for name, precision in base.items() if not precision.dyadic}
+    found = sensitivities(model, searched, loss, settings.mixed_bits, progress)
+    if settings.mixed_bytes is None:
+        plan = plan_for_threshold(found, settings.mixed_threshold)
+    else:
+        plan = plan_for_bytes(found, settings.mixed_bytes)
+    logger.info("bits: %s", dataclasses.asdict(plan))
+    return base | found.to_precisions(plan.bits)
