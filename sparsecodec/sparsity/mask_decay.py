@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph
+from sparsecodec.sparsity.energy import listening, readers_of, summed
 from sparsecodec.sparsity.gating import Gating, replaced
 from sparsecodec.sparsity.masks import ChannelMasks
 from sparsecodec.sparsity.schedules import MaskDecayConfig, Penalty, psi
@@ -86,7 +87,7 @@ class MaskDecay(nn.Module):
         self.register_buffer("energy", torch.full((self.gating.size,), -1.0))
         self.register_buffer("frozen", torch.tensor(False))
         self.register_buffer("forced", torch.tensor(0))
-        self._readers = self._find_readers()
+        self._readers = readers_of(self.gating)
         self.step_index = 0
 
     # --- the training loop's side ---
@@ -211,43 +212,14 @@ class MaskDecay(nn.Module):
     @contextlib.contextmanager
     def _measured(self, model: nn.Module) -> Iterator[None]:
         """Within the context, forwards of `model` move the running mean of the energies."""
-        seen: list[tuple[Tensor, Tensor]] = []  # where in the flat vector, energies
-
-        def watch(flat: Tensor, dims: tuple[int, ...]):
-            def hook(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-                with torch.no_grad():
-                    power = inputs[0].detach().float().square().mean((0, 2, 3))
-                    seen.append((flat, power * layer.weight.detach().float().square().sum(dims)))
-
-            return hook
-
-        hooks = [
-            model.get_submodule(name).register_forward_pre_hook(watch(flat, dims)) for name, flat, dims in self._readers
-        ]
-        try:
+        with listening(model, self._readers) as heard:
             yield
-        finally:
-            for hook in hooks:
-                hook.remove()
-        if seen:
+        if heard:
             with torch.no_grad():
-                flat, energies = (torch.cat(part) for part in zip(*seen, strict=True))
-                total = torch.zeros(self.gating.size + 1).index_add(0, flat, energies.cpu())[:-1]
                 live = self.mask > 0
-                now = total / torch.where(live, self.mask, 1.0).square()
+                now = summed(heard, self.gating.size) / torch.where(live, self.mask, 1.0).square()
                 moved = torch.where(self.energy < 0, now, self.energy.lerp(now, 1 - MEMORY))
                 self.energy.copy_(torch.where(live, moved, 0.0))
-
-    def _find_readers(self) -> list[tuple[str, Tensor, tuple[int, ...]]]:
-        """(layer, where its inputs stand in the flat vector, dimensions of its weight but the input's)."""
-        readers = []
-        for layer in self.graph.layers.values():
-            if layer.kind in ("gdn", "depthwise"):  # they carry a channel on to those that read it
-                continue
-            flat = self.gating.flat(layer.inputs)
-            if (flat < self.gating.size).any():
-                readers.append((layer.name, flat, (1, 2, 3) if layer.kind == "conv_transpose" else (0, 2, 3)))
-        return readers
 
 
 def _least(importance: Tensor, count: int) -> Tensor:

@@ -17,9 +17,9 @@ from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph
 from sparsecodec.sparsity.macs import MacReport, masked_macs, masked_params
 from sparsecodec.sparsity.masks import ChannelMasks, top
-from sparsecodec.sparsity.sensitivity import Sensitivity, channel_scores
+from sparsecodec.sparsity.sensitivity import Sensitivity
 
-FORMAT = 1
+FORMAT = 2
 Masks = Mapping[str, Tensor]
 
 
@@ -50,13 +50,14 @@ def parameter_cost(model: nn.Module, report: MacReport, graph: ChannelGraph) -> 
 
 @dataclass(frozen=True)
 class Plan:
-    """Kept widths, and how they were found. It holds no weights: `masks` ranks the channels of the model it is given.
+    """Which channels stay, and how they were found. It holds no weights and is replayed without calibration data.
 
     Attributes:
-        method: "search by slope", "search by threshold", "uniform" or "global-magnitude".
+        method: "search by slope", "search by threshold", "uniform" or "global".
         transforms: paths that were traced.
         widths: group -> (kept channels, full width), all groups that may be pruned.
-        criterion: what ranks the channels within a group.
+        kept: indices of the kept channels of the groups that become narrower by themselves; `ChannelMasks.to_json`.
+        criterion: what ranked the channels within a group.
         target: kind of cost.
         reduction: fraction of it that was to be removed.
         reached: fraction that is removed; the nearest that the method can reach.
@@ -71,6 +72,7 @@ class Plan:
     method: str
     transforms: tuple[str, ...]
     widths: Mapping[str, tuple[int, int]]
+    kept: Mapping[str, Any]
     criterion: str
     target: str
     reduction: float
@@ -96,15 +98,15 @@ class Plan:
             text += f", {self.zeta_joint / self.zeta_sum:.2f} times the sum over groups"
         return text
 
-    def masks(self, model: nn.Module, graph: ChannelGraph) -> ChannelMasks:
-        """The best channels of `model`, as many as the plan keeps.
+    def masks(self, graph: ChannelGraph) -> ChannelMasks:
+        """The channels that stay: the best ones of the weights that the plan was made from.
 
         Args:
-            model: of the architecture the plan was made for, with any weights.
-            graph: of the plan's transforms in `model`.
+            graph: of the plan's transforms in a model of the same architecture.
 
         Raises:
-            GraphError: the plan belongs to another architecture or to other transforms.
+            GraphError: the plan belongs to another architecture or to other transforms, or was edited.
+            UsageError: it prunes nothing.
         """
         if graph.transforms != self.transforms:
             raise GraphError(f"the plan is for transforms {list(self.transforms)}, not for {list(graph.transforms)}")
@@ -115,9 +117,12 @@ class Plan:
         for name, (kept, width) in self.widths.items():
             if there[name] != width or not 1 <= kept <= width:
                 raise GraphError(f"the plan keeps {kept} of {width} channels of {name!r}, the model has {there[name]}")
-        scores = channel_scores(model, graph, self.criterion)
-        masks = best_of(graph, scores, {name: kept for name, (kept, _) in self.widths.items()})
+        masks = ChannelMasks.from_json(self.kept)
         masks.validate(graph)
+        counted = kept_widths(graph, masks)
+        for name, pair in self.widths.items():
+            if counted[name] != pair:
+                raise GraphError(f"the plan keeps {pair[0]} channels of {name!r}, but lists {counted[name][0]}")
         return masks
 
     def to_json(self) -> dict[str, Any]:
@@ -142,6 +147,7 @@ class Plan:
             if values.pop("format") != FORMAT:
                 raise ValueError(f"format {data['format']!r}, not {FORMAT}")
             values["transforms"] = tuple(map(str, values["transforms"]))
+            values["kept"] = ChannelMasks.from_json(values["kept"]).to_json()
             values["widths"] = {name: (int(kept), int(width)) for name, (kept, width) in values["widths"].items()}
             if values["sensitivity"] is not None:
                 values["sensitivity"] = Sensitivity.from_json(values["sensitivity"])

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph, LayerChannels
 from sparsecodec.sparsity.compact import masked
-from sparsecodec.sparsity.masks import ChannelMasks, magnitude_scores, rounded, top
+from sparsecodec.sparsity.masks import ChannelMasks, rounded, top
+from sparsecodec.sparsity.ranking import Ranking
 
 RATIOS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9)
-CRITERIA = {"l1": 1.0, "l2": 2.0}  # name -> p of the norm that ranks the channels of a group
 Loss = Callable[[nn.Module], float]
 
 
@@ -29,7 +29,7 @@ class Sensitivity:
     Attributes:
         loss: ``RD_0``, of the dense model on the calibration set.
         zeta: group -> (kept channels, zeta) from the full width, whose zeta is 0, to the smallest; as measured.
-        criterion: key of `CRITERIA` that chose the channels.
+        criterion: of the ranking that chose the channels.
         round_to: kept widths are multiples of it.
     """
 
@@ -85,11 +85,11 @@ class Sensitivity:
 def measure_sensitivity(
     model: nn.Module,
     graph: ChannelGraph,
+    ranking: Ranking,
     loss: Loss,
     *,
     candidates: Sequence[float] = RATIOS,
     round_to: int = 16,
-    criterion: str = "l2",
     progress: Callable[[Sequence[Any]], Iterable[Any]] = iter,
 ) -> Sensitivity:
     """Prunes each group by each ratio, alone and without training, and measures the loss (arXiv 2506.01221, sec. 3).
@@ -101,17 +101,18 @@ def measure_sensitivity(
     Args:
         model: dense; its weights are the old ones afterwards, bit for bit.
         graph: of the transforms that may be pruned.
+        ranking: of the channels of `model`; the best of a group stay.
         loss: model -> rate-distortion loss on the calibration set, the same for the same weights.
         candidates: ratios in [0, 1).
         round_to: channels in a tile.
-        criterion: a key of `CRITERIA`.
         progress: wraps the list of (group, kept channels), for example ``tqdm``.
 
     Raises:
-        UsageError: a ratio, the criterion or `round_to` is out of range, nothing may be pruned, or the dense model's
-            loss is no positive number.
+        GraphError: `ranking` is of another graph.
+        UsageError: a ratio or `round_to` is out of range, nothing may be pruned, or the dense model's loss is no
+            positive number.
     """
-    scores = channel_scores(model, graph, criterion)
+    ranking.validate(graph)
     if round_to < 1:
         raise UsageError(f"round_to={round_to} (needs at least 1)")
     for ratio in candidates:
@@ -131,23 +132,13 @@ def measure_sensitivity(
         if not (math.isfinite(dense) and dense > 0):
             raise UsageError(f"the dense model's loss on the calibration set is {dense} (needs a positive number)")
         for name, kept in progress(todo):
-            keep = top(scores[name], torch.ones(len(scores[name]), dtype=torch.bool), kept)
+            score = ranking.scores[name]
+            keep = top(score, torch.ones(len(score), dtype=torch.bool), kept)
             remembered.rewind(name)
             with masked(model, ChannelMasks({name: keep}), graph):
                 pruned = loss(model)
             curves[name].append((kept, (pruned - dense) / dense if math.isfinite(pruned) else math.inf))
-    return Sensitivity(dense, {name: tuple(curve) for name, curve in curves.items()}, criterion, round_to)
-
-
-def channel_scores(model: nn.Module, graph: ChannelGraph, criterion: str) -> dict[str, Tensor]:
-    """``[width]`` float32 per prunable group: what ranks its channels; higher stays.
-
-    Raises:
-        UsageError: `criterion` is no key of `CRITERIA`.
-    """
-    if criterion not in CRITERIA:
-        raise UsageError(f"criterion={criterion!r} (one of {', '.join(CRITERIA)})")
-    return magnitude_scores(model, graph, CRITERIA[criterion])
+    return Sensitivity(dense, {name: tuple(curve) for name, curve in curves.items()}, ranking.criterion, round_to)
 
 
 class _Remembered:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
-from torch import fx, nn
+from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
 from sparsecodec.sparsity import rules
@@ -94,13 +95,29 @@ def _attribute(root: nn.Module, path: str):
     return getattr(root.get_submodule(parent), name)
 
 
-def _branches(root: nn.Module, graph: fx.Graph) -> list[str]:
-    """Convolutions that reach a residual addition through activations alone, and nothing else.
+def branch_tails(module: nn.Module, prefix: str) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What stands between the last layer of each residual branch and its addition: activations, or nothing.
+
+    Args:
+        module: a transform.
+        prefix: its dotted path, with which the names of the layers begin.
+
+    Raises:
+        GraphError: as `walk`.
+    """
+    if not list(module.children()):
+        return {}
+    ends = _branches(module, trace(module, prefix or type(module).__name__))
+    return {f"{prefix}.{name}" if prefix else name: _tail(module, name, end) for name, end in ends.items()}
+
+
+def _branches(root: nn.Module, graph: fx.Graph) -> dict[str, fx.Node]:
+    """Convolutions that reach a residual addition through activations alone, and nothing else; and what is added.
 
     The shorter side of a block (a lone convolution of the tensor that the other side starts from) is its skip and not
     a branch.
     """
-    found = []
+    found: dict[str, fx.Node] = {}
     for node in graph.nodes:
         operands = [arg for arg in node.args if isinstance(arg, fx.Node)]
         if not rules.is_add(node.target) or len(operands) != 2:
@@ -108,9 +125,29 @@ def _branches(root: nn.Module, graph: fx.Graph) -> list[str]:
         for operand, other in (operands, operands[::-1]):
             conv = _conv_behind(root, operand)
             if conv is not None and not _passes_through(other, conv.args[0]):
-                found.append(conv.target)
+                found.setdefault(conv.target, operand)
     calls = [node.target for node in graph.nodes if node.op == "call_module"]
-    return [name for name in dict.fromkeys(found) if calls.count(name) == 1]
+    return {name: operand for name, operand in found.items() if calls.count(name) == 1}
+
+
+def _tail(root: nn.Module, conv: str, end: fx.Node) -> Callable[[Tensor], Tensor]:
+    """From the output of `conv` to the value of `end`, which it reaches through activations alone."""
+    nodes = []
+    while end.target != conv:
+        nodes.insert(0, end)
+        end = end.args[0]
+
+    def tail(x: Tensor) -> Tensor:
+        for node in nodes:
+            if node.op == "call_module":
+                x = root.get_submodule(node.target)(x)
+            elif node.op == "call_method":
+                x = getattr(x, node.target)(*node.args[1:], **node.kwargs)
+            else:
+                x = node.target(x, *node.args[1:], **node.kwargs)
+        return x
+
+    return tail
 
 
 def _conv_behind(root: nn.Module, node: fx.Node) -> fx.Node | None:

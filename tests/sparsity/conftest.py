@@ -14,6 +14,7 @@ from sparsecodec._compat import import_compressai
 from sparsecodec.models.evc import EVC
 from sparsecodec.sparsity import ChannelGraph, count, trace_model
 from sparsecodec.sparsity.plans import Cost, Plan, mac_cost
+from sparsecodec.sparsity.ranking import Ranking, rank_channels
 from sparsecodec.sparsity.search import search
 from sparsecodec.sparsity.sensitivity import Sensitivity, measure_sensitivity
 
@@ -134,6 +135,7 @@ class SearchCase:
     model: nn.Module
     graph: ChannelGraph
     x: Tensor
+    criterion: str = "energy"
     calls: int = 0
     shapes: ClassVar = {"first": (1, 3, 9, 11), "second": (1, 5, 9, 11)}
 
@@ -153,12 +155,16 @@ class SearchCase:
     def cost(self) -> Cost:
         return mac_cost(count(self.model, self.shapes), self.graph)
 
+    @property
+    def ranking(self) -> Ranking:
+        return rank_channels(self.model, self.graph, self.criterion, lambda: self.model(self.x))
+
     def measured(self, **changes) -> Sensitivity:
-        return measure_sensitivity(self.model, self.graph, self.loss, **{"round_to": 4, **changes})
+        return measure_sensitivity(self.model, self.graph, self.ranking, self.loss, **{"round_to": 4, **changes})
 
     def plan(self, measured: Sensitivity, reduction: float, **changes) -> Plan:
         changes = {"rule": "threshold", **changes}
-        return search(self.model, self.graph, measured, self.loss, self.cost, reduction, **changes)
+        return search(self.model, self.graph, self.ranking, measured, self.loss, self.cost, reduction, **changes)
 
 
 @pytest.fixture

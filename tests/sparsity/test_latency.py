@@ -13,6 +13,7 @@ from sparsecodec.cli.latency import CompiledTimer
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import ChannelGraph, ChannelMasks, ScatterConv2d, compact, count, trace_model
 from sparsecodec.sparsity.latency import LatencyTable, blocks_of, latency_cost, timed_by, timer_for
+from sparsecodec.sparsity.ranking import rank_channels
 from sparsecodec.sparsity.search import search, uniform
 
 
@@ -133,15 +134,15 @@ def test_a_plan_meets_the_measured_time(case, reduction: float, tmp_path) -> Non
     cost = latency_cost(case.model, case.graph, LatencyTable(timer, tmp_path / "t.json"), case.shapes)
     measured = case.measured()
     for rule in ("slope", "threshold"):
-        plan = search(case.model, case.graph, measured, case.loss, cost, reduction, rule=rule)
+        plan = search(case.model, case.graph, case.ranking, measured, case.loss, cost, reduction, rule=rule)
         assert (plan.target, plan.device) == ("ms", "a device with tiles")
-        small = compact(case.model, plan.masks(case.model, case.graph), case.graph)
+        small = compact(case.model, plan.masks(case.graph), case.graph)
         left, dense = (sum(map(timer.ms, blocks_of(model, case.shapes))) for model in (small, case.model))
         assert plan.reached == pytest.approx(1 - left / dense)
         assert abs(plan.missed) < 0.1
     again = LatencyTable(StairTimer(), tmp_path / "t.json")
     replayed = latency_cost(case.model, case.graph, again, case.shapes)
-    assert search(case.model, case.graph, measured, case.loss, replayed, reduction, rule=rule) == plan
+    assert search(case.model, case.graph, case.ranking, measured, case.loss, replayed, reduction, rule=rule) == plan
     assert not again.timer.sessions
 
 
@@ -153,9 +154,9 @@ def test_any_path_of_a_transform_can_be_timed(path: str) -> None:
     graph = trace_model(model, [path]) if path else ChannelGraph.trace(model)
     timer = StairTimer()
     cost = latency_cost(model, graph, LatencyTable(timer), {path: (1, 3, 20, 20)})
-    plan = uniform(model, graph, cost, 0.4, round_to=8)
-    small = compact(model, plan.masks(model, graph), graph)
-    assert cost.of(plan.masks(model, graph)) == sum(map(timer.ms, blocks_of(small, {path: (1, 3, 20, 20)})))
+    plan = uniform(graph, rank_channels(model, graph, "l2"), cost, 0.4, round_to=8)
+    small = compact(model, plan.masks(graph), graph)
+    assert cost.of(plan.masks(graph)) == sum(map(timer.ms, blocks_of(small, {path: (1, 3, 20, 20)})))
     assert list(plan.widths.values()) == [(8, 16)]
 
 
@@ -168,7 +169,7 @@ def test_time_is_not_macs(case) -> None:
             return 1.0 * sum(m.out_channels for m in block.module.modules() if isinstance(m, nn.Conv2d))
 
     cost = latency_cost(case.model, case.graph, LatencyTable(Waiting()), {"second": case.shapes["second"]})
-    plan = uniform(case.model, case.graph, cost, 0.5, round_to=1)
+    plan = uniform(case.graph, case.ranking, cost, 0.5, round_to=1)
     kept, width = plan.widths["second.0"]
     assert plan.reached == pytest.approx(1 - (kept + 3) / (width + 3)) and abs(plan.missed) < 0.02
     assert 1 - count(case.model, case.shapes).macs != plan.reached

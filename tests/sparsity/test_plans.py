@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import pytest
 import torch
 from torch import nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity import ChannelGraph, ChannelMasks, apply_masks, compact, masked, trace_model
-from sparsecodec.sparsity.plans import Plan
+from sparsecodec.sparsity.plans import Plan, best_of
+from sparsecodec.sparsity.search import uniform
 from sparsecodec.sparsity.sensitivity import RATIOS
 
 
@@ -25,10 +28,31 @@ def test_a_plan_is_replayed_from_its_file_without_a_search(case, tmp_path) -> No
     loaded = Plan.load(tmp_path / "plan.json")
     assert loaded == plan
     calls = case.calls
-    masks, again = plan.masks(case.model, case.graph), loaded.masks(case.model, case.graph)
+    masks, again = plan.masks(case.graph), loaded.masks(case.graph)
     assert masks.to_json() == again.to_json() and case.calls == calls
     assert {name: pair for name, pair in masks.widths.items()}.items() <= plan.widths.items()
     assert [path.name for path in tmp_path.iterdir()] == ["plan.json"]
+
+
+def test_a_plan_keeps_the_channels_of_the_weights_it_was_made_from(case, tmp_path) -> None:
+    """It is replayed without calibration data, so nothing is ranked again, whatever the weights are by then."""
+    plan = uniform(case.graph, case.ranking, case.cost, 0.5, round_to=4)
+    expected = best_of(case.graph, case.ranking.scores, {name: kept for name, (kept, _) in plan.widths.items()})
+    plan.save(tmp_path / "plan.json")
+    other = case.wider(32)
+    case.x.zero_()
+    masks = Plan.load(tmp_path / "plan.json").masks(trace_model(other, ["first", "second"]))
+    assert masks.to_json() == expected.to_json() == plan.kept
+    again = best_of(case.graph, case.ranking.scores, {name: kept for name, (kept, _) in plan.widths.items()})
+    assert again.to_json() != plan.kept, "other data rank the channels alike, so this shows nothing"
+
+
+def test_a_plan_whose_widths_were_edited_is_refused(case) -> None:
+    plan = case.plan(case.measured(), 0.5)
+    name, (kept, width) = next((name, pair) for name, pair in plan.widths.items() if pair[0] < pair[1])
+    edited = dataclasses.replace(plan, widths={**plan.widths, name: (width, width)})
+    with pytest.raises(GraphError, match=f"keeps {width} channels of '{name}', but lists {kept}"):
+        edited.masks(case.graph)
 
 
 def test_the_curves_of_a_plan_serve_another_target(case, tmp_path) -> None:
@@ -41,7 +65,7 @@ def test_the_curves_of_a_plan_serve_another_target(case, tmp_path) -> None:
 
 
 def test_masked_by_a_plan_equals_compacted_by_it(case) -> None:
-    masks = case.plan(case.measured(), 0.6).masks(case.model, case.graph)
+    masks = case.plan(case.measured(), 0.6).masks(case.graph)
     model, x = case.model.double(), case.x.double()
     with masked(model, masks, case.graph), torch.no_grad():
         expected = model(x)
@@ -77,20 +101,27 @@ def test_a_plan_of_another_architecture_is_refused(case) -> None:
     plan = case.plan(case.measured(), 0.5)
     wide = case.wider(40)
     with pytest.raises(GraphError, match=r"keeps \d+ of 32 channels of 'first.0.adaptor', the model has 40"):
-        plan.masks(wide, trace_model(wide, ["first", "second"]))
+        plan.masks(trace_model(wide, ["first", "second"]))
     with pytest.raises(GraphError, match="for transforms"):
-        plan.masks(case.model, trace_model(case.model, ["first"]))
+        plan.masks(trace_model(case.model, ["first"]))
     flat = case.wider(32)
     flat.first[0] = nn.Conv2d(3, 32, 1)
     with pytest.raises(GraphError, match="'branch:first.0.outer' is in the plan, not in the model"):
-        plan.masks(flat, trace_model(flat, ["first", "second"]))
+        plan.masks(trace_model(flat, ["first", "second"]))
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format": 2}', '{"format": 1, "widths": {"a": 3}}'])
+@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format": 1}', '{"format": 2, "widths": {"a": 3}}'])
 def test_a_file_that_is_no_plan_is_refused(tmp_path, damage: str) -> None:
     (tmp_path / "plan.json").write_text(damage)
     with pytest.raises(UsageError, match=r"plan"):
         Plan.load(tmp_path / "plan.json")
+
+
+def test_a_plan_of_another_format_is_refused(case) -> None:
+    data = uniform(case.graph, case.ranking, case.cost, 0.5, round_to=4).to_json()
+    assert Plan.from_json(data).to_json() == data
+    with pytest.raises(UsageError, match="format 1, not 2"):
+        Plan.from_json({**data, "format": 1})
 
 
 def test_default_ratios_begin_dense() -> None:

@@ -12,12 +12,13 @@ from torch import nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity import ChannelGraph, ChannelMasks, compact, count, masked_params, trace_model
-from sparsecodec.sparsity.plans import Plan, parameter_cost
-from sparsecodec.sparsity.search import global_magnitude, search, uniform
-from sparsecodec.sparsity.sensitivity import Sensitivity
+from sparsecodec.sparsity.plans import Plan, best_of, parameter_cost
+from sparsecodec.sparsity.ranking import rank_channels
+from sparsecodec.sparsity.search import global_threshold, search, uniform
+from sparsecodec.sparsity.sensitivity import Sensitivity, measure_sensitivity
 
 REDUCTIONS = (0.2, 0.5, 0.8)
-METHODS = ("search by slope", "search by threshold", "uniform", "global-magnitude")
+METHODS = ("search by slope", "search by threshold", "uniform", "global")
 
 
 def test_removed_cost_never_falls_as_alpha_grows(case) -> None:
@@ -28,13 +29,8 @@ def test_removed_cost_never_falls_as_alpha_grows(case) -> None:
     assert plans[-1] == measured.widths(math.inf) == {name: min(curve)[0] for name, curve in measured.zeta.items()}
     left = []
     for widths in plans[1:]:
-        plan = dataclasses.replace(case.plan(measured, 0.5), widths=_with_full(case.graph, widths))
-        left.append(cost.of(plan.masks(case.model, case.graph)))
+        left.append(cost.of(best_of(case.graph, case.ranking.scores, widths)))
     assert left == sorted(left, reverse=True) and left[-1] < left[0] <= cost.of({})
-
-
-def _with_full(graph: ChannelGraph, widths: dict[str, int]) -> dict[str, tuple[int, int]]:
-    return {name: (kept, graph.spaces[name].width) for name, kept in widths.items()}
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -42,10 +38,9 @@ def test_the_plan_is_the_nearest_step_of_the_staircase(case, reduction: float) -
     measured = case.measured()
     dense, steps = case.cost.of({}), {}
     for alpha in measured.alphas:
-        every = _with_full(case.graph, measured.widths(alpha))
-        if any(kept < width for kept, width in every.values()):
-            plan = dataclasses.replace(case.plan(measured, 0.5), widths=every)
-            steps[alpha] = 1 - case.cost.of(plan.masks(case.model, case.graph)) / dense
+        masks = best_of(case.graph, case.ranking.scores, measured.widths(alpha))
+        if masks:
+            steps[alpha] = 1 - case.cost.of(masks) / dense
     plan = case.plan(measured, reduction, tolerance=0)
     assert abs(plan.missed) == min(abs(removed - reduction) for removed in steps.values())
     assert plan.missed == plan.reached - reduction and plan.reached == steps[plan.alpha]
@@ -54,7 +49,7 @@ def test_the_plan_is_the_nearest_step_of_the_staircase(case, reduction: float) -
 
 def test_a_staircase_without_a_point_at_the_target_ends(case) -> None:
     """All groups fall at one alpha: between nothing and everything there is no step."""
-    cliff = Sensitivity(1.0, {n: ((s.width, 0.0), (4, 0.1)) for n, s in case.graph.prunable.items()}, "l2", 4)
+    cliff = Sensitivity(1.0, {n: ((s.width, 0.0), (4, 0.1)) for n, s in case.graph.prunable.items()}, "energy", 4)
     least, most = (case.plan(cliff, reduction) for reduction in (0.1, 0.8))
     assert {kept for kept, _ in most.widths.values()} == {4}
     assert all(kept == width for kept, width in least.widths.values())
@@ -66,7 +61,17 @@ def test_tolerance_ends_the_bisection(case) -> None:
     counting = dataclasses.replace(cost, of=lambda masks: (asked.append(masks), cost.of(masks))[1])
     counts = []
     for tolerance in (0.3, 0):
-        plan = search(case.model, case.graph, measured, case.loss, counting, 0.5, rule="threshold", tolerance=tolerance)
+        plan = search(
+            case.model,
+            case.graph,
+            case.ranking,
+            measured,
+            case.loss,
+            counting,
+            0.5,
+            rule="threshold",
+            tolerance=tolerance,
+        )
         assert abs(plan.missed) <= max(tolerance, 0.1)
         counts.append(len(asked))
         asked.clear()
@@ -75,7 +80,7 @@ def test_tolerance_ends_the_bisection(case) -> None:
 
 def test_the_joint_model_is_measured_against_the_sum(case) -> None:
     plan = case.plan(case.measured(), 0.5)
-    small = compact(case.model, plan.masks(case.model, case.graph), case.graph)
+    small = compact(case.model, plan.masks(case.graph), case.graph)
     dense = case.loss(case.model)
     assert plan.zeta_joint == pytest.approx((case.loss(small) - dense) / dense, rel=1e-4)
     chosen = plan.sensitivity.widths(plan.alpha)
@@ -86,10 +91,10 @@ def test_the_joint_model_is_measured_against_the_sum(case) -> None:
 def test_parameters_are_what_compaction_leaves(case) -> None:
     report = count(case.model, case.shapes)
     cost = parameter_cost(case.model, report, case.graph)
-    plan = search(case.model, case.graph, case.measured(), case.loss, cost, 0.6)
-    small = compact(case.model, plan.masks(case.model, case.graph), case.graph)
+    plan = search(case.model, case.graph, case.ranking, case.measured(), case.loss, cost, 0.6)
+    small = compact(case.model, plan.masks(case.graph), case.graph)
     left = sum(p.numel() for p in small.parameters())
-    assert cost.of(plan.masks(case.model, case.graph)) == left
+    assert cost.of(plan.masks(case.graph)) == left
     assert plan.reached == 1 - left / sum(p.numel() for p in case.model.parameters())
     assert plan.target == "params"
 
@@ -126,19 +131,19 @@ def test_a_target_out_of_reach_says_which_channels_and_how_far(case, method: str
 @pytest.mark.parametrize("reduction", [0.0, 1.0, -0.1, math.nan])
 def test_reductions_that_are_no_fraction_are_refused(case, reduction: float) -> None:
     with pytest.raises(UsageError, match="reduction="):
-        uniform(case.model, case.graph, case.cost, reduction)
+        uniform(case.graph, case.ranking, case.cost, reduction)
 
 
 def test_slopes_prune_what_saves_most_for_its_damage(case) -> None:
     """Two groups with equal damage: by threshold both are pruned, by slope the one that saves more."""
     curves = {name: ((space.width, 0.0),) for name, space in case.graph.prunable.items()}
     curves |= {"first.0.inner": ((64, 0.0), (32, 0.1)), "second.0": ((24, 0.0), (12, 0.1))}
-    equal = Sensitivity(1.0, curves, "l2", 4)
+    equal = Sensitivity(1.0, curves, "energy", 4)
     by_slope, by_threshold = (case.plan(equal, 0.45, rule=rule) for rule in ("slope", "threshold"))
     changed = {name for name, (kept, width) in by_slope.widths.items() if kept < width}
     assert changed == {"first.0.inner"}
     assert by_threshold.widths["second.0"] == (12, 24)
-    saved = 1 - case.cost.of(by_slope.masks(case.model, case.graph)) / case.cost.of({})
+    saved = 1 - case.cost.of(by_slope.masks(case.graph)) / case.cost.of({})
     assert by_slope.alpha == pytest.approx(0.1 / saved)
 
 
@@ -146,7 +151,7 @@ def test_slopes_follow_the_lower_hull_and_stop_at_widths_between(case) -> None:
     """Damage of 64 -> 48 -> 32 -> 16 channels: the hull goes straight from 64 to 32, past 48."""
     curves = {name: ((space.width, 0.0),) for name, space in case.graph.prunable.items()}
     curves["first.0.inner"] = ((64, 0.0), (48, 0.3), (32, 0.3), (16, 0.9))
-    plans = [case.plan(Sensitivity(1.0, curves, "l2", 4), r, rule="slope", tolerance=0) for r in (0.23, 0.46, 0.69)]
+    plans = [case.plan(Sensitivity(1.0, curves, "energy", 4), r, rule="slope", tolerance=0) for r in (0.23, 0.46, 0.69)]
     assert [plan.widths["first.0.inner"][0] for plan in plans] == [48, 32, 16]
     assert plans[0].alpha == plans[1].alpha < plans[2].alpha
 
@@ -155,7 +160,7 @@ def test_slopes_follow_the_lower_hull_and_stop_at_widths_between(case) -> None:
 def test_a_group_that_breaks_the_model_goes_last(case, rule: str) -> None:
     curves = {name: ((space.width, 0.0),) for name, space in case.graph.prunable.items()}
     curves |= {"first.0.inner": ((64, 0.0), (32, math.inf), (4, math.inf)), "first.0.adaptor": ((32, 0.0), (24, 0.2))}
-    broken = Sensitivity(1.0, curves, "l2", 4)
+    broken = Sensitivity(1.0, curves, "energy", 4)
     before, last = (case.plan(broken, reduction, rule=rule, tolerance=0) for reduction in (0.2, 0.89))
     assert before.widths["first.0.inner"] == (64, 64) and before.alpha < math.inf
     assert last.widths["first.0.inner"] == (4, 64) and last.alpha == math.inf
@@ -180,15 +185,15 @@ def test_an_unknown_rule_is_refused(case) -> None:
 def _by(method: str, case, reduction: float) -> Plan:
     if method.startswith("search"):
         return case.plan(case.measured(), reduction, rule=method.removeprefix("search by "))
-    baseline = {"uniform": uniform, "global-magnitude": global_magnitude}[method]
-    return baseline(case.model, case.graph, case.cost, reduction, round_to=4)
+    baseline = {"uniform": uniform, "global": global_threshold}[method]
+    return baseline(case.graph, case.ranking, case.cost, reduction, round_to=4)
 
 
 @pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("reduction", (0.4, 0.6, 0.8))
 def test_all_methods_meet_the_same_target(case, method: str, reduction: float) -> None:
     plan = _by(method, case, reduction)
-    small = compact(case.model, plan.masks(case.model, case.graph), case.graph)
+    small = compact(case.model, plan.masks(case.graph), case.graph)
     left = count(small, case.shapes).macs
     assert plan.reached == 1 - left / case.cost.of({})
     assert plan.method == method
@@ -196,20 +201,42 @@ def test_all_methods_meet_the_same_target(case, method: str, reduction: float) -
 
 
 def test_uniform_takes_one_ratio(case) -> None:
-    plan = uniform(case.model, case.graph, case.cost, 0.5, round_to=1)
+    plan = uniform(case.graph, case.ranking, case.cost, 0.5, round_to=1)
     assert all(kept == round(width * (1 - plan.alpha)) for kept, width in plan.widths.values())
 
 
-def test_global_magnitude_takes_weak_groups_first(case) -> None:
+def test_global_threshold_takes_weak_groups_first(case) -> None:
+    case.criterion = "l2"  # by energy the channels that a ReLU silences go first, in whatever group
     with torch.no_grad():
         case.model.second[0].weight[4:] *= 1e-3
-    plan = global_magnitude(case.model, case.graph, case.cost, 0.03, round_to=4)
+    plan = global_threshold(case.graph, case.ranking, case.cost, 0.03, round_to=4)
     assert plan.widths["second.0"] == (4, 24)
     assert all(kept == width for name, (kept, width) in plan.widths.items() if name != "second.0")
 
 
-def test_global_magnitude_compares_groups_of_different_scale(case) -> None:
-    plan = global_magnitude(case.model, case.graph, case.cost, 0.5, round_to=4)
-    with torch.no_grad():
-        case.model.first[0].inner.weight *= 1000
-    assert global_magnitude(case.model, case.graph, case.cost, 0.5, round_to=4).widths == plan.widths
+@pytest.mark.parametrize("criterion", ["energy", "l2"])
+def test_global_threshold_compares_groups_of_different_scale(case, criterion: str) -> None:
+    case.criterion = criterion
+    plan = global_threshold(case.graph, case.ranking, case.cost, 0.5, round_to=4)
+    with torch.no_grad():  # larger filters; a layer that reads more loudly
+        louder = case.model.first[0].inner if criterion == "l2" else case.model.second[2]
+        louder.weight *= 1024
+    assert global_threshold(case.graph, case.ranking, case.cost, 0.5, round_to=4).kept == plan.kept
+
+
+def test_curves_by_another_criterion_are_refused(case) -> None:
+    measured = case.measured(candidates=(0.5,))
+    case.criterion = "l1"
+    with pytest.raises(UsageError, match="ranked by 'l1', but measured by 'energy'"):
+        case.plan(measured, 0.5)
+
+
+@pytest.mark.parametrize("method", [uniform, global_threshold])
+def test_a_ranking_of_another_graph_is_refused(case, method) -> None:
+    wide = case.wider(40)
+    other = rank_channels(wide, trace_model(wide, ["first", "second"]), "l2")
+    message = "the ranking is of another graph: 'branch:first.0.outer' had 40 channels there, it has 32 here"
+    with pytest.raises(GraphError, match=message):
+        method(case.graph, other, case.cost, 0.5)
+    with pytest.raises(GraphError, match=message):
+        measure_sensitivity(case.model, case.graph, other, case.loss)

@@ -11,9 +11,10 @@ from torch import nn
 from sparsecodec.data import RandomCrops
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.models import create
-from sparsecodec.sparsity import apply_compact_config, count
+from sparsecodec.sparsity import apply_compact_config, count, trace_model
 from sparsecodec.sparsity.latency import timed_by
-from sparsecodec.sparsity.plans import Plan
+from sparsecodec.sparsity.plans import Plan, best_of
+from sparsecodec.sparsity.ranking import rank_channels
 from sparsecodec.training import Recipe, calibration_loss, run
 from sparsecodec.training.families import family_of
 from sparsecodec.training.methods import search as method
@@ -76,7 +77,7 @@ def test_a_search_that_is_done_is_not_repeated(searched, model, data, monkeypatc
     ("settings", "changes", "message"),
     [
         ({"reduction": 0.5}, {}, "reduction=0.4, the recipe says 0.5"),
-        ({"reduction": 0.4, "criterion": "l1"}, {}, "criterion='l2'"),
+        ({"reduction": 0.4, "criterion": "l1"}, {}, "criterion='energy'"),
         ({"reduction": 0.4}, {"seed": 3}, "seed=0"),
     ],
 )
@@ -103,12 +104,35 @@ def test_a_codec_is_pruned_by_a_plan_and_fine_tuned(searched, model, data, tmp_p
     assert all(torch.equal(value, once_more.state_dict()[name]) for name, value in tuned.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["uniform", "global-magnitude"])
-def test_baselines_remove_what_they_should_before_fine_tuning(name, model, data, tmp_path) -> None:
-    tuned = run(_recipe("plan", {"plan": name, "reduction": 0.5, "round_to": 8}, steps=1), model, data, tmp_path)
+@pytest.mark.parametrize(("name", "criterion"), [("uniform", "energy"), ("global", "energy"), ("global", "l1")])
+def test_baselines_remove_what_they_should_before_fine_tuning(name, criterion, model, data, tmp_path) -> None:
+    settings = {"plan": name, "reduction": 0.5, "round_to": 8, "criterion": criterion}
+    tuned = run(_recipe("plan", settings, steps=1), model, data, tmp_path)
     plan = Plan.load(tmp_path / "plan.json")
-    assert plan.method == name and abs(plan.missed) < 0.05
+    assert plan.method == name and plan.criterion == criterion and abs(plan.missed) < 0.05
     assert plan.reached == 1 - _macs(tuned) / _macs(model)
+
+
+def test_channels_are_ranked_on_the_first_batch(searched, model, data, tmp_path) -> None:
+    """A search and a baseline keep the best channels by the energies of that batch, at all rates of the codec."""
+    graph = trace_model(model, list(family_of(model).transforms(model, "decoder")))
+    x = data.batch(0, 1)
+    by_energy = rank_channels(model, graph, "energy", lambda: calibration_loss(model, x))
+    run(_recipe("plan", {"plan": "uniform", "reduction": 0.5, "round_to": 8}, steps=1), model, data, tmp_path)
+    for folder in (searched[1], tmp_path):
+        plan = Plan.load(folder / "plan.json")
+        best = best_of(graph, by_energy.scores, {name: kept for name, (kept, _) in plan.widths.items()})
+        assert best.to_json() == plan.kept
+        assert {key: plan.made_by[key] for key in ("seed", "crops", "crop")} == {"seed": 0, "crops": 1, "crop": 64}
+
+
+def test_a_plan_of_other_weights_is_noted(searched, model, data, tmp_path, capsys) -> None:
+    recipe = _recipe("plan", {"plan": str(searched[1] / "plan.json")}, steps=1)
+    torch.manual_seed(1)
+    for codec, noted in ((model, False), (create("evc-nano"), True)):
+        tuned = run(recipe, codec, data, tmp_path / str(noted))
+        assert tuned.compact_config == searched[0].compact_config
+        assert ("plan.json ranked the channels of other weights than these" in capsys.readouterr().err) == noted
 
 
 def test_a_plan_of_another_architecture_is_refused(searched, data, tmp_path) -> None:
@@ -165,6 +189,8 @@ def test_a_target_out_of_reach_names_channels(model, data, tmp_path) -> None:
         ("plan", {"plan": "uniform"}, "reduction=None"),
         ("plan", {"plan": "some/plan.json", "reduction": 0.5}, "none for the path of a plan"),
         ("plan", {"plan": "uniform", "reduction": 0.0}, "reduction=0.0"),
+        ("plan", {"plan": "global", "reduction": 0.5, "criterion": "l3"}, "criterion='l3' .*energy, l1, l2"),
+        ("plan", {"plan": "global-magnitude", "reduction": 0.5}, "needs a reduction for uniform, global,"),
     ],
 )
 def test_settings_out_of_range_are_refused(table: str, settings: dict, message: str) -> None:

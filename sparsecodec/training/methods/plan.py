@@ -2,22 +2,35 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from torch import nn
+from tqdm import tqdm
 
 from sparsecodec.errors import UsageError
+from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.sparsity import trace_model
 from sparsecodec.sparsity.plans import Plan
-from sparsecodec.sparsity.search import TOLERANCE, global_magnitude, uniform
-from sparsecodec.training.methods.search import check, compacted, cost_of, graph_of, plan_in
+from sparsecodec.sparsity.search import TOLERANCE, global_threshold, uniform
+from sparsecodec.training import distributed
+from sparsecodec.training.methods.search import (
+    calibration_set,
+    check,
+    compacted,
+    cost_of,
+    graph_of,
+    loss_of,
+    plan_in,
+    ranking_of,
+)
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer
 
 COMMAND = "prune"
-BASELINES = {"uniform": uniform, "global-magnitude": global_magnitude}
+BASELINES = {"uniform": uniform, "global": global_threshold}
 
 
 @dataclass(frozen=True)
@@ -25,10 +38,11 @@ class Settings:
     """Which channels stay. The codec is compacted at once; the recipe's steps are those of the fine-tuning.
 
     Attributes:
-        plan: path of a ``plan.json``, from which everything else follows; or "uniform", one ratio for all channel
-            groups; or "global-magnitude", one threshold for all filter norms, each divided by its group's mean.
+        plan: path of a ``plan.json``, from which everything else follows, channels included: it fits the weights that
+            it was made from; or "uniform", one ratio for all channel groups; or "global", one threshold for the scores
+            of all channels, each divided by its group's mean.
         reduction, target, transforms, side, round_to, criterion, tolerance, latency_table: of the two baselines, as in
-            the settings of a search.
+            the settings of a search; the recipe's first batch is the calibration set of "energy".
     """
 
     plan: str
@@ -37,7 +51,7 @@ class Settings:
     transforms: str = "decoder"
     side: int = 256
     round_to: int = 16
-    criterion: str = "l2"
+    criterion: str = "energy"
     tolerance: float = TOLERANCE
     latency_table: str | None = None
 
@@ -65,18 +79,20 @@ def run(
 
         def make() -> Plan:
             return BASELINES[settings.plan](
-                model,
                 graph,
+                ranking_of(model, graph, settings, loss_of(recipe, model, data)),
                 cost_of(model, graph, settings, folder),
                 settings.reduction,
                 round_to=settings.round_to,
-                criterion=settings.criterion,
                 tolerance=settings.tolerance,
             )
 
-        plan = plan_in(folder, model, settings, {}, make)
+        plan = plan_in(folder, model, settings, calibration_set(recipe), make)
     else:
         plan = Plan.load(settings.plan)
+        weights = model_hash(model).hex()
+        if plan.made_by.get("model", weights) != weights and distributed.rank() == 0:
+            tqdm.write(f"{settings.plan} ranked the channels of other weights than these", file=sys.stderr)
         graph = trace_model(model, plan.transforms)
     small = compacted(model, graph, plan)
     return Trainer(recipe, small.train().requires_grad_(True), data, folder / "finetune").run()

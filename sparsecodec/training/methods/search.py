@@ -17,8 +17,9 @@ from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.sparsity import ChannelGraph, compact, compact_config, count, trace_model
 from sparsecodec.sparsity.latency import LatencyTable, latency_cost, timer_for
 from sparsecodec.sparsity.plans import Cost, Plan, mac_cost, parameter_cost
+from sparsecodec.sparsity.ranking import CRITERIA, Ranking, rank_channels
 from sparsecodec.sparsity.search import RULES, TOLERANCE, search
-from sparsecodec.sparsity.sensitivity import CRITERIA, RATIOS, measure_sensitivity
+from sparsecodec.sparsity.sensitivity import RATIOS, Loss, measure_sensitivity
 from sparsecodec.training import distributed
 from sparsecodec.training.families import PARTS, calibration_loss, family_of
 from sparsecodec.training.recipe import Recipe
@@ -40,7 +41,8 @@ class Settings:
         round_to: kept widths are multiples of this.
         rule: how widths follow from the damage, "slope" or "threshold"; see `sparsecodec.sparsity.search.search`.
         candidates: ratios that are tried for every group.
-        criterion: what ranks the channels of a group, "l2" or "l1" norm.
+        criterion: what ranks the channels of a group: their "energy" on the calibration set, or the "l2" or "l1" norm
+            of their filters.
         tolerance: on `reduction`.
         latency_table: JSON file that keeps measured times between runs; default: ``latency.json`` in the run's folder.
     """
@@ -52,7 +54,7 @@ class Settings:
     round_to: int = 16
     rule: str = "slope"
     candidates: tuple[float, ...] = RATIOS
-    criterion: str = "l2"
+    criterion: str = "energy"
     tolerance: float = TOLERANCE
     latency_table: str | None = None
 
@@ -73,7 +75,7 @@ def check(settings: Any) -> None:
     """
     if not 0 < settings.reduction < 1:
         raise UsageError(f"reduction={settings.reduction} (needs a fraction in (0, 1))")
-    for name, known in (("target", TARGETS), ("transforms", PARTS), ("criterion", tuple(CRITERIA))):
+    for name, known in (("target", TARGETS), ("transforms", PARTS), ("criterion", CRITERIA)):
         if getattr(settings, name) not in known:
             raise UsageError(f"{name}={getattr(settings, name)!r} (needs one of {', '.join(known)})")
     if settings.side < 64 or settings.side % 64:
@@ -94,30 +96,45 @@ def run(
 ) -> nn.Module:
     """Writes ``plan.json`` and gives the codec that is compacted by it; nothing is trained."""
     graph = graph_of(model, settings)
-    made_by = {"seed": recipe.seed, "crops": recipe.batch, "crop": recipe.crop}
 
     def make() -> Plan:
-        x = data.batch(0, recipe.batch).to(next(model.parameters()).device)
-        loss = partial(calibration_loss, x=x, lambdas=recipe.lambdas)
+        loss = loss_of(recipe, model, data)
+        ranking = ranking_of(model, graph, settings, loss)
         sensitivity = measure_sensitivity(
             model,
             graph,
+            ranking,
             loss,
             candidates=settings.candidates,
             round_to=settings.round_to,
-            criterion=settings.criterion,
             progress=partial(tqdm, desc="sensitivity", unit="width"),
         )
         cost = cost_of(model, graph, settings, folder)
         how = {"rule": settings.rule, "tolerance": settings.tolerance}
-        return search(model, graph, sensitivity, loss, cost, settings.reduction, **how)
+        return search(model, graph, ranking, sensitivity, loss, cost, settings.reduction, **how)
 
-    return compacted(model, graph, plan_in(folder, model, settings, made_by, make))
+    return compacted(model, graph, plan_in(folder, model, settings, calibration_set(recipe), make))
 
 
 def graph_of(model: nn.Module, settings: Any) -> ChannelGraph:
     """Of the transforms that `settings` names."""
     return trace_model(model, list(family_of(model).transforms(model, settings.transforms)))
+
+
+def calibration_set(recipe: Recipe) -> dict[str, int]:
+    """What the calibration set follows from, for the record."""
+    return {"seed": recipe.seed, "crops": recipe.batch, "crop": recipe.crop}
+
+
+def loss_of(recipe: Recipe, model: nn.Module, data: Data) -> Loss:
+    """The rate-distortion loss on the calibration set, the recipe's first batch."""
+    x = data.batch(0, recipe.batch).to(next(model.parameters()).device)
+    return partial(calibration_loss, x=x, lambdas=recipe.lambdas)
+
+
+def ranking_of(model: nn.Module, graph: ChannelGraph, settings: Any, loss: Loss) -> Ranking:
+    """By the criterion that `settings` names; energies are those of the forwards that `loss` takes."""
+    return rank_channels(model, graph, settings.criterion, partial(loss, model))
 
 
 def cost_of(model: nn.Module, graph: ChannelGraph, settings: Any, folder: Path) -> Cost:
@@ -161,7 +178,7 @@ def plan_in(
 
 def compacted(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
     """`model` with the widths of `plan`, in eval mode; it carries its ``compact_config``."""
-    masks = plan.masks(model, graph)
+    masks = plan.masks(graph)
     small = compact(model, masks, graph)
     small.compact_config = compact_config(masks, graph)
     return small.eval()
