@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import math
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -52,7 +53,8 @@ def run(arguments: argparse.Namespace) -> None:
             "mac_per_pixel": codec.report.macs,
             "parameters": sum(parameter.numel() for parameter in model.parameters()),
         }
-    result = evaluate(codec, pictures, qualities, arguments.model, partial(tqdm, desc=arguments.model, unit="picture"))
+    name = Path(arguments.model).name
+    result = evaluate(codec, pictures, qualities, name, partial(tqdm, desc=name, unit="picture"))
     if not arguments.per_picture:
         del result["per_picture"]
     result |= {**extra, "environment": machine}

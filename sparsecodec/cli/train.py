@@ -50,7 +50,7 @@ def run(arguments: argparse.Namespace, command: str) -> None:
     if arguments.seed is not None:
         recipe = replace(recipe, seed=arguments.seed)
     if recipe.command != command:
-        raise UsageError(f"{arguments.recipe} is a recipe of method {recipe.method!r}: sparsecodec {recipe.command}")
+        raise UsageError(f"{arguments.recipe} does not {command} (run it by: sparsecodec {recipe.command})")
     device = distributed.start(arguments.device)
     data = RandomCrops(list_training_files(arguments.data), recipe.crop, recipe.seed)
     model = training.initial_model(recipe, load)

@@ -86,9 +86,19 @@ class Recipe:
         return methods.command_of(self.method)
 
     def decisive(self) -> dict[str, Any]:
-        """The values that the steps of a run depend on, JSON-able."""
+        """The values that the steps of a phase depend on, JSON-able; those of the method under its name.
+
+        Lengths and rates in a method's settings are left out: they reach a phase as its recipe's own, and a longer
+        fine-tuning does not make the masks before it other ones.
+        """
         values = dataclasses.asdict(self)
-        return {key: value for key, value in values.items() if key not in INCIDENTAL}
+        settings = values.pop("settings") or {}
+        kept = {key: value for key, value in values.items() if key not in INCIDENTAL}
+        return kept | {
+            f"{self.method}.{key}": value
+            for key, value in settings.items()
+            if not key.endswith(("_steps", "_learning_rate"))
+        }
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 
@@ -19,3 +20,12 @@ def pictures(tmp_path_factory) -> list[Path]:
         paths.append(folder / f"{i}.png")
         smooth.save(paths[-1])
     return paths
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    """On tensors this small, two threads wait for each other longer than they work, above all on a busy machine."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)

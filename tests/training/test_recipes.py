@@ -1,0 +1,79 @@
+"""Every recipe that ships runs: fifty steps of it, all phases, to a codec that is saved, loaded and codes a picture."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from pathlib import Path
+
+import pytest
+import torch
+
+import sparsecodec
+from sparsecodec.cli.latency import CompiledTimer
+from sparsecodec.cli.main import main
+from sparsecodec.data import RandomCrops
+from sparsecodec.errors import UsageError
+from sparsecodec.models import create
+from sparsecodec.sparsity.latency import timed_by
+from sparsecodec.training import Recipe, calibration_loss, initial_model, run
+from sparsecodec.zoo import names
+
+RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
+STEPS = 50
+CHEAP = {  # what else takes long, by method
+    "quantize": {"calibration_crops": 2, "rule": "mse"},
+    "feds": {"calibration_batches": 2},
+    "search": {"candidates": (0.0, 0.9), "side": 64},
+}
+
+
+def _shortened(recipe: Recipe, steps: int) -> Recipe:
+    """The recipe with `steps` steps over all of its phases, each in its share, on small crops."""
+    settings = recipe.settings
+    names_of = [field.name for field in dataclasses.fields(settings)] if settings else []
+    lengths = {name: getattr(settings, name) for name in names_of if name.endswith("_steps")}
+    total = recipe.steps + sum(lengths.values())
+    share = {name: max(length * steps // total, 1) for name, length in lengths.items() if length}
+    share |= CHEAP.get(recipe.method, {})
+    return dataclasses.replace(
+        recipe,
+        steps=max(recipe.steps * steps // max(total, 1), 4 if recipe.steps else 0),
+        batch=1,
+        crop=64,
+        warmup=2,
+        log_every=1,
+        bfloat16=False,
+        settings=dataclasses.replace(settings, **share) if settings else None,
+    )
+
+
+def _load(name: str) -> torch.nn.Module:
+    """Shipped weights, or random ones in the place of those that another recipe makes first."""
+    return sparsecodec.load(name) if name in names() else create(name)
+
+
+def test_there_are_recipes_of_every_command():
+    commands = {Recipe.load(path).command for path in RECIPES}
+    assert commands == {"train", "prune", "distill", "search", "quantize"}
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
+def test_recipe_runs_and_its_codec_codes(path, pictures, tmp_path):
+    recipe = _shortened(Recipe.load(path), STEPS)
+    model = initial_model(recipe, _load)
+    data = RandomCrops(pictures, recipe.crop, recipe.seed)
+    with timed_by(functools.partial(CompiledTimer, rounds=1)):
+        codec = run(recipe, model, data, tmp_path / "run", _load)
+
+    sparsecodec.save(codec, tmp_path / path.stem)
+    loaded = sparsecodec.load(tmp_path / path.stem)
+    x = data.batch(1000, 1)
+    assert calibration_loss(loaded, x) == pytest.approx(calibration_loss(codec.eval(), x), rel=1e-4)
+    compiled = sparsecodec.compile_codec(loaded)
+    assert compiled.decode(compiled.encode(x)).shape == x.shape
+
+
+def test_command_of_another_method_is_refused(tmp_path):
+    path = next(path for path in RECIPES if Recipe.load(path).command == "prune")
+    assert main(["train", str(path), "nowhere", "--out", str(tmp_path)]) == UsageError.exit_code
