@@ -133,6 +133,12 @@ class ChannelGraph:
             allowed[self.layers[space.producers[0]].branch_positions] = outputs.keep(masks)
         return allowed
 
+    @property
+    def locks(self) -> str:
+        """The spaces that may not be pruned, with width and reason: a phrase for messages."""
+        found = [f"{s.name} ({s.width}: {s.locked})" for s in self.spaces.values() if s.locked is not None]
+        return f"locked: {', '.join(found) or 'none'}"
+
     def report(self) -> str:
         """One line per space: width, who makes and who reads it, prunable or "locked, because ..."."""
         lines = []

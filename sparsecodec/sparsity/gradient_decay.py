@@ -116,7 +116,7 @@ class GradientDecay(nn.Module):
         if reachable < config.sparsity:
             raise UsageError(
                 f"sparsity={config.sparsity}: with {config.round_to} channels in every space only {reachable:.3f} of "
-                f"the MACs are removed (trace more transforms, or lower round_to)"
+                f"the MACs are removed (trace more transforms, or lower round_to); {graph.locks}"
             )
 
     # --- the training loop's side ---

@@ -178,7 +178,9 @@ def masks_for_macs(
 
     low, high = 0.0, 1 - 1e-6
     if left(high) > 1 - reduction:
-        raise UsageError(f"reduction={reduction}: at most {1 - left(high):.3f} of the MACs can be removed")
+        raise UsageError(
+            f"reduction={reduction}: at most {1 - left(high):.3f} of the MACs can be removed; {graph.locks}"
+        )
     while high - low > 1e-3:
         middle = (low + high) / 2
         low, high = (low, middle) if left(middle) <= 1 - reduction else (middle, high)

@@ -217,8 +217,7 @@ class _Staircase:
 
     def _out_of_reach(self, last: int, reduction: float) -> UsageError:
         floors = [f"{name} ({k} of {w})" for name, (k, w) in kept_widths(self.graph, self.masks(last)).items()]
-        locked = [f"{s.name} ({s.width}: {s.locked})" for s in self.graph.spaces.values() if s.locked is not None]
         return UsageError(
             f"reduction={reduction} of {self.cost.kind} cannot be met: at most {self.removed(last):.4f} can be "
-            f"removed. At their smallest width: {', '.join(floors) or 'none'}. Locked: {', '.join(locked) or 'none'}"
+            f"removed. At their smallest width: {', '.join(floors) or 'none'}; {self.graph.locks}"
         )
