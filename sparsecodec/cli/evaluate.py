@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from tqdm import tqdm
 
 from sparsecodec.cli.options import add_compute, add_json, compute_options, print_json, quality, write_json
@@ -17,6 +18,7 @@ from sparsecodec.info import environment
 from sparsecodec.metrics import ANCHORS, evaluate
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.adapters.compressai import CompressAICodec
+from sparsecodec.sparsity.rules import is_quantized
 from sparsecodec.zoo import load
 
 QUALITIES = (0.0, 25.0, 50.0, 75.0, 100.0)
@@ -51,7 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
             "device": torch.cuda.get_device_name(codec.device) if on_gpu else machine["cpu"],
             "dtype": str(codec.dtype).removeprefix("torch."),
             "mac_per_pixel": codec.report.macs,
-            "parameters": sum(parameter.numel() for parameter in model.parameters()),
+            "parameters": _parameters(model),
         }
     name = Path(arguments.model).name
     result = evaluate(codec, pictures, qualities, name, partial(tqdm, desc=name, unit="picture"))
@@ -64,6 +66,13 @@ def run(arguments: argparse.Namespace) -> None:
         print_json(result)
     else:
         _print_table(result)
+
+
+def _parameters(model: nn.Module) -> int:
+    """Numbers that were trained; on integers they are buffers."""
+    integers = [layer for layer in model.modules() if is_quantized(layer) and not list(layer.parameters())]
+    frozen = [tensor for layer in integers for tensor in (layer.weight, layer.bias) if tensor is not None]
+    return sum(tensor.numel() for tensor in (*model.parameters(), *frozen))
 
 
 def _usual_qualities(codec: CompiledCodec) -> tuple[float | None, ...]:

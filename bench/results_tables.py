@@ -1,0 +1,134 @@
+"""The tables of docs/results.md, computed from what ``sparsecodec eval`` wrote into bench/results/kodak.
+
+``python bench/results_tables.py`` rewrites them in place; ``--check`` fails if they are not what the results say.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from statistics import fmean, stdev
+from typing import Any
+
+from sparsecodec.metrics import bd_psnr, bd_rate
+
+ROOT = Path(__file__).parents[1]
+KODAK = ROOT / "bench" / "results" / "kodak"
+PAGE = ROOT / "docs" / "results.md"
+ZOO = ROOT / "sparsecodec" / "zoo"
+PARENTS = {"evc-tiny": None, "evc-tiny-sparse": "evc-tiny", "evc-tiny-sparse-int8": "evc-tiny-sparse"}
+PIXELS = 768 * 512
+
+Row = Sequence[str]
+
+
+def result(name: str) -> dict[str, Any]:
+    """What eval wrote of `name`, a path below the folder of results without its suffix."""
+    return json.loads((KODAK / f"{name}.json").read_text())
+
+
+def curve(name: str) -> tuple[list[float], list[float]]:
+    """(bits per pixel of whole files, PSNR)."""
+    values = result(name)["results"]
+    return values["bpp_file"], values["psnr-rgb"]
+
+
+def rate(test: str, anchor: str) -> float:
+    """BD-rate of `test` against `anchor`, per cent."""
+    return bd_rate(curve(anchor), curve(test))
+
+
+def psnr(test: str, anchor: str) -> float:
+    """BD-PSNR of `test` against `anchor`, dB."""
+    return bd_psnr(curve(anchor), curve(test))
+
+
+def cost(name: str) -> tuple[str, str]:
+    """(GMAC of decoding 768x512, million parameters)."""
+    found = result(name)
+    return f"{found['mac_per_pixel'] * PIXELS / 1e9:.2f}", f"{found['parameters'] / 1e6:.2f}"
+
+
+def table(head: Row, rows: Sequence[Row]) -> str:
+    """Markdown."""
+    return "\n".join("| " + " | ".join(line) + " |" for line in [head, ["---"] * len(head), *rows])
+
+
+def zoo() -> str:
+    """The zoo beside the classical codecs, and each member beside the one that it was made from."""
+    head = (
+        "codec",
+        "GMAC",
+        "Mparams",
+        "weights",
+        "BD-rate vs JPEG",
+        "vs WebP",
+        "made from",
+        "BD-rate vs that",
+        "BD-PSNR",
+    )
+    rows = []
+    for name, parent in PARENTS.items():
+        size = (ZOO / f"{name}.safetensors").stat().st_size / 1e6
+        against = [f"{rate(name, anchor):+.1f} %" for anchor in ("jpeg", "webp")]
+        own = ("", "", "")
+        if parent is not None:
+            own = (parent, f"{rate(name, parent):+.1f} %", f"{psnr(name, parent):+.2f} dB")
+        rows.append((name, *cost(name), f"{size:.1f} MB", *against, *own))
+    return table(head, rows)
+
+
+def methods() -> str:
+    """Ways to the same number of MACs at equal steps; mean and deviation over the seeds that were run."""
+    head = ("method", "seeds", "GMAC", "BD-rate vs evc-tiny", "BD-PSNR vs evc-tiny")
+    names = sorted({path.stem.rpartition("-")[0] for path in (KODAK / "ablation").glob("*.json")})
+    rows = []
+    for name in names:
+        runs = [f"ablation/{path.stem}" for path in sorted((KODAK / "ablation").glob(f"{name}-[0-9].json"))]
+        rates = [rate(run, "evc-tiny") for run in runs]
+        gains = [psnr(run, "evc-tiny") for run in runs]
+        cells = (name, str(len(runs)), cost(runs[0])[0], f"{_spread(rates, 1)} %", f"{_spread(gains, 2)} dB")
+        rows.append((fmean(gains), cells))
+    return table(head, [cells for _, cells in sorted(rows, reverse=True)])
+
+
+def _spread(values: Sequence[float], digits: int) -> str:
+    mean = f"{fmean(values):+.{digits}f}"
+    return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
+
+
+TABLES = {"zoo": zoo, "methods": methods}
+
+
+def page(text: str) -> str:
+    """`text` with every table between its marks computed anew."""
+    for name, make in TABLES.items():
+        begin, end = f"<!-- table: {name} -->", "<!-- end -->"
+        before, found, rest = text.partition(begin)
+        _, closed, after = rest.partition(end)
+        if not found or not closed:
+            raise SystemExit(f"{PAGE.name} has no place for the table {name!r}")
+        text = f"{before}{begin}\n{make()}\n{end}{after}"
+    return text
+
+
+def main() -> int:
+    """Returns the exit code."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, fail if a table is stale")
+    check = parser.parse_args().check
+    text = PAGE.read_text()
+    fresh = page(text)
+    if not check:
+        PAGE.write_text(fresh)
+    elif fresh != text:
+        print(f"{PAGE.name} is stale: run python bench/results_tables.py", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
