@@ -244,7 +244,7 @@ def test_demo_refuses_to_time_a_decoder_that_gives_another_picture(picture, code
     assert not (tmp_path / "demo" / "demo.json").exists()
 
 
-def test_train_prunes_and_the_result_opens(photo, codec_files, capsys, tmp_path):
+def test_prune_by_a_recipe_gives_a_codec_that_opens(photo, codec_files, capsys, tmp_path):
     (tmp_path / "photos").mkdir()
     write_image(photo, tmp_path / "photos" / "a.png")
     recipe = f"""
@@ -253,15 +253,17 @@ def test_train_prunes_and_the_result_opens(photo, codec_files, capsys, tmp_path)
         steps = 2
         batch = 1
         crop = 64
-        [pruning]
+        [gradient_decay]
         mac_reduction = 0.3
         finetune_steps = 1
     """
     (tmp_path / "small.toml").write_text(recipe)
-    code, out, err = run(
-        capsys, "train", tmp_path / "small.toml", tmp_path / "photos", "--out", tmp_path / "run", "--half"
-    )
+    arguments = (tmp_path / "small.toml", tmp_path / "photos", "--out", tmp_path / "run", "--half", "--seed", "3")
+    code, out, err = run(capsys, "train", *arguments)
+    assert code == 2 and "does not train (run it by: sparsecodec prune)" in err
+    code, out, err = run(capsys, "prune", *arguments)
     assert code == 0 and out == "", err
+    assert json.loads((tmp_path / "run" / "small.json").read_text())["info"]["recipe"]["seed"] == 3
     small, dense = load(tmp_path / "run" / "small"), load(codec_files / "dense")
     assert sum(p.numel() for p in small.parameters()) < sum(p.numel() for p in dense.parameters())
 
