@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import os
 import shutil
 
@@ -19,5 +20,7 @@ def test_what_the_lane_needs_is_there():
     assert torch.cuda.is_available() or os.environ.get("TRITON_INTERPRET") == "1"
     assert why_unavailable("triton") is None
     import_compressai()
+    for package in ("av", "tensorboard", "matplotlib", "pytorch_msssim", "bjontegaard"):
+        assert importlib.util.find_spec(package), f"{package} is missing, so its tests would be skipped"
     assert shutil.which("g++"), "the CUDA kernels run on CPU threads, built by g++"
     assert LIBRARY.exists(), "the CUDA kernels are built and compiled ahead of time, by nvcc"

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -41,11 +40,6 @@ def broken_layer(model: nn.Module, forward: Callable[[], object]) -> str | None:
         for hook in hooks:
             hook.remove()
     return found[0] if found else None
-
-
-def all_finite(values: Iterable[float]) -> bool:
-    """Whether all of `values` are numbers."""
-    return all(math.isfinite(value) for value in values)
 
 
 def _tensors(value: object) -> list[Tensor]:

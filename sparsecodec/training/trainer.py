@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.training import checkpoint, distributed
-from sparsecodec.training.diagnosis import all_finite, broken_layer, broken_parameter
+from sparsecodec.training.diagnosis import broken_layer, broken_parameter
 from sparsecodec.training.families import lambdas_for, rate_distortion
 from sparsecodec.training.logs import Log
 from sparsecodec.training.method import Method
@@ -157,7 +157,7 @@ class Trainer:
         figures = torch.stack([figure.detach().float() for figure in (loss, bpp, mse, norm)])
         distributed.average([figures])
         loss_value, bpp_value, mse_value, norm_value = figures.tolist()
-        if not all_finite((loss_value, norm_value)):
+        if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
             raise SparseCodecError(f"step {step}: the loss is {loss_value}: {self._blame(x)}; lower the learning rate")
         method.update(self.optimizer)
         decay = min(recipe.ema, (1 + step) / (10 + step))

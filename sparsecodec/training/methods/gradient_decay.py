@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import contextlib
-import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparsecodec.distill import LayerwiseDistillation, blocks_of
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_config, count, trace_model
 from sparsecodec.training.families import family_of
-from sparsecodec.training.method import Method
+from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
 
@@ -72,7 +69,7 @@ class Settings:
             )
 
 
-class LearntMasks(Method):
+class LearntMasks(Masking):
     """Learns which channels to drop, and holds the rest close to the dense codec, block by block.
 
     Args:
@@ -86,55 +83,27 @@ class LearntMasks(Method):
     """
 
     def __init__(self, model: nn.Module, settings: Settings, steps: int, paths: tuple[str, ...] | None = None) -> None:
-        super().__init__()
-        self.weight = settings.distillation_weight
         shapes = family_of(model).transforms(model, settings.transforms if paths is None else "all")
         if paths is not None:
             if unknown := [path for path in paths if path not in shapes]:
                 raise UsageError(f"stage {list(paths)}: no transform {unknown[0]!r} (there are {', '.join(shapes)})")
             shapes = {path: shapes[path] for path in paths}
-        self.graph = trace_model(model, list(shapes))
-        self.decay = GradientDecay(
-            model,
-            self.graph,
-            count(model, shapes),
-            DecayConfig(
-                sparsity=settings.mac_reduction,
-                t0=int(settings.decay_start * steps),
-                t1=int(settings.decay_end * steps),
-                ramp=int(settings.decay_start * steps),
-                penalty=settings.sparsity_weight,
-                round_to=settings.round_to,
-                method=settings.method,
-            ),
+        graph = trace_model(model, list(shapes))
+        config = DecayConfig(
+            sparsity=settings.mac_reduction,
+            t0=int(settings.decay_start * steps),
+            t1=int(settings.decay_end * steps),
+            ramp=int(settings.decay_start * steps),
+            penalty=settings.sparsity_weight,
+            round_to=settings.round_to,
+            method=settings.method,
         )
-        self.distillation = None
-        if self.weight:
-            teacher = copy.deepcopy(model).eval().requires_grad_(False)
-            self.distillation = LayerwiseDistillation(model, teacher, blocks_of(model, list(shapes)))
+        decay = GradientDecay(model, graph, count(model, shapes), config)
+        super().__init__(model, decay, list(shapes), settings.distillation_weight)
+        self.graph = graph
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [self.decay.parameter_group(THETA_LR)]
-
-    @contextlib.contextmanager
-    def applied(self, step: int) -> Iterator[None]:
-        """Within the context the model computes with its masks, and its blocks are compared with the dense ones."""
-        self.decay.set_step(step)
-        watching = self.distillation.watching() if self.distilling else contextlib.nullcontext()
-        with self.decay.applied(), watching:
-            yield
-
-    @property
-    def distilling(self) -> bool:
-        """Until the masks are frozen; what follows is plain fine-tuning."""
-        return self.distillation is not None and not bool(self.decay.frozen)
-
-    def loss(self, out: dict[str, Tensor], x: Tensor) -> Tensor:
-        penalty = self.decay.penalty()
-        return penalty + self.weight * self.distillation.loss() if self.distilling else penalty
-
-    def update(self, optimizer: torch.optim.Optimizer) -> None:
-        self.decay.step(optimizer)
 
     def record(self) -> dict[str, float]:
         return {"beta": self.decay.beta, "mac_reduction": float(self.decay.mac_reduction)}
@@ -176,13 +145,3 @@ def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
         return second
     transforms = [*first["transforms"], *second["transforms"]]
     return {**first, "transforms": transforms, "kept": {**first["kept"], **second["kept"]}}
-
-
-def finetuned(recipe: Recipe, small: nn.Module, data: Data, folder: Path, settings: Any) -> nn.Module:
-    """Plain training of a compact codec for ``settings.finetune_steps`` at ``settings.finetune_learning_rate``."""
-    if not settings.finetune_steps:
-        return small.eval()
-    tuning = phase(
-        recipe, steps=settings.finetune_steps, learning_rate=settings.finetune_learning_rate, seed=recipe.seed + 1
-    )
-    return Trainer(tuning, small.train().requires_grad_(True), data, folder / "finetune").run()

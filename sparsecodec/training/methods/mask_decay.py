@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import contextlib
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
-from sparsecodec.distill import LayerwiseDistillation, blocks_of
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
 from sparsecodec.sparsity import compact, compact_config, count, trace_model
@@ -21,8 +19,7 @@ from sparsecodec.sparsity.schedules import MaskDecayConfig, Penalty
 from sparsecodec.sparsity.targets import student_targets, uniform_targets
 from sparsecodec.training import distributed
 from sparsecodec.training.families import PARTS, family_of
-from sparsecodec.training.method import Method
-from sparsecodec.training.methods.gradient_decay import finetuned
+from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer
 
@@ -88,7 +85,7 @@ class Settings:
         return MaskDecayConfig(max(int(self.decay_end * steps), 1), self.penalty_weight, self.penalty)
 
 
-class DecayingMasks(Method):
+class DecayingMasks(Masking):
     """Narrows a codec while it trains.
 
     Args:
@@ -102,45 +99,25 @@ class DecayingMasks(Method):
     """
 
     def __init__(self, model: nn.Module, settings: Settings, steps: int) -> None:
-        super().__init__()
-        self.settings = settings
-        self.learning_rate = settings.mask_travel / steps
         shapes = family_of(model).transforms(model, settings.transforms)
-        self.graph = trace_model(model, list(shapes))
+        graph = trace_model(model, list(shapes))
         if settings.student is not None:
-            targets = student_targets(model, self.graph, create(settings.student))
+            targets = student_targets(model, graph, create(settings.student))
         else:
             report = count(model, shapes)
-            targets = uniform_targets(model, self.graph, report, settings.mac_reduction, settings.round_to)
-        self.decay = MaskDecay(model, self.graph, targets, settings.config(steps))
-        self.distillation = None
-        if settings.distillation_weight:
-            teacher = copy.deepcopy(model).eval().requires_grad_(False)
-            self.distillation = LayerwiseDistillation(model, teacher, blocks_of(model, list(shapes)))
+            targets = uniform_targets(model, graph, report, settings.mac_reduction, settings.round_to)
+        decay = MaskDecay(model, graph, targets, settings.config(steps))
+        super().__init__(model, decay, list(shapes), settings.distillation_weight)
+        self.graph = graph
+        self.settings = settings
+        self.learning_rate = settings.mask_travel / steps
 
     def parameter_groups(self) -> list[dict[str, Any]]:
         return [self.decay.parameter_group(self.learning_rate)]
 
-    @contextlib.contextmanager
-    def applied(self, step: int) -> Iterator[None]:
-        """Within the context the model computes with its masks, and its blocks are compared with the wide ones."""
-        self.decay.set_step(step)
-        watching = self.distillation.watching() if self.distilling else contextlib.nullcontext()
-        with self.decay.applied(), watching:
-            yield
-
-    @property
-    def distilling(self) -> bool:
-        """Until the masks are final."""
-        return self.distillation is not None and not bool(self.decay.frozen)
-
-    def loss(self, out: dict[str, Tensor], x: Tensor) -> Tensor:
-        penalty = self.decay.penalty()
-        return penalty + self.settings.distillation_weight * self.distillation.loss() if self.distilling else penalty
-
     def update(self, optimizer: torch.optim.Optimizer) -> None:
         distributed.average([self.decay.energy])  # which channels go must be the same in every process
-        self.decay.step(optimizer)
+        super().update(optimizer)
 
     def record(self) -> dict[str, float]:
         return {"live_channels": self.decay.live, "forced_channels": int(self.decay.forced)}
