@@ -8,6 +8,7 @@ from sparsecodec.ops.depth_conv_block import depth_conv_block
 from sparsecodec.ops.entropy_parameters import entropy_parameters
 from sparsecodec.ops.expand_symbols import expand_symbols
 from sparsecodec.ops.gdn import gdn
+from sparsecodec.ops.integer_conv2d import integer_conv2d
 from sparsecodec.ops.pointwise import pointwise
 from sparsecodec.ops.prior_head import prior_head
 from sparsecodec.ops.quantize_latent import quantize_latent
@@ -26,6 +27,7 @@ __all__ = [
     "evc_scale_thresholds",
     "expand_symbols",
     "gdn",
+    "integer_conv2d",
     "pointwise",
     "prior_head",
     "quantize_latent",
