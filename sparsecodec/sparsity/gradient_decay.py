@@ -1,6 +1,7 @@
 """Gradient decay: train masks whose masked filters keep learning at first, then less and less, then are frozen.
 
-A channel is kept while its score lies above the learnable threshold of its space. The forward uses ``m * W``; the
+A channel is kept while its score, the norm of its filters or its energy, lies above the learnable threshold of its
+space. The forward uses ``m * W``; the
 backward scales what a masked filter receives by ``beta``, which goes from 1 (straight-through) to 0 (hard mask)
 (arXiv 2312.02605). A penalty on the MACs of the whole decoder moves the thresholds until the target is met.
 """
@@ -8,7 +9,7 @@ backward scales what a masked filter receives by ``beta``, which goes from 1 (st
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
@@ -78,6 +79,9 @@ class GradientDecay(nn.Module):
         graph: its channel graph.
         report: MACs of everything that is to count, on the dense model; see `count`.
         config: schedule and target.
+        energies: ``[width]`` by prunable space and branch, from `channel_energies` on the model as it is now. A score
+            is then the root of the energy, and follows the norm of the filters from there on; None: the norm alone, as
+            published.
 
     Raises:
         GraphError: nothing can be pruned, or no layer of `graph` is in `report`.
@@ -86,9 +90,17 @@ class GradientDecay(nn.Module):
 
     keep: Tensor
     frozen: Tensor
+    gain: Tensor  # [W] float32: score of a channel per norm of its filters
     mac_reduction: float  # fraction of the counted MACs that the masks in force remove
 
-    def __init__(self, model: nn.Module, graph: ChannelGraph, report: MacReport, config: DecayConfig) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        graph: ChannelGraph,
+        report: MacReport,
+        config: DecayConfig,
+        energies: Mapping[str, Tensor] | None = None,
+    ) -> None:
         super().__init__()
         units = list(graph.prunable.values())
         if not units or not any(layer.name in graph.layers for layer in report.layers):
@@ -102,6 +114,7 @@ class GradientDecay(nn.Module):
         self.unit_of = self.gating.unit_of
         self.register_buffer("keep", torch.ones(self.gating.size, dtype=torch.bool))
         self.register_buffer("frozen", torch.tensor(False))
+        self.register_buffer("gain", self._gain(energies))
         self._shares = MacShares(graph, report, self.names)
         self.step_index = 0
         self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
@@ -226,9 +239,16 @@ class GradientDecay(nn.Module):
         return torch.zeros_like(widths).index_add(0, self.unit_of, flat) / widths
 
     @torch.no_grad()
+    def _gain(self, energies: Mapping[str, Tensor] | None) -> Tensor:
+        if energies is None:
+            return torch.ones(self.gating.size)
+        roots = torch.cat([energies[name].sqrt() for name in self.names])
+        return roots / self.gating.norms(self.model, self.config.p).clamp(min=1e-12)
+
+    @torch.no_grad()
     def _score(self) -> Tensor:
         """``[sum of widths]`` score of every channel, in units of its space's mean score."""
-        total = self.gating.norms(self.model, self.config.p)
+        total = self.gating.norms(self.model, self.config.p) * self.gain
         return total / self._mean_per_unit(total).clamp(min=1e-12)[self.unit_of]
 
     def _threshold(self, scores: Tensor) -> Tensor:

@@ -331,7 +331,7 @@ def test_the_model_is_the_same_object_with_the_same_keys(net: Net) -> None:
         net(torch.rand(1, 5, 4, 4, dtype=torch.float64))
     assert list(net.state_dict()) == keys
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
-    assert set(decay.state_dict()) == {"theta", "keep", "frozen"}
+    assert set(decay.state_dict()) == {"theta", "keep", "frozen", "gain"}
 
 
 def test_an_average_of_the_weights_can_be_evaluated(net: Net) -> None:
@@ -396,3 +396,23 @@ def test_weights_that_are_not_finite_are_refused(net: Net) -> None:
         net.head.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(UsageError, match="not finite"):
         decay.set_step(0)
+
+
+def test_scores_by_energy_are_its_root_and_follow_the_filters(net: Net) -> None:
+    graph = ChannelGraph.trace(net)
+    energies = {name: torch.rand(space.width) + 0.1 for name, space in graph.prunable.items()}
+    config = DecayConfig(sparsity=0.5, t0=10, t1=20)
+    decay = GradientDecay(net, graph, count(net, {"": SHAPE}), config, energies)
+    for name, score in decay.gating.sections(decay.scores).items():
+        root = energies[name].sqrt()
+        torch.testing.assert_close(score, root / root.mean())
+
+    with torch.no_grad():
+        net.plain.weight[2] *= 3
+    decay.set_step(0)
+    after, root = decay.gating.sections(decay.scores)["plain"], energies["plain"].sqrt()
+    torch.testing.assert_close(after[2] / after[0], 3 * root[2] / root[0])
+
+    resumed = GradientDecay(net, graph, count(net, {"": SHAPE}), config)
+    resumed.load_state_dict(decay.state_dict())
+    torch.testing.assert_close(resumed._score(), decay._score(), rtol=0, atol=0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +13,8 @@ from torch import nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_config, count, trace_model
-from sparsecodec.training.families import family_of
+from sparsecodec.sparsity.energy import channel_energies
+from sparsecodec.training.families import calibration_loss, family_of
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -32,6 +34,8 @@ class Settings:
             ``[["hyper_dec", "y_prior_fusion", "y_spatial_prior"], ["dec"]]`` (a video codec: motion, then residual).
             Each stage runs for the recipe's steps, reaches the target on its own transforms, and distils its own layers
             alone. Default: `transforms` at once.
+        criterion: what scores the channels: "l2", the norms of their filters, as published, or "energy", what they say
+            to the layers that read them, measured on the recipe's first batch.
         method: "gradient_decay", or one of the baselines that `sparsecodec.sparsity.Method` lists.
         decay_start, decay_end: fractions of the run between which the gradient of masked filters goes from 1 to 0.
         finetune_steps: of plain rate-distortion training on the compacted codec, after the masks are frozen.
@@ -44,6 +48,7 @@ class Settings:
     mac_reduction: float
     transforms: str = "decoder"
     stages: tuple[tuple[str, ...], ...] = ()
+    criterion: str = "l2"
     method: str = "gradient_decay"
     decay_start: float = 0.1
     decay_end: float = 0.9
@@ -60,6 +65,8 @@ class Settings:
             raise UsageError(
                 f"decay_start={self.decay_start}, decay_end={self.decay_end} (needs 0 <= start < end <= 1)"
             )
+        if self.criterion not in ("l2", "energy"):
+            raise UsageError(f"criterion={self.criterion!r} (needs one of l2, energy)")
         paths = [path for stage in self.stages for path in stage]
         if len(set(paths)) < len(paths) or not all(self.stages):
             raise UsageError(f"stages={self.stages} (needs groups of transforms, each transform in one of them)")
@@ -77,12 +84,20 @@ class LearntMasks(Masking):
         settings: of the method.
         steps: of the phase.
         paths: of the transforms that are pruned; default: those of `settings`.
+        run: forwards of the model on calibration data, for the criterion "energy".
 
     Raises:
         UsageError: the model has no such transform.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings, steps: int, paths: tuple[str, ...] | None = None) -> None:
+    def __init__(
+        self,
+        model: nn.Module,
+        settings: Settings,
+        steps: int,
+        paths: tuple[str, ...] | None = None,
+        run: Callable[[], object] | None = None,
+    ) -> None:
         shapes = family_of(model).transforms(model, settings.transforms if paths is None else "all")
         if paths is not None:
             if unknown := [path for path in paths if path not in shapes]:
@@ -98,7 +113,8 @@ class LearntMasks(Masking):
             round_to=settings.round_to,
             method=settings.method,
         )
-        decay = GradientDecay(model, graph, count(model, shapes), config)
+        energies = channel_energies(model, graph, run) if settings.criterion == "energy" else None
+        decay = GradientDecay(model, graph, count(model, shapes), config, energies)
         super().__init__(model, decay, list(shapes), settings.distillation_weight)
         self.graph = graph
 
@@ -126,9 +142,10 @@ def run(
 ) -> nn.Module:
     """Learns the masks (``masks-1/``, a folder a stage), compacts the codec, and fine-tunes it (``finetune/``)."""
     stages = settings.stages or (tuple(family_of(model).transforms(model, settings.transforms)),)
+    x = data.batch(0, recipe.batch).to(next(model.parameters()).device)
     config: dict[str, Any] = {}
     for number, paths in enumerate(stages):
-        method = LearntMasks(model, settings, recipe.steps, paths)
+        method = LearntMasks(model, settings, recipe.steps, paths, partial(calibration_loss, model, x, recipe.lambdas))
         learning = phase(recipe, seed=recipe.seed + 1000 * number)
         averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method).run()
         method.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
