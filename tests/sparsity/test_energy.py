@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 import sparsecodec
 from sparsecodec.errors import UsageError
-from sparsecodec.sparsity import ChannelGraph, count, masked, trace_model
+from sparsecodec.sparsity import ChannelGraph, DecayConfig, GradientDecay, count, masked, trace_model
 from sparsecodec.sparsity.energy import channel_energies
 from sparsecodec.sparsity.plans import mac_cost
 from sparsecodec.sparsity.ranking import CRITERIA, rank_channels
@@ -244,6 +244,25 @@ def test_criteria_are_checked(net: Net) -> None:
     assert all(torch.equal(by_energy.scores[name], values) for name, values in _energies(net).items())
     locked = nn.Sequential(nn.Conv2d(3, 4, 1))
     assert channel_energies(locked, ChannelGraph.trace(locked), lambda: None) == {}
+
+
+def test_gradient_decay_scores_begin_as_its_root_and_follow_the_filters(net: Net) -> None:
+    graph, energies = ChannelGraph.trace(net), _energies(net)
+    report, config = count(net, {"": tuple(X.shape)}), DecayConfig(sparsity=0.4, t0=10, t1=20)
+    decay = GradientDecay(net, graph, report, config, energies)
+    for name, score in decay.gating.sections(decay.scores).items():
+        root = energies[name].sqrt()
+        torch.testing.assert_close(score, root / root.mean())
+
+    with torch.no_grad():
+        net.inner.weight[2] *= 3
+    decay.set_step(0)
+    after, root = decay.gating.sections(decay.scores)["inner"], energies["inner"].sqrt()
+    torch.testing.assert_close(after[2] / after[0], 3 * root[2] / root[0])
+
+    resumed = GradientDecay(net, graph, report, config)
+    resumed.load_state_dict(decay.state_dict())
+    torch.testing.assert_close(resumed._score(), decay._score(), rtol=0, atol=0)
 
 
 @pytest.fixture(scope="module")

@@ -396,23 +396,3 @@ def test_weights_that_are_not_finite_are_refused(net: Net) -> None:
         net.head.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(UsageError, match="not finite"):
         decay.set_step(0)
-
-
-def test_scores_by_energy_are_its_root_and_follow_the_filters(net: Net) -> None:
-    graph = ChannelGraph.trace(net)
-    energies = {name: torch.rand(space.width) + 0.1 for name, space in graph.prunable.items()}
-    config = DecayConfig(sparsity=0.5, t0=10, t1=20)
-    decay = GradientDecay(net, graph, count(net, {"": SHAPE}), config, energies)
-    for name, score in decay.gating.sections(decay.scores).items():
-        root = energies[name].sqrt()
-        torch.testing.assert_close(score, root / root.mean())
-
-    with torch.no_grad():
-        net.plain.weight[2] *= 3
-    decay.set_step(0)
-    after, root = decay.gating.sections(decay.scores)["plain"], energies["plain"].sqrt()
-    torch.testing.assert_close(after[2] / after[0], 3 * root[2] / root[0])
-
-    resumed = GradientDecay(net, graph, count(net, {"": SHAPE}), config)
-    resumed.load_state_dict(decay.state_dict())
-    torch.testing.assert_close(resumed._score(), decay._score(), rtol=0, atol=0)
