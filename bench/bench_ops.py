@@ -1,5 +1,7 @@
 """Each op's kernels against plain torch on the same inputs, rounds interleaved; conformance before time.
 
+An integer op also against the same layer in float32, on the CPU.
+
 On a GPU also against ``torch.compile(mode="max-autotune")`` of the reference and the roofline: the time that the
 counted bytes or operations take at the device's nominal rates.
 """
@@ -67,10 +69,13 @@ def bench_op(case: OpCase, backend: str, dtype: torch.dtype, benchmark, bench_ro
             lambda one=one, to=to: bound.run(**one, out=to) for one, to in zip(free, out, strict=True)
         ]
         contenders = {"kernel": kernel, "reference": [lambda one=one: reference(**one) for one in inputs]}
+        if case.rival is not None and device.type == "cpu":
+            name, rival = case.rival(inputs[0])
+            contenders[name] = [rival]
         if device.type == "cuda":
             compiled = torch.compile(reference, mode="max-autotune-no-cudagraphs", dynamic=False)
             contenders["torch_compile"] = [lambda one=one: compiled(**one) for one in inputs]
-        clock = clock_of(device)
+        clock = clock_of(device, one_thread=torch.get_num_threads() == 1)
         times = None if benchmark.disabled else clock.race(contenders, ROUNDS)
 
         def once() -> None:

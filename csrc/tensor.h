@@ -122,6 +122,25 @@ py::object empty_nhwc(std::ptrdiff_t n, std::ptrdiff_t c, std::ptrdiff_t h, std:
                        "memory_format"_a = torch.channels_last);
 }
 
+template <class T, class U>
+void check_size(const Image<T>& image, const Image<U>& wanted, const char* name) {
+    if (image.n == wanted.n && image.c == wanted.c && image.h == wanted.h && image.w == wanted.w) return;
+    const std::ptrdiff_t got[] = {image.n, image.c, image.h, image.w};
+    const std::ptrdiff_t need[] = {wanted.n, wanted.c, wanted.h, wanted.w};
+    refuse(name, ": shape ", shape_text(got, 4), " (needs ", shape_text(need, 4), ")");
+}
+
+// `out` as it was given, or a new tensor of the size `wanted`, which is negative where the input of a convolution is
+// smaller than its kernel; its view goes to `view`.
+template <class T>
+py::object output(py::object out, const Image<T>& wanted, Image<T>& view) {
+    if (wanted.h < 0 || wanted.w < 0) refuse("x is smaller than the kernel");
+    if (out.is_none()) out = empty_nhwc<T>(wanted.n, wanted.c, wanted.h, wanted.w);
+    view = view_nhwc<T>(out, "out");
+    check_size(view, wanted, "out");
+    return out;
+}
+
 // The elements of a tensor in row-major order, converted to T (float or int32_t). None gives an empty vector.
 template <class T>
 std::vector<T> copy_values(py::handle tensor, const char* name) {

@@ -35,6 +35,10 @@ SIGNATURES = {
         _INT,
         [_POINTER, *4 * [_UNSIGNED], _POINTER, _TEXT, _POINTER, _INT, _POINTER, _POINTER],
     ),
+    "decode_lanes": (
+        _INT,
+        [*5 * [_POINTER], *2 * [_UNSIGNED], *3 * [_POINTER], _UNSIGNED, _POINTER, _UNSIGNED, _POINTER, _POINTER],
+    ),
 }
 
 
@@ -155,6 +159,16 @@ def entropy_parameters(scales: Tensor, thresholds: Tensor, part: str = "all", ou
         "entropy_parameters", scales.device,
         split, n, c, h, w, strides, part.encode(), table, table.numel(), out,
     )  # fmt: skip
+    return out
+
+
+def decode_lanes(
+    words: Tensor, ends: Tensor, cursors: Tensor, states: Tensor, faults: Tensor, lanes: int,
+    tables: tuple[Tensor, ...], rows: int, indexes: Tensor, out: Tensor,
+) -> Tensor:  # fmt: skip
+    """One coding call of the lanes coder; the tensors are those of csrc/cuda/decode_lanes.cu, contiguous."""
+    launched = (words, ends, cursors, states, faults, ends.numel(), lanes, *tables, rows, indexes, indexes.numel(), out)
+    _launch("decode_lanes", indexes.device, *launched)
     return out
 
 

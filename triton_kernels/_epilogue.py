@@ -23,6 +23,14 @@ def activate(value, slope, ACTIVATION: tl.constexpr):
 
 
 @triton.jit
+def cell_of(j, C_OUT, SHUFFLE: tl.constexpr, VEC: tl.constexpr):
+    """Row and column in the r x r cell (int64), and channel, that pixel shuffle gives column j; C_OUT counts in VEC."""
+    channels = C_OUT // (SHUFFLE * SHUFFLE) * VEC
+    cell = j // channels
+    return (cell // SHUFFLE).to(tl.int64), (cell % SHUFFLE).to(tl.int64), j % channels
+
+
+@triton.jit
 def finish(
     value, j, in_image, n, h, w,
     column_ptr, residual_ptr, scale_ptr, out_ptr, C_OUT, COLUMNS,
@@ -44,11 +52,7 @@ def finish(
     column_r = channel
     column_o = channel
     if SHUFFLE > 1:
-        channels = C_OUT // (SHUFFLE * SHUFFLE) * VEC
-        cell = j // channels
-        channel = j % channels
-        dh = (cell // SHUFFLE).to(tl.int64)
-        dw = (cell % SHUFFLE).to(tl.int64)
+        dh, dw, channel = cell_of(j, C_OUT, SHUFFLE, VEC)
         column_r = (dh * stride_rh + dw * stride_rw) * VEC + channel
         column_o = (dh * stride_oh + dw * stride_ow) * VEC + channel
     # [P]

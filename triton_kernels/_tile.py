@@ -52,6 +52,24 @@ SCALAR_TILES = {
     ),
     4: DOT_TILES[4][:4],
 }
+# Planes of int8 weights -> launch options for products of bytes, whose least BLOCK_K is 32; x is read as int16.
+INTEGER_TILES = {
+    1: (
+        _tile(64, 32, 64, 4, 3),
+        _tile(128, 32, 64, 8, 3),
+        _tile(64, 64, 64, 4, 3),
+        _tile(128, 64, 64, 8, 3),
+        _tile(64, 128, 64, 8, 3),
+    ),
+    2: (
+        _tile(64, 32, 64, 4, 3),
+        _tile(64, 64, 64, 8, 3),
+    ),
+}
+INTEGER_SCALAR_TILES = (
+    _tile(64, 16, 32, 4, 3),
+    _tile(64, 32, 32, 8, 3),
+)
 CANDIDATES = 4  # tiles that are timed for one shape
 # Per position and channel, without a product.
 MAP_TILE = {"BLOCK_P": 64, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}
@@ -64,10 +82,18 @@ PAD_K = tl.constexpr(max(tile["BLOCK_K"] for tiles in DOT_TILES.values() for til
 def dot_tiles(itemsize: int, columns: int, vectors: bool = True) -> tuple[dict[str, int], ...]:
     """Launch options for a product with `columns` columns, the likely best first.
 
-    Each block of columns reads the pixels again, which is counted as 32 more columns. `vectors`: neighbours in memory
-    are loaded and stored at once.
+    `vectors`: neighbours in memory are loaded and stored at once.
     """
-    tiles = (DOT_TILES if vectors else SCALAR_TILES)[itemsize]
+    return _likely((DOT_TILES if vectors else SCALAR_TILES)[itemsize], columns)
+
+
+def integer_tiles(planes: int, columns: int, vectors: bool = True) -> tuple[dict[str, int], ...]:
+    """`dot_tiles` of int16 activations with weights of this many bytes."""
+    return _likely(INTEGER_TILES[planes] if vectors else INTEGER_SCALAR_TILES, columns)
+
+
+def _likely(tiles: tuple[dict[str, int], ...], columns: int) -> tuple[dict[str, int], ...]:
+    """The likely best first: each block of columns reads the pixels again, which is counted as 32 more columns."""
     tiles = sorted(tiles, key=lambda tile: triton.cdiv(columns, tile["BLOCK_N"]) * (tile["BLOCK_N"] + 32))
     return tuple(tiles[:CANDIDATES])
 

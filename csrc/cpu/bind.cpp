@@ -51,24 +51,6 @@ struct Constants {
     const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
 };
 
-template <class T>
-void check_size(const Image<T>& image, const Image<T>& wanted, const char* name) {
-    if (image.n == wanted.n && image.c == wanted.c && image.h == wanted.h && image.w == wanted.w) return;
-    const std::ptrdiff_t got[] = {image.n, image.c, image.h, image.w};
-    const std::ptrdiff_t need[] = {wanted.n, wanted.c, wanted.h, wanted.w};
-    refuse(name, ": shape ", shape_text(got, 4), " (needs ", shape_text(need, 4), ")");
-}
-
-// `out` as it was given, or a new tensor of the size `wanted`; its view goes to `view`.
-template <class T>
-py::object output(py::object out, const Image<T>& wanted, Image<T>& view) {
-    if (wanted.h < 0 || wanted.w < 0) refuse("x is smaller than the kernel");
-    if (out.is_none()) out = empty_nhwc<T>(wanted.n, wanted.c, wanted.h, wanted.w);
-    view = view_nhwc<T>(out, "out");
-    check_size(view, wanted, "out");
-    return out;
-}
-
 class ConvPlan {
   public:
     ConvPlan(const Constants& constants, ConvOptions options, py::handle dtype) : options_(std::move(options)) {
@@ -104,7 +86,7 @@ class ConvPlan {
         Image<T> to;
         out = output(std::move(out), wanted, to);
         if (!residual.is_none()) {
-            check_size<const T>(base, wanted, "residual");
+            check_size(base, wanted, "residual");
             if (base.c < width_) refuse("out_index holds ", width_ - 1, " (needs channels of residual, ", base.c, ")");
         }
         if (options_.shuffle > 1) check_rows(to, residual.is_none() ? Image<const T>(to) : base);
@@ -217,18 +199,22 @@ const char* name_of(igemm::Isa isa) {
 
 namespace sparsecodec {
 void bind_compact_symbols(py::module_& m);
+void bind_context_model(py::module_& m);
 void bind_depth_conv_block(py::module_& m);
 void bind_entropy_parameters(py::module_& m);
 void bind_gdn(py::module_& m);
+void bind_integer_conv2d(py::module_& m);
 void bind_prior_head(py::module_& m);
 void bind_warp(py::module_& m);
 }  // namespace sparsecodec
 
 void bind_cpu(py::module_& m) {
     bind_compact_symbols(m);
+    bind_context_model(m);
     bind_depth_conv_block(m);
     bind_entropy_parameters(m);
     bind_gdn(m);
+    bind_integer_conv2d(m);
     bind_prior_head(m);
     bind_warp(m);
 

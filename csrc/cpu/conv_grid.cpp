@@ -5,74 +5,13 @@
 #include <algorithm>
 
 #include "check.h"
+#include "cpu/conv_rows.h"
 
 namespace sparsecodec {
 namespace {
 
-constexpr std::ptrdiff_t kMaxTask = 240;     // pixels of a task
-constexpr std::size_t kTaskBytes = 1 << 17;  // input of a task: stays in the second-level cache beside the weights
 constexpr std::size_t kSmallWeights = 1 << 15;  // stay in the first-level cache
 constexpr std::size_t kLargeImages = 1 << 24;   // input and output together: come from main memory
-
-// Pixels per task: large enough to reuse weights, small enough that every thread gets some.
-std::ptrdiff_t task_pixels(std::ptrdiff_t pixels, std::size_t row_bytes, int threads, std::ptrdiff_t tile) {
-    const auto round_up = [&](std::ptrdiff_t n) { return (n + tile - 1) / tile * tile; };
-    const std::ptrdiff_t cached = round_up(kTaskBytes / std::max<std::size_t>(row_bytes, 1));
-    const std::ptrdiff_t shared = threads == 1 ? kMaxTask : round_up((pixels + 4 * threads - 1) / (4 * threads));
-    return std::max(tile, std::min({kMaxTask, std::max<std::ptrdiff_t>(cached, 48), shared}) / tile * tile);
-}
-
-// Calls f(position in the task, image, row, column, length) for each stretch of grid pixels [first, first + m) that lies
-// in one row.
-template <class F>
-void for_each_stretch(const Grid& grid, std::ptrdiff_t first, std::ptrdiff_t m, F f) {
-    std::ptrdiff_t x = first % grid.w, y = first / grid.w % grid.h, n = first / grid.w / grid.h;
-    for (std::ptrdiff_t i = 0; i < m;) {
-        const std::ptrdiff_t length = std::min(m - i, grid.w - x);
-        f(i, n, y, x, length);
-        i += length;
-        x = 0;
-        if (++y == grid.h) y = 0, ++n;
-    }
-}
-
-template <class P>
-void step_rows(P** rows, P* first, std::ptrdiff_t step, std::ptrdiff_t n) {
-    for (std::ptrdiff_t j = 0; j < n; ++j) rows[j] = first + j * step;
-}
-
-// rows: [taps][tap_step], filled for m pixels.
-template <class T>
-void point_rows(const GridCall<T>& call, const Image<const T>& x, int first_channel, std::ptrdiff_t first,
-                std::ptrdiff_t m, const T** rows, std::ptrdiff_t tap_step) {
-    const Grid& grid = call.grid;
-    for_each_stretch(grid, first, m, [&](auto i, auto n, auto y, auto column, auto length) {
-        for (std::size_t t = 0; t < grid.taps.size(); ++t) {
-            const T** row = rows + t * tap_step + i;
-            const std::ptrdiff_t iy = y * grid.stride + grid.taps[t].dy;
-            const std::ptrdiff_t ix = column * grid.stride + grid.taps[t].dx;
-            std::ptrdiff_t begin = 0, end = 0;  // pixels of the stretch whose input column exists
-            if (iy >= 0 && iy < x.h) {
-                begin = std::min(length, ix >= 0 ? 0 : (-ix + grid.stride - 1) / grid.stride);
-                end = std::max(begin, std::min(length, (x.w - ix + grid.stride - 1) / grid.stride));
-            }
-            std::fill(row, row + begin, call.zeros);
-            if (end > begin) {
-                const T* from = x.pixel(n, iy, ix + begin * grid.stride) + first_channel;
-                step_rows(row + begin, from, grid.stride * x.stride_w, end - begin);
-            }
-            std::fill(row + end, row + length, call.zeros);
-        }
-    });
-}
-
-template <class T, class P>
-void point_out(const Grid& grid, const Image<P>& image, std::ptrdiff_t first, std::ptrdiff_t m, P** rows) {
-    for_each_stretch(grid, first, m, [&](auto i, auto n, auto y, auto x, auto length) {
-        P* from = image.pixel(n, y * grid.out_step + grid.out_y, x * grid.out_step + grid.out_x);
-        step_rows(rows + i, from, grid.out_step * image.stride_w, length);
-    });
-}
 
 // Runs a task whose pixels come from and go to main memory: one register tile at a time through all blocks of channels,
 // while the next tile is on its way. 1x1, 64 -> 64 channels, 256x384, one core of a busy Zen 5 machine, 2026-11: bf16
@@ -164,7 +103,7 @@ void run_grid(const GridCall<T>& call) {
 #pragma omp for schedule(dynamic)
         for (std::ptrdiff_t task = 0; task < tasks; ++task) {
             const std::ptrdiff_t first = task * tile, m = std::min(tile, pixels - first);
-            point_rows(call, x, first_channel, first, m, rows.data(), tile);
+            point_rows(grid, x, call.zeros, first_channel, first, m, rows.data(), tile);
             if (gather_tiles) {
                 for (std::ptrdiff_t i = 0; i < m; ++i) {
                     if (rows[i] == call.zeros) continue;

@@ -100,9 +100,4 @@ void for_each_block(BlockArgs<In, Out> args, F f) {
     for (int b = 0; b < blocks; ++b, args.weights += args.block_size, args.bias += kBlock, ++args.place) f(args);
 }
 
-// How many pixels the next register tile takes: `widest` while that many remain twice, then two halves, because a tile
-// of one or two pixels waits for the latency of its own sums.
-inline int next_tile(int remaining, int widest) {
-    if (remaining <= widest) return remaining;
-    return remaining < 2 * widest ? (remaining + 1) / 2 : widest;
-}
+#include "cpu/next_tile.inl"

@@ -1,6 +1,5 @@
 #include "entropy/rans.h"
 
-#include <algorithm>
 #include <cstring>
 #include <sstream>
 
@@ -9,10 +8,6 @@
 
 namespace sparsecodec::rans {
 namespace {
-
-constexpr unsigned kDigitBits = 4;
-constexpr std::uint32_t kDigitMax = (1u << kDigitBits) - 1;
-constexpr std::uint32_t kMaxDigits = 32 / kDigitBits;
 
 #define SC_UNLIKELY(condition) __builtin_expect(!!(condition), 0)
 
@@ -72,7 +67,7 @@ template <class Index>
     const std::uint32_t number = row_number(indexes[i]);
     const std::int64_t symbol = symbols[i];
     if (SC_UNLIKELY(number >= tables.rows())) bad_index(static_cast<std::int32_t>(number), i, tables.rows());
-    const Tables::Row row = tables.row_data()[number];
+    const Row row = tables.row_data()[number];
     const std::int64_t value = symbol - row.offset;
     std::uint64_t plain = static_cast<std::uint64_t>(value);
     if (SC_UNLIKELY(plain >= row.escape)) {
@@ -102,24 +97,18 @@ std::uint32_t get_digit(Reader& reader, std::size_t position) {
 }
 
 // The symbol of a slot in a bucket that cannot tell; reads the digits of an escape.
-[[gnu::noinline]] std::int32_t decode_slow(Reader& reader, const Tables& tables, const Tables::Row& row,
-                                           std::size_t position) {
+[[gnu::noinline]] std::int32_t decode_slow(Reader& reader, const Tables& tables, const Row& row, std::size_t position) {
     const std::uint32_t slot = static_cast<std::uint32_t>(reader.state) & (kProbabilityOne - 1);
-    const std::uint32_t* cdf = tables.cdf() + row.first_symbol;
-    const std::uint32_t first = tables.symbols()[row.first_bucket + (slot >> row.shift)];
-    const std::uint32_t* above = std::upper_bound(cdf + first, cdf + row.escape + 1, slot);
-    const std::uint32_t symbol = static_cast<std::uint32_t>(above - cdf) - 1;
-    const std::uint64_t frequency = cdf[symbol + 1] - cdf[symbol];
-    reader.state = frequency * (reader.state >> kProbabilityBits) + slot - cdf[symbol];
+    const Interval interval = search_row(tables.view(), row, slot);
+    reader.state = std::uint64_t{interval.frequency} * (reader.state >> kProbabilityBits) + slot - interval.start;
     if (reader.state < kLowerBound) refill(reader, position);
-    if (symbol != row.escape) return row.offset + static_cast<std::int32_t>(symbol);
+    if (interval.symbol != row.escape) return row.offset + static_cast<std::int32_t>(interval.symbol);
 
     const std::uint32_t digits = get_digit(reader, position);
     if (digits > kMaxDigits) damaged("symbol ", position, ": an escape of ", digits, " digits (of ", kMaxDigits, ")");
     std::uint32_t raw = 0;
     for (std::uint32_t i = 0; i < digits; ++i) raw |= get_digit(reader, position) << (i * kDigitBits);
-    const std::int64_t half = raw >> 1;
-    const std::int64_t decoded = row.offset + (raw & 1 ? -half - 1 : half + static_cast<std::int64_t>(row.escape));
+    const std::int64_t decoded = escaped_symbol(raw, row);
     if (decoded != static_cast<std::int32_t>(decoded)) {
         damaged("symbol ", position, ": escaped value ", decoded, " exceeds 32 bits");
     }
@@ -139,13 +128,12 @@ std::uint32_t get_digit(Reader& reader, std::size_t position) {
 
 // What the decoding loop reads of the tables, in a form that the compiler keeps in registers.
 struct Lookup {
-    const Tables::Row* __restrict rows;
-    const Tables::Bucket* __restrict buckets;
-    const std::uint16_t* __restrict symbols;
+    const Row* __restrict rows;
+    const Bucket* __restrict buckets;
     std::size_t row_count;
 
     explicit Lookup(const Tables& tables)
-        : rows(tables.row_data()), buckets(tables.buckets()), symbols(tables.symbols()), row_count(tables.rows()) {}
+        : rows(tables.row_data()), buckets(tables.buckets()), row_count(tables.rows()) {}
 };
 
 // Asks for the first 512 bytes of a row's buckets: most rows have no more. A lone stream, which waits for each lookup,
@@ -156,7 +144,7 @@ template <class Index>
 [[gnu::always_inline]] inline void prefetch(Index index, const Lookup lookup) {
     const std::uint32_t number = row_number(index);
     if (SC_UNLIKELY(number >= lookup.row_count)) return;
-    const Tables::Bucket* buckets = lookup.buckets + lookup.rows[number].first_bucket;
+    const Bucket* buckets = lookup.buckets + lookup.rows[number].bucket(0);
     for (std::size_t i = 0; i < Tables::kPrefetched; i += 8) __builtin_prefetch(buckets + i);  // 8 buckets a cache line
 }
 
@@ -165,12 +153,11 @@ template <class Index>
                                               std::size_t i, const Tables& tables, const Lookup lookup) {
     const std::uint32_t number = row_number(indexes[i]);
     if (SC_UNLIKELY(number >= lookup.row_count)) bad_index(static_cast<std::int32_t>(number), i, lookup.row_count);
-    const Tables::Row* row = lookup.rows + number;
+    const Row* row = lookup.rows + number;
     const std::uint32_t slot = static_cast<std::uint32_t>(reader.state) & (kProbabilityOne - 1);
-    const std::size_t b = row->first_bucket + (slot >> row->shift);
-    const Tables::Bucket* bucket = lookup.buckets + b;
-    const std::uint64_t frequency = bucket->frequency;
-    if (SC_UNLIKELY(frequency == 0)) {
+    const Bucket* bucket = lookup.buckets + row->bucket(slot);
+    const std::uint64_t next_frequency = bucket->next_frequency;
+    if (SC_UNLIKELY(next_frequency == 0)) {
         // By way of a copy: a reader whose address leaves this function would live in memory instead of registers.
         Reader copy = reader;
         symbols[i] = decode_slow(copy, tables, *row, i);
@@ -179,11 +166,12 @@ template <class Index>
     }
     // Both outcomes are computed, so that the choice is the only step that waits for the comparison.
     const std::uint64_t high = reader.state >> kProbabilityBits;
-    const std::uint64_t first = frequency * high + slot - bucket->start;
-    const std::uint64_t second = bucket->next_frequency * high + slot - bucket->next_start;
-    const bool is_second = slot >= bucket->next_start;
+    const std::uint32_t start = bucket->start, next_start = bucket->next_start;
+    const std::uint64_t first = std::uint64_t{next_start - start} * high + slot - start;
+    const std::uint64_t second = next_frequency * high + slot - next_start;
+    const bool is_second = slot >= next_start;
     reader.state = choose(is_second, second, first);
-    symbols[i] = row->offset + lookup.symbols[b] + is_second;
+    symbols[i] = row->offset + bucket->symbol + is_second;
     if (SC_UNLIKELY(reader.state < kLowerBound)) refill(reader, i);
 }
 

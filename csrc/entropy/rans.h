@@ -7,6 +7,8 @@
 #include <stdexcept>
 #include <vector>
 
+#include "common/table_rows.h"
+
 namespace sparsecodec {
 
 // Bytes that no encoder wrote. Reaches Python as sparsecodec.errors.BitstreamError.
@@ -33,19 +35,6 @@ public:
     std::size_t rows() const { return rows_.size(); }
     std::size_t bytes() const;
 
-    struct Row {
-        std::uint32_t first_bucket;  // into buckets() and symbols()
-        std::uint32_t first_symbol;  // into cdf() and codes()
-        std::int32_t offset;
-        std::uint32_t escape : 24;  // number of plain symbols; the symbol of this number escapes
-        std::uint32_t shift : 8;    // slot >> shift is the bucket
-    };
-    // A run of slots in which at most two symbols meet, or (frequency = 0) more of them or the escape: those are looked
-    // up in the row itself.
-    struct Bucket {
-        std::uint16_t start, next_start;          // first slots of the two symbols
-        std::uint16_t frequency, next_frequency;  // slots of the two symbols
-    };
     static constexpr std::size_t kPrefetched = 64;  // there are this many buckets behind the first one of each row
     // What the encoder does for a symbol, without dividing: state div f = mulhi(state, reciprocal) >> shift.
     struct Code {
@@ -57,8 +46,12 @@ public:
 
     const Row* row_data() const { return rows_.data(); }
     const Bucket* buckets() const { return buckets_.data(); }
-    const std::uint16_t* symbols() const { return symbols_.data(); }  // the first symbol of each bucket
+    std::size_t bucket_count() const { return buckets_.size(); }
     const std::uint32_t* cdf() const { return cdf_.data(); }
+    std::size_t cdf_count() const { return cdf_.size(); }
+    TableRows view() const {
+        return {rows_.data(), buckets_.data(), cdf_.data(), static_cast<std::uint32_t>(rows_.size())};
+    }
     const Code* codes() const { return codes_.data(); }
 
 private:
@@ -67,7 +60,6 @@ private:
 
     std::vector<Row> rows_;
     std::vector<Bucket> buckets_;
-    std::vector<std::uint16_t> symbols_;
     std::vector<std::uint32_t> cdf_;
     std::vector<Code> codes_;
 };

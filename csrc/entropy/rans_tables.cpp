@@ -61,8 +61,8 @@ Tables::Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, c
 }
 
 std::size_t Tables::bytes() const {
-    return rows_.size() * sizeof(Row) + buckets_.size() * sizeof(Bucket) + symbols_.size() * sizeof(std::uint16_t) +
-           cdf_.size() * sizeof(std::uint32_t) + codes_.size() * sizeof(Code);
+    return rows_.size() * sizeof(Row) + buckets_.size() * sizeof(Bucket) + cdf_.size() * sizeof(std::uint32_t) +
+           codes_.size() * sizeof(Code);
 }
 
 void Tables::add_buckets(Row& row) {
@@ -83,8 +83,7 @@ void Tables::add_buckets(Row& row) {
         }
         if (slow_slots <= kMaxSlowSlots + escape_slots) break;
     }
-    row.shift = static_cast<std::uint32_t>(kProbabilityBits - bits);
-    row.first_bucket = static_cast<std::uint32_t>(buckets_.size());
+    row.place = static_cast<std::uint32_t>(buckets_.size()) << Row::kShiftBits | (kProbabilityBits - bits);
 
     const std::uint32_t slots = kProbabilityOne >> bits;
     for (std::uint32_t slot = 0; slot < kProbabilityOne; slot += slots) {
@@ -94,11 +93,10 @@ void Tables::add_buckets(Row& row) {
             // All fit into 16 bits: slot 65535 is the escape's.
             bucket.start = static_cast<std::uint16_t>(cdf[symbol]);
             bucket.next_start = static_cast<std::uint16_t>(cdf[symbol + 1]);
-            bucket.frequency = static_cast<std::uint16_t>(cdf[symbol + 1] - cdf[symbol]);
             bucket.next_frequency = static_cast<std::uint16_t>(cdf[symbol + 2] - cdf[symbol + 1]);
         }
+        bucket.symbol = static_cast<std::uint16_t>(symbol);
         buckets_.push_back(bucket);
-        symbols_.push_back(static_cast<std::uint16_t>(symbol));
     }
 }
 

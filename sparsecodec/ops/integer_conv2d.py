@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecodec.errors import UsageError
-from sparsecodec.ops._registry import OpSpec, call, register
+from sparsecodec.ops._epilogue import channels_innermost
+from sparsecodec.ops._registry import Impl, OpSpec, call, register
+from sparsecodec.ops._triton_rules import triton_rejects
 
 LIMIT = 1 << 30  # the two terms of a sum stay below it, so that the sum is an int32
 DTYPES = {16: torch.int16, 32: torch.int32}  # of the result, by its bits
@@ -53,6 +57,58 @@ def integer_conv2d_reference(
     return y.clamp(-top - 1, top).to(DTYPES[bits])
 
 
+def _rejects(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    multiplier: Tensor,
+    shift: Tensor,
+    residual: Tensor | None,
+    groups: int,
+    **_: Any,
+) -> list[str]:
+    """What all kernels ask for."""
+    reasons = []
+    wanted = {
+        "x": (x, (torch.int16,)),
+        "weight": (weight, (torch.int8, torch.int16)),
+        "bias": (bias, (torch.int32,)),
+        "multiplier": (multiplier, (torch.int32,)),
+        "shift": (shift, (torch.int32,)),
+        "residual": (residual, (torch.int16, torch.int32)),
+    }
+    for name, (value, dtypes) in wanted.items():
+        if value is None:
+            continue
+        if value.dtype not in dtypes:
+            needed = " or ".join(str(dtype).removeprefix("torch.") for dtype in dtypes)
+            reasons.append(f"{name}.dtype={str(value.dtype).removeprefix('torch.')} (needs {needed})")
+        if name in ("x", "residual") and value.dim() != 4:
+            reasons.append(f"{name}.shape={list(value.shape)} (needs [N, C, H, W])")
+        elif name in ("x", "residual") and not channels_innermost(value):
+            reasons.append(f"{name}.stride={value.stride()} (needs channels innermost, torch.channels_last)")
+    if groups != 1 and (weight.shape[1] != 1 or weight.shape[0] != groups):
+        reasons.append(f"groups={groups} of weight.shape={list(weight.shape)} (needs 1, or depthwise: C_in = C_out)")
+    return reasons
+
+
+def _cpu_rejects(**arguments: Any) -> list[str]:
+    devices = {name: value.device.type for name, value in arguments.items() if isinstance(value, Tensor)}
+    wrong = [f"{name}.device={device} (needs cpu)" for name, device in devices.items() if device != "cpu"]
+    return _rejects(**arguments) + wrong
+
+
+def _triton_rejects(**arguments: Any) -> list[str]:
+    reasons = _rejects(**arguments)
+    for name in ("x", "residual"):
+        value = arguments[name]
+        if value is not None:
+            reasons += triton_rejects((value.dtype,), **{name: value})
+    if arguments["bits"] not in DTYPES:
+        reasons.append(f"bits={arguments['bits']} (needs one of {', '.join(map(str, DTYPES))})")
+    return reasons
+
+
 INTEGER_CONV2D = register(
     OpSpec(
         name="integer_conv2d",
@@ -61,7 +117,20 @@ INTEGER_CONV2D = register(
             "int residual_shift=0, int padding=0, int groups=1, int bits=16, int shuffle=1) -> Tensor"
         ),
         reference=integer_conv2d_reference,
-        impls=(),
+        impls=(
+            Impl(
+                "cpu",
+                "sparsecodec._C:integer_conv2d",
+                rejects=_cpu_rejects,
+                plan="sparsecodec._C:integer_conv2d_plan",
+            ),
+            Impl(
+                "triton",
+                "sparsecodec._triton.integer_conv2d:integer_conv2d",
+                rejects=_triton_rejects,
+                plan="sparsecodec._triton.integer_conv2d:integer_conv2d_plan",
+            ),
+        ),
         constants=(
             "weight", "bias", "multiplier", "shift", "residual_shift", "padding", "groups", "bits", "shuffle",
         ),

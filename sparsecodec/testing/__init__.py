@@ -7,6 +7,7 @@ from sparsecodec.testing import (
     depth_conv_block,
     entropy_parameters,
     gdn,
+    integer_conv2d,
     pointwise,
     prior_head,
     warp,
@@ -21,6 +22,7 @@ CASES: list[OpCase] = [
     *entropy_parameters.CASES,
     *compact_symbols.CASES,
     *gdn.CASES,
+    *integer_conv2d.CASES,
     *prior_head.CASES,
     *warp.CASES,
 ]

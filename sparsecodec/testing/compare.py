@@ -31,6 +31,7 @@ class OpCase:
         bench: also timed.
         flops: of one call, 2 per multiply-add.
         bytes_moved: (element size) -> least bytes read and written by one call.
+        rival: (arguments) -> (name, call): the same work done in another way, timed beside.
     """
 
     op: str
@@ -43,6 +44,7 @@ class OpCase:
     bench: bool = False
     flops: int = 0
     bytes_moved: Callable[[int], int] | None = None
+    rival: Callable[[dict[str, Any]], tuple[str, Callable[[], object]]] | None = None
 
     @property
     def spec(self) -> OpSpec:
@@ -76,33 +78,41 @@ def device_of(backend: str) -> torch.device:
     return torch.device("cuda" if backend in ("triton", "cuda") and torch.cuda.is_available() else "cpu")
 
 
+def _poison(dtype: torch.dtype) -> float | int:
+    """What memory holds that a kernel must not touch: NaN, of integers the least value (255 of uint8)."""
+    if dtype.is_floating_point:
+        return float("nan")
+    return torch.iinfo(dtype).min or torch.iinfo(dtype).max
+
+
 def island(tensor: Tensor, device: torch.device | None = None) -> Tensor:
-    """A copy of `tensor` with its strides, in the middle of a buffer of NaN (integers: the smallest value)."""
+    """A copy of `tensor` with its strides, in the middle of a buffer of poison."""
     device = tensor.device if device is None else device
     if tensor.numel() == 0:
         return tensor.to(device)
-    poison = float("nan") if tensor.is_floating_point() else torch.iinfo(tensor.dtype).min
     span = 1 + sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
-    buffer = torch.full((span + 2 * MARGIN,), poison, dtype=tensor.dtype, device=device)
+    buffer = torch.full((span + 2 * MARGIN,), _poison(tensor.dtype), dtype=tensor.dtype, device=device)
     result = buffer.as_strided(tensor.shape, tensor.stride(), MARGIN)
     return result.copy_(tensor)
 
 
 def channel_slice(tensor: Tensor, before: int = 5, after: int = 3) -> Tensor:
-    """`tensor` as channels of a wider channels_last tensor that is NaN elsewhere."""
+    """`tensor` as channels of a wider channels_last tensor that is poison elsewhere."""
     n, c, h, w = tensor.shape
-    wide = torch.full((n, before + c + after, h, w), float("nan"), dtype=tensor.dtype)
+    wide = torch.full((n, before + c + after, h, w), _poison(tensor.dtype), dtype=tensor.dtype)
     wide = wide.to(memory_format=torch.channels_last)
     wide[:, before : before + c] = tensor
     return wide[:, before : before + c]
 
 
 def overrun(tensor: Tensor) -> bool:
-    """Whether memory around an island, or between its elements, no longer holds NaN."""
+    """Whether memory around an island, or between its elements, no longer holds poison."""
     storage = torch.empty(0, dtype=tensor.dtype, device=tensor.device).set_(tensor.untyped_storage())
     outside = torch.ones(storage.numel(), dtype=torch.bool, device=tensor.device)
     outside.as_strided(tensor.shape, tensor.stride(), tensor.storage_offset()).fill_(False)
-    return not bool(storage[outside].isnan().all())
+    poison = _poison(tensor.dtype)
+    untouched = storage[outside].isnan() if poison != poison else storage[outside] == poison
+    return not bool(untouched.all())
 
 
 @contextmanager
@@ -151,13 +161,11 @@ def run_planned(case: OpCase, backend: str, dtype: torch.dtype) -> tuple[Tensor,
     arguments = islanded(case, backend, dtype)
     with torch.no_grad(), use_backend(backend):
         shapes = [value.detach() for value in _outputs(case.spec.reference(**arguments))]
-        out = tuple(
-            island(torch.full_like(t, float("nan"))) if t.is_floating_point() else torch.empty_like(t) for t in shapes
-        )
+        out = tuple(island(torch.full_like(t, _poison(t.dtype))) for t in shapes)
         bound = bind(case.spec, **arguments)
         free = {name: value for name, value in arguments.items() if name not in case.spec.constants}
         bound.run(**free, out=out if len(out) > 1 else out[0])
-    if any(tensor.is_floating_point() and tensor.numel() and overrun(tensor) for tensor in out):
+    if any(tensor.numel() and overrun(tensor) for tensor in out):
         raise AssertionError(f"{case.op}/{case.id} on {backend} wrote past its output")
     return out
 

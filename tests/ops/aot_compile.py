@@ -140,7 +140,7 @@ def measure(kernel: Any, config: str, arguments: dict[str, Any], architecture: i
         "registers": registers,
         "shared_bytes": compiled.metadata.shared,
         "spill_bytes": stack + local + 4 * len(re.findall(r"\b(?:LDL|STL)\b", code)),
-        "mma": len(re.findall(r"\bHG?MMA\b", code)),
+        "mma": len(re.findall(r"\b[HI]G?MMA\b", code)),
         "fma": len(re.findall(r"\bfma\.rn\b", compiled.asm["ptx"])),
     }
 

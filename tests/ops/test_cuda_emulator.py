@@ -12,6 +12,9 @@ import pytest
 import torch
 
 from sparsecodec import _cuda
+from sparsecodec.entropy import EntropyTables, LaneDecoder, LaneEncoder, lanes_cuda
+from sparsecodec.entropy.native import native
+from sparsecodec.errors import BitstreamError, NoBackendError, UsageError
 from sparsecodec.ops._registry import resolve
 from sparsecodec.testing import CASES, islanded, judge, run_eager
 
@@ -87,3 +90,105 @@ def test_the_op_matches_its_reference(case, emulated):
     out = tuple(torch.full_like(tensor, 77) for tensor in outputs)
     run(**arguments, out=out if len(out) > 1 else out[0])
     assert judge(case, out, torch.float32).complaint is None
+
+
+TOTALS = {0: (1, 1), 60: (1, 1), 32768: (2, 1), 1048576: (32, 2)}  # symbols: lanes of each group, groups
+
+
+def _tables(offset: int = -3) -> EntropyTables:
+    """Two rows; what is no symbol of theirs escapes."""
+    cdf = torch.tensor([[0, 100, 30000, 65535, 65536], [0, 40000, 65536, 0, 0]], dtype=torch.int32)
+    return EntropyTables(cdf, torch.tensor([5, 3], dtype=torch.int32), torch.tensor([offset, 7], dtype=torch.int32))
+
+
+def _lanes(total: int):
+    """(payload, indexes of the first call, its symbols, the other symbols): the first calls are short, threads slow."""
+    generator = torch.Generator().manual_seed(total)
+    indexes = torch.randint(0, 2, (total,), generator=generator).short()
+    symbols = torch.randint(-4, 9, (total,), generator=generator).int()
+    encoder, first = LaneEncoder(total), min(total, 150)
+    encoder.push(symbols[:first], indexes[:first], _tables())
+    encoder.push(symbols[first:], indexes[first:], _tables())
+    return encoder.finish(), indexes[:first], symbols[:first], symbols[first:]
+
+
+@pytest.fixture
+def lanes(emulated, monkeypatch):
+    """`CudaLaneDecoder` with its tensors on the CPU."""
+    monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
+    return lambda payload, total: lanes_cuda.CudaLaneDecoder(payload, total, torch.device("cpu"))
+
+
+@pytest.mark.parametrize("total", TOTALS)
+def test_lanes_give_their_symbols_and_finish(total, lanes):
+    assert native().lane_layout(total) == TOTALS[total]
+    payload, indexes, symbols, rest = _lanes(total)
+    decoder = lanes(bytearray(b"x" + payload)[1:], total)
+    assert torch.equal(decoder.decode(indexes.view(-1, 1), _tables()), symbols.view(-1, 1))
+    if len(rest):
+        with pytest.raises(UsageError, match=f"{len(rest)} symbols of the total were not decoded"):
+            decoder.finish()
+        return
+    with pytest.raises(UsageError, match="1 indexes, 0 symbols are left"):
+        decoder.decode(torch.zeros(1, dtype=torch.int16), _tables())
+    decoder.finish()
+
+
+def _complaint(decoder, indexes, tables):
+    try:
+        decoder.decode(indexes, tables)
+        decoder.finish()
+    except (BitstreamError, UsageError) as error:
+        return type(error), str(error).partition(" (the tables")[0].partition(" has no row")[0]
+    return None
+
+
+def test_damage_is_called_by_the_same_words_as_on_the_cpu(lanes):
+    payload, indexes, _, _ = _lanes(60)
+    wrong = indexes.clone()
+    wrong[30] = 2
+    far = LaneEncoder(2)
+    far.push(torch.tensor([7, 2**31 - 1], dtype=torch.int32), indexes[:2] * 0, _tables())
+    cases = [
+        (payload, 60, indexes, _tables()),
+        (payload[:-2], 60, indexes, _tables()),
+        (payload + b"ab", 60, indexes, _tables()),
+        (payload[:4] + bytes(reversed(payload[4:])), 60, indexes, _tables()),
+        (payload, 60, wrong, _tables()),
+        (far.finish(), 2, indexes[:2] * 0, _tables(2**30)),
+        (bytes([5, 0, 2, 0]), 1, indexes[:1] * 0 + 1, _tables()),
+    ]
+    complaints = []
+    for data, total, rows, tables in cases:
+        complaints.append(_complaint(LaneDecoder(data, total), rows, tables))
+        assert _complaint(lanes(data, total), rows, tables) == complaints[-1]
+    texts = " / ".join(str(complaint) for complaint in complaints)
+    assert complaints[0] is None
+    met = (
+        "ends before symbol",
+        "bytes are left",
+        "not end in the state",
+        "indexes[30] = 2",
+        "digits (of 8)",
+        "exceeds",
+    )
+    assert [text for text in met if text not in texts] == []
+    for data in (b"", payload[:3], b"\xff\xff\0\0"):
+        with pytest.raises(BitstreamError):
+            lanes(data, 60)
+
+
+def test_lanes_refuse_what_the_kernel_cannot_read(lanes, monkeypatch):
+    payload, indexes, _, _ = _lanes(60)
+    decoder = lanes(payload, 60)
+    for rows, out, message in (
+        (indexes.int(), None, "needs torch.int16"),
+        (indexes, torch.empty(60, dtype=torch.int16), "needs .60. torch.int32"),
+        (indexes, torch.empty(120, dtype=torch.int32)[::2], "contiguous"),
+        (indexes, torch.empty(59, dtype=torch.int32), "needs .60. torch.int32"),
+    ):
+        with pytest.raises(UsageError, match=message):
+            decoder.decode(rows, _tables(), out)
+    monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: "no driver")
+    with pytest.raises(NoBackendError, match="no driver"):
+        lanes(payload, 60)

@@ -16,16 +16,10 @@ def _run(case):
     return run_eager(case, "cpu", torch.float32)[0]
 
 
-def _isas():
-    """The instruction sets this CPU has; scalar is first and the judge."""
-    flags = torch.backends.cpu.get_cpu_capability()
-    return ["scalar"] + ["avx2"] * (flags != "DEFAULT") + ["avx512"] * (flags == "AVX512")
-
-
 @pytest.mark.parametrize("case", PINNED)
-def test_bits_do_not_depend_on_the_instruction_set(case, monkeypatch):
+def test_bits_do_not_depend_on_the_instruction_set(case, instruction_sets, monkeypatch):
     results = []
-    for isa in _isas():
+    for isa in instruction_sets:
         monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
         results.append(_run(case))
     monkeypatch.delenv("SPARSECODEC_CPU_ISA")
@@ -60,7 +54,7 @@ def test_bits_do_not_depend_on_the_batch(case):
 
 
 @pytest.mark.parametrize("slope", [0.0, 0.3, 1.0, 3.0, -0.5])
-def test_bits_of_special_values(slope, monkeypatch):
+def test_bits_of_special_values(slope, instruction_sets, monkeypatch):
     """NaN, infinities, zeros and denormals pass the activations alike, in a product and in the depthwise layer."""
     special = torch.tensor([float("nan"), float("inf"), -float("inf"), 0.0, -0.0, 1e-45, -1e-45, -1e-38, 2.0, -2.0])
     x = special.repeat_interleave(17).view(1, 17, 2, 5).to(memory_format=torch.channels_last)
@@ -72,7 +66,7 @@ def test_bits_of_special_values(slope, monkeypatch):
         "slopes": (1.0, slope, slope, 1.0, 1.0),
     }
     results = []
-    for isa in _isas():
+    for isa in instruction_sets:
         monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
         with torch.no_grad(), use_backend("cpu"):
             results.append(

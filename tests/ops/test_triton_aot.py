@@ -41,8 +41,8 @@ def complaints(rows: list[dict], without_products: set[str]) -> list[str]:
             found.append(f"{name}: {row['spill_bytes']} bytes spilled")
         if row["shared_bytes"] > SHARED_LIMIT[row["arch"]]:
             found.append(f"{name}: {row['shared_bytes']} bytes of shared memory")
-        half = re.search(r"\bb?float16\b", row["config"]) is not None
-        if (half and row["kernel"] not in without_products) != (row["mma"] > 0):  # float32 on them would be tf32
+        narrow = re.search(r"\b(b?float16|int8|int16)\b", row["config"]) is not None
+        if (narrow and row["kernel"] not in without_products) != (row["mma"] > 0):  # float32 on them would be tf32
             found.append(f"{name}: {row['mma']} tensor-core instructions")
         if row["kernel"] in exact and row["fma"]:  # one rounding where the reference has two
             found.append(f"{name}: {row['fma']} fused multiply-adds")
@@ -104,12 +104,26 @@ def test_the_record_has_every_tile(op):
                 assert (size == 2, blocks, *options) in found
 
 
+def test_the_record_has_every_tile_of_bytes():
+    rows = [row["config"].split() for row in json.loads(RECORD.read_text()) if "_integer_conv2d_fwd" in row["kernel"]]
+    found = {(2 if config[0] == "int16" else 1, config[1] == "odd,", *config[-3:]) for config in rows}
+    vectors, scalars = (resolve(f"sparsecodec._triton._tile:INTEGER_{part}TILES") for part in ("", "SCALAR_"))
+    for planes, tiles in vectors.items():
+        for odd, table in enumerate((tiles, scalars)):
+            for tile in table:
+                blocks = "x".join(str(tile[name]) for name in ("BLOCK_P", "BLOCK_N", "BLOCK_K"))
+                options = (f"{name}={tile[name]}" for name in ("num_warps", "num_stages"))
+                assert (planes, bool(odd), blocks, *options) in found
+
+
 def test_complaints_are_made():
     good = {"kernel": "_pointwise_fwd_kernel", "config": "bfloat16 x", "arch": "sm_80", "registers": 1, "mma": 8}
     good |= {"shared_bytes": 0, "spill_bytes": 0, "fma": 3}
     other = {"kernel": "other"}
-    assert complaints([good, good | {"config": "float32", "mma": 0}, good | other | {"mma": 0}], {"other"}) == []
-    bad = [{"spill_bytes": 8}, {"mma": 0}, {"config": "float32"}, {"shared_bytes": 10**6}, other]
+    fine = [good, good | {"config": "int8 x"}, good | {"config": "float32", "mma": 0}, good | other | {"mma": 0}]
+    assert complaints(fine, {"other"}) == []
+    bad = [{"spill_bytes": 8}, {"mma": 0}, {"config": "int16 x", "mma": 0}, {"config": "float32"}, other]
+    bad.append({"shared_bytes": 10**6})
     assert all(len(complaints([good | change], {"other"})) == 1 for change in bad)
     exact = good | {"kernel": "_entropy_parameters_fwd_kernel", "config": "float32", "mma": 0}
     assert [len(complaints([exact | {"fma": count}], {exact["kernel"]})) for count in (0, 1)] == [0, 1]

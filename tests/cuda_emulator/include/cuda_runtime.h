@@ -186,6 +186,11 @@ T __shfl_up_sync(unsigned, T value, unsigned distance) {
 }
 
 template <class T>
+T __shfl_sync(unsigned, T value, int from) {
+    return emulator::exchange(value, [&](auto of) { return of(static_cast<unsigned>(from)); });
+}
+
+template <class T>
 T __shfl_xor_sync(unsigned, T value, unsigned mask) {
     return emulator::exchange(value, [&](auto of) { return of(emulator::lane() ^ mask); });
 }
@@ -199,6 +204,7 @@ inline unsigned __ballot_sync(unsigned, bool predicate) {
 }
 
 inline int __ffs(unsigned value) { return value == 0 ? 0 : std::countr_zero(value) + 1; }
+inline int __popc(unsigned value) { return std::popcount(value); }
 
 template <class T>
 T atomicAdd(T* at, T value) {

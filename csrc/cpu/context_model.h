@@ -1,0 +1,78 @@
+// The entropy path of autoregressive codecs (arXiv 1809.02736): a masked convolution over what is decoded, 1x1
+// convolutions over it and the hyper-prior, scales and means, symbols. One call codes a latent.
+//
+// Order: position (row, column) belongs to wave column + (reach + 1) * row, reach = size / 2. All that its context sees
+// lies in earlier waves, so the positions of a wave are computed together. The stream holds the waves in ascending
+// order, the positions of a wave by ascending row, the channels of a position in ascending order.
+//
+// Arithmetic: pinned, that of igemm.h, so the tables depend neither on the instruction set nor on threads. Context:
+// from its bias, taps in the order (row, column). First 1x1: the hyper-prior's channels from the bias, the context's
+// from zero, one addition of the two, then the activation. The other 1x1s as they stand.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <vector>
+
+#include "cpu/context_symbols.h"
+#include "cpu/conv2d_act.h"
+#include "cpu/igemm.h"
+#include "cpu/image.h"
+#include "entropy/rans.h"
+
+namespace sparsecodec {
+
+class ContextModel {
+  public:
+    struct Layer {  // a 1x1 convolution and the activation behind it
+        const float* weight;  // [n, k], host, borrowed during construction only
+        const float* bias;    // [n] or null
+        int n, k;
+        float slope;          // factor of negative values: 1 = none, 0 = ReLU
+    };
+
+    // context: OIHW, k = the latent's channels, kh = kw odd. Only the taps before the centre, in the order (row,
+    // column), count.
+    // bias: [context.n] host or null. layers: at least one; the first takes the hyper-prior's channels followed by
+    // context.n; the last gives the latent's scales or its scales and means.
+    // table: scale -> row of `tables`. Throws std::invalid_argument for sizes that do not fit.
+    ContextModel(const ConvKernel& context, const float* bias, const std::vector<Layer>& layers, ScaleTable table,
+                 std::shared_ptr<const rans::Tables> tables);
+
+    // y: [1, latent, h, w]; prior: [1, prior_channels, h, w].
+    rans::Writer encode(const Image<const float>& y, const Image<const float>& prior) const;
+
+    // y_hat: [1, latent, h + reach, w + 2 reach], written: row i, column j of the latent at row i + reach, column
+    // j + reach, zeros around. Throws BitstreamError unless the stream holds exactly this latent.
+    void decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat) const;
+
+    int latent() const { return symbols_.latent; }
+    int prior_channels() const { return from_prior_.k(); }
+    int reach() const { return reach_; }
+
+  private:
+    // A product cut into blocks of channels that threads share.
+    struct Product {
+        std::vector<igemm::Gemm<float>> blocks;
+        int n;
+        float slope;
+    };
+    // What a wave consists of and what its products give.
+    struct Wave {
+        int positions = 0;
+        std::vector<std::ptrdiff_t> rows, columns;  // [positions]
+        const float* parameters = nullptr;          // [positions, n of the last product]
+    };
+
+    static Product cut(igemm::Weights weights, const float* bias, float slope);
+    std::vector<float> base_of(const Image<const float>& prior) const;
+    template <class Code>
+    void walk(const Image<const float>& prior, const Image<float>& y_hat, Code code) const;
+
+    int reach_;
+    ContextSymbols symbols_;
+    igemm::Gemm<float> from_prior_;   // the hyper-prior's part of the first 1x1
+    std::vector<Product> products_;   // context, the context's part of the first 1x1, the other 1x1s
+};
+
+}  // namespace sparsecodec

@@ -1,0 +1,118 @@
+// integer_conv2d. What it computes: sparsecodec/ops/integer_conv2d.py. An engine beside igemm.h, because nothing of
+// a float product's epilogue has a meaning here; pixels are cut and addressed by the same code (conv_rows.h).
+//
+// Arithmetic: exact. Accumulators are int32 (beyond what the caller proves they wrap, alike on every instruction set).
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <cstdlib>
+#include <memory>
+#include <vector>
+
+#include "cpu/conv_grid.h"
+
+namespace sparsecodec {
+
+struct IntegerConvOptions {
+    int residual_shift = 0, padding = 0, groups = 1, shuffle = 1;
+};
+
+struct IntegerKernel {
+    const std::int32_t* data;  // host, OIHW contiguous, values of int16; borrowed during construction only
+    int n, k, kh, kw;          // k: input channels of a group
+};
+
+namespace integer {
+
+inline constexpr int kBlock = 32;  // output channels of a packed block
+
+// The columns of a block that lie next to each other in the result: channel `channel` and after of the pixel `row` rows
+// below and `column` columns right of the one that the out pointer names (0 without a shuffle).
+struct Segment {
+    int begin, end, row, column;
+    std::ptrdiff_t channel;
+};
+
+// What is known of a block's numbers. kHigh: all shifts are at least 33, so that the upper half of a product is enough
+// and nothing needs a clip; kHighLinear: the two factors of each channel are equal, too.
+enum class Kind { kAny, kHigh, kHighLinear };
+
+struct Block {
+    int n;                          // columns used
+    int first_channel;              // depthwise: of the input; else 0
+    Kind kind;
+    std::vector<Segment> segments;  // cover [0, n)
+    std::vector<std::int32_t> bias, positive, negative, shift;  // [kBlock]; past n: 0, 0, 0, 33
+    const std::int16_t* weights;  // 64-byte aligned [taps][ceil(k / 2)][kBlock][2]; depthwise: pairs of kernel rows,
+                                  // [ceil(kh / 2)][kw][kBlock][2]
+};
+
+struct Places {  // of the pixels in an image of the result's size
+    std::ptrdiff_t stride_h, stride_w;  // elements
+};
+
+template <class Out, class Residual>
+struct BlockArgs {
+    const Block* block;
+    const std::int16_t* const* rows;  // [taps][tap_step], each with k elements (depthwise: all channels)
+    std::ptrdiff_t tap_step;
+    int m, taps, kw, k;
+    int column, width;                // of the grid: that of the first pixel, and how many a row has
+    Out* const* out;                  // [m]
+    const Residual* const* residual;  // [m] or null
+    Places out_places, residual_places;
+    int residual_shift;
+};
+
+// One block of channels of m pixels.
+template <class Out, class Residual>
+using Kernel = void (*)(const BlockArgs<Out, Residual>&);
+
+// Out, Residual: int16_t or int32_t.
+template <class Out, class Residual>
+Kernel<Out, Residual> kernel_scalar(bool depthwise);
+#if defined(__x86_64__)
+template <class Out, class Residual>
+Kernel<Out, Residual> kernel_avx2(bool depthwise);
+template <class Out, class Residual>
+Kernel<Out, Residual> kernel_avx512vnni(bool depthwise);
+#endif
+
+}  // namespace integer
+
+class IntegerConv2d {
+  public:
+    // bias, shift: [kernel.n], multiplier: [2][kernel.n], host. Throws std::invalid_argument for values out of the
+    // spec's ranges and for groups or a shuffle that do not fit. The instruction set is the one of igemm::isa() now.
+    IntegerConv2d(const IntegerKernel& kernel, const std::int32_t* bias, const std::int32_t* multiplier,
+                  const std::int32_t* shift, const IntegerConvOptions& options);
+
+    int input_channels() const { return depthwise_ ? kernel_.n : kernel_.k; }
+
+    // Size of the result for an input of this size, [n, c, h, w], negative where x is smaller than the kernel.
+    template <class Out>
+    Image<Out> result(const Image<const std::int16_t>& x) const;
+
+    // out, and residual where given, have the size that result() says. residual may be out.
+    template <class Out, class Residual>
+    void run(const Image<const std::int16_t>& x, const Image<Out>& out, const Image<const Residual>* residual) const;
+
+  private:
+    struct Free {
+        void operator()(std::int16_t* p) const { std::free(p); }
+    };
+    template <class Out, class Residual>
+    integer::Kernel<Out, Residual> kernel() const;
+
+    IntegerConvOptions options_;
+    IntegerKernel kernel_;  // data is null
+    bool depthwise_;
+    igemm::Isa isa_;
+    std::vector<Grid::Tap> taps_;
+    std::vector<integer::Block> blocks_;
+    std::unique_ptr<std::int16_t[], Free> packed_;
+    std::vector<std::int16_t> zeros_;
+};
+
+}  // namespace sparsecodec

@@ -1,0 +1,185 @@
+"""Cases of `integer_conv2d`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from itertools import product
+from math import log2
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Generator, Tensor
+
+from sparsecodec.ops._registry import bind, specs
+from sparsecodec.testing.compare import OpCase, channel_slice
+
+FACTOR = 2**30 - 1  # the largest
+
+
+def integers(shape: tuple[int, ...], low: int, high: int, dtype: torch.dtype, generator: Generator) -> Tensor:
+    """Uniform in [low, high], both possible."""
+    return torch.randint(low, high + 1, shape, generator=generator).to(dtype)
+
+
+def nhwc(values: Tensor) -> Tensor:
+    """channels_last."""
+    return values.contiguous(memory_format=torch.channels_last)
+
+
+def _residual(shape: tuple[int, ...], bits: int, generator: Generator) -> Tensor:
+    """Uniform over magnitudes, the least and the largest values among them."""
+    top = 2.0 ** (bits - 1) - 1
+    size = 2 ** (torch.rand(shape, generator=generator, dtype=torch.float64) * 1.2 * (bits - 1))
+    sign = torch.randint(0, 2, shape, generator=generator) * 2 - 1
+    return nhwc((size.clamp(max=top) * sign).to({16: torch.int16, 32: torch.int32}[bits]))
+
+
+def _float32(arguments: dict[str, Any]) -> tuple[str, Callable[[], object]]:
+    """The layer in float32: the pinned kernel, whose LeakyReLU stands for the two factors, or torch if depthwise."""
+    x, residual = (None if v is None else v.float() for v in (arguments["x"], arguments["residual"]))
+    weight, bias, padding = arguments["weight"].float(), arguments["bias"].float(), arguments["padding"]
+    if arguments["groups"] > 1:
+        return "torch_float32", lambda: F.conv2d(x, weight, bias, 1, padding, 1, arguments["groups"])
+    geometry = {"padding": padding} if weight.shape[-1] > 1 else {}
+    op = "conv2d_act" if geometry else "pointwise"
+    run = bind(specs()[op], x, weight, bias, residual=residual, activation="leaky_relu", **geometry).run
+    out = run(x, residual)
+    return f"{op}_float32", lambda: run(x, residual, out=out)
+
+
+def _case(
+    id: str, n: int, c_in: int, c_out: int, h: int, w: int, kernel: int = 1, *, depthwise: bool = False,
+    weight_bits: int = 8, x_bits: int = 16, residual: int = 0, sliced: bool = False, least_shift: int = 32,
+    slope: float | None = None, bench: bool = False, **options: Any,
+) -> OpCase:  # fmt: skip
+    """residual: its bits, 0 = none; sliced: activations are slices of wider tensors; least_shift: of any channel.
+
+    x_bits: the values of x use so many; slope: that of the negative factor, None = another random one.
+    """
+    padding, r = options.get("padding", 0), options.get("shuffle", 1)
+    rows, columns = (size + 2 * padding - kernel + 1 for size in (h, w))
+    terms = kernel**2 * (1 if depthwise else c_in)
+    if depthwise:
+        options["groups"] = c_in
+
+    def make(dtype: torch.dtype, generator: Generator) -> dict[str, Any]:
+        x = nhwc(integers((n, c_in, h, w), -(2 ** (x_bits - 1)), 2 ** (x_bits - 1) - 1, dtype, generator))
+        top = min(2 ** (weight_bits - 1) - 1, 2**15 // max(terms, 1))  # sums stay below half of what int32 holds
+        weight = integers((c_out, terms), -top, top, torch.int8 if weight_bits == 8 else torch.int16, generator)
+        spread = 2**x_bits * top * max(terms, 1) ** 0.5 / 6  # of the accumulators; results then fill 16 bits
+        shift = max(least_shift, 30 + round(log2(spread / 2**14)))
+        factor = integers((2, c_out), 2**29, FACTOR, torch.int32, generator)
+        if slope is not None:
+            factor[1] = (factor[0] * slope).int()
+        arguments = options | {
+            "x": channel_slice(x) if sliced else x,
+            "weight": weight.view(c_out, -1, kernel, kernel),
+            "bias": integers((c_out,), -(2**26), 2**26, torch.int32, generator),
+            "multiplier": factor,
+            "shift": integers((c_out,), shift, shift + 2, torch.int32, generator),
+        }
+        if residual:
+            shape = (n, c_out // r**2, rows * r, columns * r)
+            value = _residual(shape, residual, generator)
+            arguments["residual"] = channel_slice(value) if sliced else value
+        return arguments
+
+    outputs = n * rows * columns * c_out
+    return OpCase(
+        "integer_conv2d",
+        id,
+        make,
+        dtypes=(torch.int16,),
+        must_run=frozenset({"cpu"} if bench else {"cpu", "triton"}),
+        bench=bench,
+        flops=2 * terms * outputs,
+        bytes_moved=lambda size: size * n * c_in * h * w + outputs * options.get("bits", 16) // 8,
+        rival=_float32 if bench else None,
+    )
+
+
+def _extreme_case(id: str, weight_bits: int, shifts: tuple[int, ...], bits: int) -> OpCase:
+    """Accumulators at both ends of int32, and small ones; every pair of extreme factors with each of the shifts."""
+
+    def make(dtype: torch.dtype, generator: Generator) -> dict[str, Any]:
+        factors = ((0, 0), (FACTOR, FACTOR), (FACTOR, 0), (0, FACTOR), (1, 2**29))
+        channels = list(product((-1, 1), factors, shifts))
+        w = 127 if weight_bits == 8 else 32767
+        c_in = 2**16 // w
+        sign = torch.tensor([s for s, _, _ in channels])
+        x = torch.tensor([-(2**15), 2**15 - 1, -1, 0, 1, 3, -5, 7]).view(1, 1, 2, 4).expand(1, c_in, 2, 4)
+        # |bias| + 2^15 sum |weight| is 2^31 - 1
+        bias = -sign * (2**31 - 1 - 2**15 * c_in * w)
+        weight = sign[:, None].expand(len(channels), c_in) * w
+        return {
+            "x": nhwc(x.to(dtype)),
+            "weight": weight.to(torch.int8 if weight_bits == 8 else torch.int16)[:, :, None, None].contiguous(),
+            "bias": bias.int(),
+            "multiplier": torch.tensor([f for _, f, _ in channels], dtype=torch.int32).T.contiguous(),
+            "shift": torch.tensor([s for _, _, s in channels], dtype=torch.int32),
+            "bits": bits,
+        }
+
+    must_run = frozenset({"cpu", "triton"})
+    return OpCase("integer_conv2d", id, make, dtypes=(torch.int16,), must_run=must_run)
+
+
+CASES = [
+    # Pixels: a register tile holds 12 (AVX2: 6), a task at most 240. Columns: a block holds 32, a tile 32 or 16 (AVX2).
+    _case("one-value", 1, 1, 1, 1, 1),
+    _case("one-pixel", 1, 3, 5, 1, 1, 3, padding=1),
+    _case("tiles-exact", 1, 32, 32, 4, 6),
+    _case("tiles-and-one", 1, 33, 33, 1, 13),
+    _case("half-a-block", 1, 16, 48, 5, 5, residual=16),
+    _case("past-half-a-block", 1, 8, 49, 3, 5),
+    _case("past-a-quarter", 1, 8, 25, 3, 5),
+    _case("odd", 1, 17, 65, 7, 13, 3, padding=1, slope=0.25),
+    _case("task-and-remainder", 1, 20, 40, 17, 31, slope=0.0),
+    _case("batch", 3, 24, 40, 5, 6, 3, padding=1, residual=16),
+    _case("empty-batch", 0, 8, 8, 4, 4),
+    _case("no-padding", 2, 16, 24, 6, 8, 3),
+    _case("k2", 1, 10, 20, 5, 6, 2),
+    _case("k5", 1, 9, 24, 7, 6, 5, padding=2, slope=0.1),
+    _case("wide-padding", 1, 8, 16, 3, 4, 3, padding=3),
+    _case("int16-weights", 1, 40, 33, 5, 6, 1, weight_bits=16),
+    _case("8-bit-activations", 1, 64, 33, 5, 6, 1, x_bits=8),
+    _case("low-shifts", 1, 24, 40, 5, 6, least_shift=1, x_bits=3, weight_bits=4, bits=32),
+    _case("bits-32", 1, 24, 40, 5, 6, 3, padding=1, bits=32),
+    _case("residual-16", 1, 24, 70, 5, 6, residual=16, residual_shift=-2),
+    _case("residual-32", 1, 24, 70, 5, 6, residual=32, residual_shift=-17, bits=32),
+    _case("residual-32-to-16", 1, 24, 33, 5, 6, residual=32, residual_shift=-16),
+    _case("residual-16-to-32", 1, 24, 33, 5, 6, residual=16, residual_shift=9, bits=32),
+    *(
+        _case(f"residual-{bits}-shift{left:+d}", 1, 8, 24, 3, 5, residual=bits, residual_shift=left, bits=32)
+        for bits in (16, 32)
+        for left in (-30, -29, -1, 0, 1, 29, 30)
+    ),
+    _case("shuffle", 1, 16, 72, 5, 6, 3, padding=1, shuffle=2, slope=0.2),
+    _case("shuffle-residual", 2, 16, 12, 5, 6, shuffle=2, residual=16),
+    _case("shuffle-3", 1, 16, 36, 4, 5, shuffle=3, residual=32, bits=32, residual_shift=-3),
+    _case("slice", 2, 17, 33, 6, 8, 3, padding=1, sliced=True),
+    _case("slice-residual", 2, 17, 33, 6, 8, sliced=True, residual=16),
+    _case("slice-shuffle", 1, 17, 24, 6, 8, sliced=True, residual=32, shuffle=2),
+    _case("depthwise", 1, 48, 48, 5, 7, 3, depthwise=True, padding=1, slope=0.25),
+    _case("depthwise-odd", 2, 37, 37, 5, 7, 3, depthwise=True, padding=1, residual=16),
+    _case("depthwise-tasks", 1, 20, 20, 17, 31, 3, depthwise=True, padding=1),
+    _case("depthwise-k2", 1, 24, 24, 5, 7, 2, depthwise=True),
+    _case("depthwise-k5", 1, 9, 9, 6, 9, 5, depthwise=True, padding=2, bits=32, residual=32, residual_shift=-4),
+    _case("depthwise-slice", 1, 35, 35, 4, 7, 3, depthwise=True, padding=1, sliced=True, weight_bits=16),
+    _case("depthwise-shuffle", 1, 40, 40, 4, 5, 3, depthwise=True, padding=1, shuffle=2, residual=16),
+    *(
+        _extreme_case(f"extreme-{name}-{bits}-w{weight_bits}", weight_bits, shifts, bits)
+        for name, shifts in (("low", (1, 2, 29, 30, 31)), ("high", (32, 33, 46, 61, 62)), ("mixed", (1, 32, 62)))
+        for bits in (16, 32)
+        for weight_bits in (8, 16)
+    ),
+    # The entropy networks of EVC at 768x512, latent 96 (evc-tiny) and 192.
+    _case("96-384-1x1-32x48", 1, 96, 384, 32, 48, slope=0.01, bench=True),
+    _case("384-288-1x1-32x48", 1, 384, 288, 32, 48, slope=0.01, bench=True),
+    _case("288-1152-1x1-32x48", 1, 288, 1152, 32, 48, slope=0.01, bench=True),
+    _case("1152-288-1x1-32x48", 1, 1152, 288, 32, 48, residual=16, bench=True),
+    _case("576-384-1x1-32x48", 1, 576, 384, 32, 48, bits=32, bench=True),
+    _case("192-192-k3-32x48", 1, 192, 192, 32, 48, 3, padding=1, slope=0.01, bench=True),
+    _case("288-288-dw3-32x48", 1, 288, 288, 32, 48, 3, padding=1, depthwise=True, bench=True),
+]
