@@ -1,22 +1,38 @@
-"""The entropy coder against CompressAI's and constriction's, one thread each, rounds interleaved.
+"""The entropy coder against CompressAI's and constriction's, and lanes against its streams; rounds interleaved.
 
 Symbols have the statistics of a trained model: scales log-uniform between 0.11 and 8 in random order, symbols drawn
-from them, 192 channels at 1/16 of 768 x 512. Every case is decoded and compared before it is timed.
+from them, 192 channels at 1/16 of 768 x 512; for lanes also those of a picture. One thread each unless the case says
+otherwise. Every case is decoded and compared before it is timed.
 """
 
 from __future__ import annotations
 
 import math
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from statistics import median
 
 import numpy as np
 import pytest
 import torch
 
+import sparsecodec
+import sparsecodec.runtime.adapters.evc
+from sparsecodec import compile_codec, load
 from sparsecodec._compat import import_compressai
-from sparsecodec.entropy import Decoder, Encoder, EntropyTables, decode, encode, evc_gaussian_tables
+from sparsecodec.data import read_image
+from sparsecodec.entropy import (
+    Decoder,
+    Encoder,
+    EntropyTables,
+    LaneDecoder,
+    LaneEncoder,
+    decode,
+    encode,
+    evc_gaussian_tables,
+)
 
 # All coders run in the calling thread and never wait, so that its CPU time is what a call takes on an idle machine; on
 # the wall, other processes would hit the slower coder more often. Only calls of microseconds need the finer clock.
@@ -142,10 +158,10 @@ def bench_small_calls(race, model, count):
     race("rans_decode", f"call-of-{count}", ours, {"compressai": theirs}, count, rounds=10 * ROUNDS)
 
 
-def _evc_latent() -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
+def _evc_latent(shape: tuple[int, ...] = LATENT) -> tuple[torch.Tensor, torch.Tensor, np.ndarray]:
     """Symbols int32, indexes int16, and the scales those indexes stand for, float64."""
     generator = torch.Generator().manual_seed(0)
-    count = math.prod(LATENT)
+    count = math.prod(shape)
     step = math.log(64 / 0.11) / 255
     highest = math.log(8 / 0.11) / step
     indexes = (torch.rand(count, generator=generator) * highest).to(torch.int16)
@@ -206,3 +222,112 @@ def bench_encode_evc(race, streams):
     assert torch.equal(Decoder(ours(), streams).decode(indexes, tables), symbols)
     rate = len(ours()) * 8 / len(symbols)
     race("rans_encode", f"evc-streams-{streams}", ours, {"constriction": theirs}, len(symbols), bits_per_symbol=rate)
+
+
+Calls = list[tuple[torch.Tensor, torch.Tensor, EntropyTables]]
+
+
+def _random_calls(shape: tuple[int, ...]) -> Calls:
+    symbols, indexes, _ = _evc_latent(shape)
+    return [(symbols, indexes, evc_gaussian_tables())]
+
+
+def _picture_calls(monkeypatch: pytest.MonkeyPatch) -> Calls:
+    """What the shipped sparse codec codes of a Kodak picture: z, and y in two parts."""
+    calls: Calls = []
+
+    class Recorder(Encoder):
+        def push(self, symbols, indexes, tables):
+            calls.append((symbols.flatten().clone(), indexes.flatten().clone(), tables))
+            super().push(symbols, indexes, tables)
+
+    monkeypatch.setattr(sparsecodec.runtime.adapters.evc, "Encoder", Recorder)
+    picture = Path(sparsecodec.__file__).parent / "data" / "pictures" / "kodim23.png"
+    compile_codec(load("evc-tiny-sparse")).encode(read_image(picture))
+    return calls
+
+
+def _encoded(encoder: Encoder | LaneEncoder, calls: Calls) -> bytes:
+    for call in calls:
+        encoder.push(*call)
+    return encoder.finish()
+
+
+def _decoding(make: Callable[[], Decoder | LaneDecoder], calls: Calls, isa: str = "") -> Callable[[], None]:
+    outs = [torch.empty_like(symbols) for symbols, _, _ in calls]
+
+    def run() -> None:
+        os.environ["SPARSECODEC_CPU_ISA"] = isa
+        decoder = make()
+        for (_, indexes, tables), out in zip(calls, outs, strict=True):
+            decoder.decode(indexes, tables, out)
+        decoder.finish()
+
+    run()
+    assert all(torch.equal(out, symbols) for out, (symbols, _, _) in zip(outs, calls, strict=True))
+    return run
+
+
+# 768x512: one group of 16 lanes; 3840x2160: 16 groups of 32, 320 channels; kodim23: 8 lanes, most symbols zero.
+LANE_CASES = {
+    "768x512": (lambda monkeypatch: _random_calls(LATENT), ROUNDS),
+    "3840x2160": (lambda monkeypatch: _random_calls((1, 320, 136, 240)), 7),
+    "evc-tiny-sparse-kodim23": (_picture_calls, ROUNDS),
+}
+
+
+@pytest.mark.parametrize("case", list(LANE_CASES))
+def bench_decode_lanes(race, monkeypatch, case):
+    monkeypatch.setenv("SPARSECODEC_CPU_ISA", "")
+    make_calls, rounds = LANE_CASES[case]
+    calls = make_calls(monkeypatch)
+    total = sum(len(symbols) for symbols, _, _ in calls)
+    lanes, streams = _encoded(LaneEncoder(total), calls), _encoded(Encoder(2), calls)
+    peers = {isa: _decoding(lambda: LaneDecoder(lanes, total), calls, isa) for isa in ("scalar", "avx2")}
+    peers["native-streams-2"] = _decoding(lambda: Decoder(streams, 2), calls)
+    ours = _decoding(lambda: LaneDecoder(lanes, total), calls)
+    sizes = {"bytes_coded": len(lanes), "bytes_streams": len(streams), "bits_per_symbol": len(lanes) * 8 / total}
+    race("lanes_decode", case, ours, peers, total, rounds, **sizes)
+
+
+@pytest.mark.benchmark(timer=time.perf_counter)
+def bench_decode_lanes_on_two_threads(race, monkeypatch):
+    """Groups on threads, against one thread; wall time, since that is what threads save."""
+    monkeypatch.setenv("SPARSECODEC_CPU_ISA", "")
+    calls = _random_calls((1, 320, 136, 240))
+    total = len(calls[0][0])
+    payload = _encoded(LaneEncoder(total), calls)
+    decode_all = _decoding(lambda: LaneDecoder(payload, total), calls)
+
+    def on(threads: int) -> Callable[[], None]:
+        def run() -> None:
+            torch.set_num_threads(threads)
+            decode_all()
+
+        return run
+
+    race("lanes_decode", "3840x2160-threads-2", on(2), {"one-thread": on(1)}, total, 7)
+
+
+@pytest.mark.parametrize("case", ["768x512", "evc-tiny-sparse-kodim23"])
+def bench_encode_lanes(race, monkeypatch, case):
+    make_calls, rounds = LANE_CASES[case]
+    calls = make_calls(monkeypatch)
+    total = sum(len(symbols) for symbols, _, _ in calls)
+    peers = {"native-streams-2": lambda: _encoded(Encoder(2), calls)}
+    race("lanes_encode", case, lambda: _encoded(LaneEncoder(total), calls), peers, total, rounds)
+
+
+@pytest.mark.benchmark(timer=time.perf_counter)
+@pytest.mark.parametrize("direction", ["encode", "decode"])
+def bench_small_calls_of_lanes(race, direction):
+    """A payload of one call of 192 symbols from beginning to end, and the same with a stream."""
+    symbols, indexes, _ = _evc_latent()
+    calls = [(symbols[:192], indexes[:192], evc_gaussian_tables())]
+    if direction == "encode":
+        ours, theirs = lambda: _encoded(LaneEncoder(192), calls), lambda: _encoded(Encoder(1), calls)
+    else:
+        lanes, stream = _encoded(LaneEncoder(192), calls), _encoded(Encoder(1), calls)
+        ours = _decoding(lambda: LaneDecoder(lanes, 192), calls)
+        theirs = _decoding(lambda: Decoder(stream), calls)
+    race(f"lanes_{direction}", "call-of-192", ours, {"native-stream": theirs}, 192, rounds=10 * ROUNDS)

@@ -1,7 +1,17 @@
 """Entropy coding: tables, rANS streams and the container file."""
 
-from sparsecodec.entropy.bitstream import DEFAULT_MAX_PIXELS, Container, crc32c
-from sparsecodec.entropy.coder import Decoder, Encoder, decode, encode, join_streams, split_streams
+from sparsecodec.entropy.bitstream import DEFAULT_MAX_PIXELS, Container, Header, crc32c
+from sparsecodec.entropy.coder import (
+    Decoder,
+    Encoder,
+    decode,
+    encode,
+    join_streams,
+    observed,
+    observing,
+    split_streams,
+)
+from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
 from sparsecodec.entropy.tables import (
     EntropyTables,
     compressai_scales,
@@ -11,6 +21,7 @@ from sparsecodec.entropy.tables import (
     pmf_to_quantized_cdf,
     tables_from_pmf,
 )
+from sparsecodec.entropy.tiling import Tiling, Window
 
 __all__ = [
     "Container",
@@ -18,6 +29,11 @@ __all__ = [
     "Decoder",
     "Encoder",
     "EntropyTables",
+    "Header",
+    "Tiling",
+    "Window",
+    "LaneDecoder",
+    "LaneEncoder",
     "compressai_scales",
     "crc32c",
     "decode",
@@ -26,6 +42,8 @@ __all__ = [
     "evc_gaussian_tables",
     "gaussian_tables",
     "join_streams",
+    "observed",
+    "observing",
     "pmf_to_quantized_cdf",
     "split_streams",
     "tables_from_pmf",

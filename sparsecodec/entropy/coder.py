@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Callable, Iterator, Sequence
+from contextvars import ContextVar
 from typing import Any
 
 import numpy as np
@@ -17,9 +19,29 @@ Array = Tensor | np.ndarray
 MAX_STREAMS = 16  # what the prefix byte can say
 
 
+_observer: ContextVar[Callable[[np.ndarray], None] | None] = ContextVar("sparsecodec_observer", default=None)
+
+
+@contextlib.contextmanager
+def observing(observer: Callable[[np.ndarray], None]) -> Iterator[None]:
+    """Within the block `observer` gets the symbols of every decoding call of this thread, int32, to be read only."""
+    token = _observer.set(observer)
+    try:
+        yield
+    finally:
+        _observer.reset(token)
+
+
+def observed(symbols: np.ndarray) -> None:
+    """Shows decoded symbols to whoever is `observing`; every decoder calls it."""
+    observer = _observer.get()
+    if observer is not None:
+        observer(symbols)
+
+
 def _dense(values: Array, name: str) -> np.ndarray:
     if isinstance(values, Tensor):
-        if values.device.type != "cpu":
+        if not values.is_cpu:
             raise UsageError(f"{name}: device {values.device} (needs cpu)")
         return values.contiguous().numpy()
     if isinstance(values, np.ndarray):
@@ -82,6 +104,7 @@ def decode(
     """
     result, memory = _destination(out, indexes)
     native().rans_decode(data, _dense(indexes, "indexes"), tables.native, memory, strict)
+    observed(memory)
     return result
 
 
@@ -137,6 +160,7 @@ class Decoder:
         """The symbols of the next coding call; arguments and result as for `decode`. Unusable after an error."""
         result, memory = _destination(out, indexes)
         self._native.decode(_dense(indexes, "indexes"), tables.native, memory)
+        observed(memory)
         return result
 
     def finish(self) -> None:

@@ -1,12 +1,14 @@
-"""The judge of the coder: docs/bitstream.md section 2 in plain Python, and symbols such as trained models produce."""
+"""The judges of the coders: docs/bitstream.md sections 2 and 3b in plain Python, and symbols as of trained models."""
 
 import numpy as np
 import pytest
 import torch
 
-from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
+from sparsecodec.entropy import EntropyTables, LaneDecoder, evc_gaussian_tables
+from sparsecodec.errors import UsageError
 
 LOWER = 1 << 31
+ISAS = ("scalar", "avx2", "avx512")
 
 
 def _row(tables: EntropyTables, index: int) -> tuple[list[int], int, int]:
@@ -37,15 +39,20 @@ class _OracleWriter:
         return np.array(words, "<u4").tobytes()
 
 
+def _escape_digits(k: int, escape: int) -> list[int]:
+    """As the decoder reads them: their number, then the digits, the least significant one first."""
+    raw = -2 * k - 1 if k < 0 else 2 * (k - escape)
+    digits = [int(d, 16) for d in reversed(f"{raw:x}")] if raw else []
+    return [len(digits), *digits]
+
+
 def _oracle_encode(symbols, indexes, tables: EntropyTables) -> bytes:
     writer = _OracleWriter()
     for symbol, index in reversed(list(zip(symbols, indexes, strict=True))):
         cdf, offset, escape = _row(tables, index)
         k = symbol - offset
         if not 0 <= k < escape:
-            raw = -2 * k - 1 if k < 0 else 2 * (k - escape)
-            digits = [int(d, 16) for d in reversed(f"{raw:x}")] if raw else []
-            for digit in reversed([len(digits), *digits]):
+            for digit in reversed(_escape_digits(k, escape)):
                 writer.digit(digit)
             k = escape
         writer.interval(cdf[k], cdf[k + 1] - cdf[k])
@@ -77,6 +84,63 @@ def _oracle_decode(data: bytes, indexes, tables: EntropyTables) -> list[int]:
     return symbols
 
 
+class _Lanes:
+    """A group of lanes while it is written: states, and the words that they emit, the last one first."""
+
+    def __init__(self, lanes: int) -> None:
+        self.states = [1 << 16] * lanes
+        self.words: list[int] = []
+
+    def shrink(self, lane: int, limit: int) -> None:
+        if self.states[lane] >= limit:
+            self.words.append(self.states[lane] % 65536)
+            self.states[lane] >>= 16
+
+    def symbol(self, lane: int, symbol: int, row: tuple[list[int], int, int]) -> None:
+        cdf, offset, escape = row
+        k = symbol - offset
+        if not 0 <= k < escape:
+            for digit in reversed(_escape_digits(k, escape)):
+                self.shrink(lane, 1 << 28)
+                self.states[lane] = 16 * self.states[lane] + digit
+            k = escape
+        frequency = cdf[k + 1] - cdf[k]
+        self.shrink(lane, frequency << 16)
+        x = self.states[lane]
+        self.states[lane] = x // frequency * 65536 + cdf[k] + x % frequency
+
+    def finish(self) -> bytes:
+        return np.array(self.states, "<u4").tobytes() + np.array(self.words[::-1], "<u2").tobytes()
+
+
+def _varint(value: int) -> bytes:
+    groups = [value >> shift & 127 for shift in range(0, max(1, value.bit_length()), 7)]
+    return bytes([group | 128 for group in groups[:-1]] + groups[-1:])
+
+
+def _oracle_lanes(calls) -> bytes:
+    """calls: [(symbols, indexes, tables)], lists -> the payload."""
+    total = sum(len(symbols) for symbols, _, _ in calls)
+    lanes = 1 << max(0, (total // 16384).bit_length() - 1)
+    groups, lanes = max(1, lanes // 32), min(lanes, 32)
+    parts = []
+    for group in range(groups):
+        writer = _Lanes(lanes)
+        for symbols, indexes, tables in reversed(calls):
+            rows = {index: _row(tables, index) for index in set(indexes)}
+            begin = len(symbols) // groups * group
+            end = begin + len(symbols) // groups if group + 1 < groups else len(symbols)
+            for i in reversed(range(begin, end)):
+                writer.symbol((i - begin) % lanes, symbols[i], rows[indexes[i]])
+        parts.append(writer.finish())
+    return b"".join(_varint(len(part) // 2) for part in parts[:-1]) + b"".join(parts)
+
+
+@pytest.fixture(scope="session")
+def oracle_lanes():
+    return _oracle_lanes
+
+
 @pytest.fixture(scope="session")
 def oracle_encode():
     return _oracle_encode
@@ -100,3 +164,27 @@ def latent():
         return symbols, indexes, evc_gaussian_tables()
 
     return make
+
+
+def _refused(isa: str, monkeypatch: pytest.MonkeyPatch) -> str | None:
+    """Why lanes cannot be decoded with this instruction set here; they are from now on if they can."""
+    monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
+    try:
+        LaneDecoder(bytes.fromhex("00000100"), 0)
+    except UsageError as error:
+        return str(error)
+
+
+@pytest.fixture
+def isas(monkeypatch) -> list[str]:
+    """The instruction sets of this CPU that lanes can be decoded with."""
+    return [isa for isa in ISAS if _refused(isa, monkeypatch) is None]
+
+
+@pytest.fixture(params=ISAS)
+def isa(request, monkeypatch) -> str:
+    """One instruction set after the other, in use."""
+    why = _refused(request.param, monkeypatch)
+    if why is not None:
+        pytest.skip(why)
+    return request.param

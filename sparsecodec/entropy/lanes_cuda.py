@@ -1,0 +1,138 @@
+"""The decoder of portable streams on a GPU: the symbols stay where the next network wants them."""
+
+from __future__ import annotations
+
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from sparsecodec import _cuda
+from sparsecodec.entropy.native import native
+from sparsecodec.entropy.tables import EntropyTables
+from sparsecodec.errors import BitstreamError, NoBackendError, UsageError
+from sparsecodec.ops import why_unavailable
+
+LOWER_BOUND = 1 << 16  # of a lane's state, and what it begins and ends with
+WARP = 32
+_copies: WeakKeyDictionary[EntropyTables, dict[torch.device, tuple[Tensor, ...]]] = WeakKeyDictionary()
+
+
+def _arrays(tables: EntropyTables, device: torch.device) -> tuple[Tensor, ...]:
+    """Rows, buckets and cumulative frequencies on `device`, copied there once."""
+    copies = _copies.setdefault(tables, {})
+    if device not in copies:
+        arrays = native().rans_table_arrays(tables.native)
+        copies[device] = tuple(torch.frombuffer(bytearray(array), dtype=torch.uint8).to(device) for array in arrays)
+    return copies[device]
+
+
+class CudaLaneDecoder:
+    """`LaneDecoder` for indexes on a GPU: a warp decodes a group, nothing waits for the device until `finish`.
+
+    Args:
+        payload: bytes-like; what `LaneEncoder.finish` returned. Copied to the device.
+        total: as given to the encoder.
+        device: a CUDA device.
+
+    Raises:
+        BitstreamError: the payload cannot be one of so many symbols.
+        NoBackendError: the CUDA kernels cannot be used.
+        UsageError: a total out of range.
+    """
+
+    def __init__(self, payload: Any, total: int, device: torch.device) -> None:
+        missing = why_unavailable("cuda")
+        if missing is not None:
+            raise NoBackendError(f"lanes on {device}: {missing}")
+        native().LaneDecoder(payload, total)  # its checks of everything before the first word
+        self._left = total
+        self._lanes, groups = native().lane_layout(total)
+        view, at, sizes = memoryview(payload).cast("B"), 0, []
+        for _ in range(groups - 1):
+            size = shift = 0
+            while True:
+                byte = view[at]
+                size |= (byte & 0x7F) << shift
+                at, shift = at + 1, shift + 7
+                if byte < 0x80:
+                    break
+            sizes.append(size)
+        words = np.frombuffer(view[at:], "<u2").astype(np.int32)
+        sizes.append(len(words) - sum(sizes))
+        ends = np.cumsum(sizes)
+        first = ends - sizes
+        states = np.full((groups, WARP), LOWER_BOUND, np.int64)
+        pairs = words[first[:, None] + np.arange(2 * self._lanes)].reshape(groups, self._lanes, 2).astype(np.int64)
+        states[:, : self._lanes] = pairs[:, :, 0] | pairs[:, :, 1] << 16
+        self._words = torch.from_numpy(words.astype(np.uint16).view(np.int16)).to(device)
+        self._ends = torch.from_numpy(ends).to(device)
+        self._cursors = torch.from_numpy(first + 2 * self._lanes).to(device)
+        self._states = torch.from_numpy(states.astype(np.uint32).view(np.int32)).to(device)
+        self._faults = torch.zeros((groups, 3), dtype=torch.int64, device=device)
+
+    def decode(self, indexes: Tensor, tables: EntropyTables, out: Tensor | None = None) -> Tensor:
+        """The symbols of the next coding call. Damage shows in `finish`; from there on the group's symbols are 0.
+
+        Args:
+            indexes: any shape, int16, on the decoder's device. Table row of each symbol, as given to the encoder.
+            tables: the distributions used to encode.
+            out: shape of `indexes`, int32, contiguous; filled and returned. None: a new tensor.
+
+        Returns:
+            Symbols, int32, shape of `indexes`.
+
+        Raises:
+            UsageError: wrong dtype, device or shape, more symbols than the total.
+        """
+        device, count = self._words.device, indexes.numel()
+        if indexes.dtype != torch.int16 or indexes.device != device:
+            raise UsageError(f"indexes: {indexes.dtype} on {indexes.device} (needs torch.int16 on {device})")
+        if count > self._left or count >= 2**31:
+            raise UsageError(f"{count} indexes, {self._left} symbols are left (and a call takes less than 2^31)")
+        if out is None:
+            out = torch.empty(indexes.shape, dtype=torch.int32, device=device)
+        elif (out.shape, out.dtype, out.device) != (indexes.shape, torch.int32, device) or not out.is_contiguous():
+            needed = f"{list(indexes.shape)} torch.int32 on {device}, contiguous"
+            raise UsageError(
+                f"out: {list(out.shape)} {out.dtype} on {out.device}, stride {out.stride()} (needs {needed})"
+            )
+        self._left -= count
+        _cuda.decode_lanes(
+            self._words, self._ends, self._cursors, self._states, self._faults, self._lanes,
+            _arrays(tables, device), tables.rows, indexes.contiguous(), out,
+        )  # fmt: skip
+        return out
+
+    def finish(self) -> None:
+        """Requires that the payload ends here; waits for the device.
+
+        Raises:
+            BitstreamError: damaged data; words are left, or a lane's state shows that bytes or tables are wrong. The
+                message names the group.
+            UsageError: an index without a row, or fewer symbols than the total were decoded.
+        """
+        groups = len(self._faults)
+        for group, (kind, position, value) in enumerate(self._faults.tolist()):
+            if kind == 0:
+                continue
+            named = f"group {group} of {groups}"
+            if kind == 1:
+                raise UsageError(f"indexes[{position}] = {value} has no row in its tables")
+            if kind == 2:
+                raise BitstreamError(f"{named} ends before symbol {position}")
+            what = f"an escape of {value} digits (of 8)" if kind == 3 else f"escaped value {value} exceeds 32 bits"
+            raise BitstreamError(f"{named}, symbol {position}: {what}")
+        if self._left:
+            raise UsageError(f"{self._left} symbols of the total were not decoded")
+        left = (self._ends - self._cursors).tolist()
+        at_start = (self._states == LOWER_BOUND).tolist()
+        for group in range(groups):
+            named = f"group {group} of {groups}"
+            if left[group]:
+                raise BitstreamError(f"{named}: {2 * left[group]} bytes are left after its last symbol")
+            if not all(at_start[group]):
+                lane = at_start[group].index(False)
+                raise BitstreamError(f"{named}: lane {lane} does not end in the state in which its encoder began")
