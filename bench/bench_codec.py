@@ -141,6 +141,36 @@ def bench_compressai_decode(name, picture, psnr, bench_row, benchmark, clock_of)
     benchmark.pedantic(calls["compiled sparse bfloat16"], rounds=1 if benchmark.disabled else 3)
 
 
+@pytest.mark.parametrize("name", ["mbt2018", "cheng2020-anchor"])
+def bench_autoregressive_decode(name, picture, psnr, bench_row, benchmark, clock_of):
+    """CompressAI's own `decompress`, a Python loop over positions, against the same strings and our files."""
+    import_compressai()
+    from compressai.zoo import image_models
+
+    torch.manual_seed(0)
+    dense = image_models[name](quality=3, pretrained=False).eval().requires_grad_(False)
+    last = [layer for layer in dense.g_a.modules() if isinstance(layer, torch.nn.Conv2d)][-1]
+    last.weight.mul_(2.0 / dense.g_a(picture).std())
+    dense.update()
+    codecs = {dtype: compile_codec(dense, dtype=dtype) for dtype in (torch.float32, torch.bfloat16)}
+    latent = {"g_s": (1, dense.M, picture.shape[2] // 16, picture.shape[3] // 16)}
+    strings = codecs[torch.float32].compress(picture)
+    reference = dense.decompress(**strings)["x_hat"]
+    calls: dict[str, Callable[[], object]] = {"CompressAI eager float32": lambda: _eager(dense, strings)}
+    sizes = {"CompressAI eager float32": sum(len(string[0]) for string in strings["strings"])}
+    for dtype, codec in codecs.items():  # equality before time
+        assert psnr(reference, codec.decompress(**strings)["x_hat"]) > (80 if dtype == torch.float32 else 40)
+        data, label = codec.encode(picture), str(dtype).removeprefix("torch.")
+        calls[f"compiled strings {label}"] = lambda c=codec: c.decompress(**strings)
+        calls[f"compiled file {label}"] = lambda c=codec, b=data: c.decode(b)
+        sizes |= {f"compiled strings {label}": sizes["CompressAI eager float32"], f"compiled file {label}": len(data)}
+    if not benchmark.disabled:
+        macs = dict.fromkeys(calls, count(dense, latent).macs)
+        times = clock_of(CPU).race({label: [call] for label, call in calls.items()}, 3)
+        record(bench_row, f"{name} {picture.shape[3]}x{picture.shape[2]}", times, macs, sizes, {})
+    benchmark.pedantic(calls["compiled file bfloat16"], rounds=1 if benchmark.disabled else 3)
+
+
 def _eager(model: torch.nn.Module, strings: dict) -> object:
     with torch.no_grad():
         return model.decompress(**strings)

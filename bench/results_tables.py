@@ -19,7 +19,12 @@ ROOT = Path(__file__).parents[1]
 KODAK = ROOT / "bench" / "results" / "kodak"
 PAGE = ROOT / "docs" / "results.md"
 ZOO = ROOT / "sparsecodec" / "zoo"
-PARENTS = {"evc-tiny": None, "evc-tiny-sparse": "evc-tiny", "evc-tiny-sparse-int8": "evc-tiny-sparse"}
+PARENTS = {
+    "evc-tiny": None,
+    "evc-tiny-sparse": "evc-tiny",
+    "evc-tiny-sparse-portable": "evc-tiny-sparse",
+    "evc-tiny-sparse-int8": "evc-tiny-sparse",
+}
 PIXELS = 768 * 512
 
 Row = Sequence[str]

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 import sparsecodec
-from sparsecodec.data import read_image
+from sparsecodec.cli import main
+from sparsecodec.data import read_image, write_image
 from sparsecodec.models import create
 from sparsecodec.sparsity import ChannelMasks, compact, compact_config, trace_model
 from sparsecodec.zoo import save
@@ -48,3 +49,30 @@ def codec_files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     save(dense, folder / "dense")
     save(compact(dense, masks, graph), folder / "sparse", compact=compact_config(masks, graph))
     return folder
+
+
+@pytest.fixture
+def picture(photo, tmp_path):
+    """71 x 65: no multiple of anything."""
+    write_image(photo[:, :, :65, :71], tmp_path / "photo.png")
+    return tmp_path / "photo.png"
+
+
+@pytest.fixture
+def stream(picture, codec_files, tmp_path):
+    assert main(["encode", str(picture), str(tmp_path / "photo.spc"), "-m", str(codec_files / "sparse")]) == 0
+    return tmp_path / "photo.spc"
+
+
+def run(capsys, *arguments) -> tuple[int, str, str]:
+    capsys.readouterr()
+    code = main([str(argument) for argument in arguments])
+    return code, *capsys.readouterr()
+
+
+def complaint(capsys, *arguments) -> tuple[int, str]:
+    """Exit code and message of a command that fails: one sentence on stderr, nothing on stdout."""
+    code, out, err = run(capsys, *arguments)
+    lines = [line for line in err.splitlines() if line.startswith("sparsecodec: ")]
+    assert out == "" and len(lines) == 1 and err.rstrip().endswith(lines[0]) and "Traceback" not in err
+    return code, lines[0]

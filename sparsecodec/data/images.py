@@ -16,6 +16,8 @@ from sparsecodec.errors import UsageError
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
 
+ROUNDED_AT_ONCE = 1 << 20  # pixels
+
 
 def list_images(folder: str | Path) -> list[Path]:
     """The pictures directly inside `folder`, sorted by name.
@@ -59,8 +61,14 @@ def read_rgb(path: str | Path) -> np.ndarray:
 
 
 def to_uint8(x: Tensor) -> np.ndarray:
-    """``[1, 3, H, W]`` float in [0, 1] -> ``[H, W, 3]`` uint8, rounded to nearest, clipped."""
-    return x[0].permute(1, 2, 0).float().mul(255).round().clamp(0, 255).to(torch.uint8).cpu().numpy()
+    """``[1, 3, H, W]`` float in [0, 1] -> ``[H, W, 3]`` uint8, rounded to nearest, clipped; few rows at a time."""
+    height, width = x.shape[2:]
+    out = np.empty((height, width, 3), np.uint8)
+    rows = max(ROUNDED_AT_ONCE // max(width, 1), 1)
+    for top in range(0, height, rows):
+        part = x[0, :, top : top + rows].permute(1, 2, 0).float().mul(255).round().clamp(0, 255)
+        out[top : top + rows] = part.to(torch.uint8).cpu().numpy()
+    return out
 
 
 def write_image(x: Tensor, path: str | Path) -> None:

@@ -20,10 +20,16 @@ from sparsecodec.quant.model import (
     quantized_layers,
     stored_bytes,
 )
+from sparsecodec.quant.portable import W8A8, W8A16, W16A16, is_portable, on_dyadic_integers, portable
 from sparsecodec.quant.refine import post_training, refine
+from sparsecodec.quant.tables import IntegerTables
 
 __all__ = [
     "BITS",
+    "W8A8",
+    "W8A16",
+    "W16A16",
+    "IntegerTables",
     "MixedPlan",
     "Observation",
     "Precision",
@@ -33,9 +39,12 @@ __all__ = [
     "apply_quantization",
     "find_layers",
     "freeze",
+    "is_portable",
     "observe",
+    "on_dyadic_integers",
     "plan_for_bytes",
     "plan_for_threshold",
+    "portable",
     "post_training",
     "prove_no_overflow",
     "quantization_config",

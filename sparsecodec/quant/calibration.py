@@ -82,7 +82,7 @@ class _Recorder:
 
 
 def set_scales(model: nn.Module, observations: dict[str, Observation], rule: str = "mse") -> None:
-    """Sets all scales of a quantised model, in place.
+    """Sets all scales of a quantised model, in place; frozen layers keep theirs.
 
     Args:
         model: from `quantize_layers`, not frozen.
@@ -96,6 +96,8 @@ def set_scales(model: nn.Module, observations: dict[str, Observation], rule: str
     if rule not in ("max", "mse"):
         raise UsageError(f"rule={rule!r} (needs 'max' or 'mse')")
     for name, layer in quantized_layers(model).items():
+        if layer.frozen:
+            continue
         seen = observations[name]
         if rule == "max":
             extreme = max(-seen.low, seen.high)
@@ -108,6 +110,8 @@ def set_scales(model: nn.Module, observations: dict[str, Observation], rule: str
         else:
             layer.set_input_range(*best_range(layer, seen))
         layer.set_weight_scale(best_weight_scale(layer))
+        if layer.precision.dyadic:
+            layer.coarsen()  # here, so that what is calibrated next sees what freezing will give
 
 
 @torch.no_grad()
@@ -148,6 +152,8 @@ def best_weight_scale(layer: QuantConv2d | QuantConvTranspose2d) -> Tensor:
 def correct_biases(model: nn.Module, reference: nn.Module, run: Callable[[nn.Module], Any]) -> None:
     """Adds to every bias what rounding its layer's weights and inputs takes from the mean of its outputs, in place.
 
+    Frozen layers keep theirs.
+
     Each layer is compared with the float one on the float one's own inputs, so the layers do not correct each other.
 
     Args:
@@ -155,7 +161,8 @@ def correct_biases(model: nn.Module, reference: nn.Module, run: Callable[[nn.Mod
         reference: the float model.
         run: as for `observe`.
     """
-    shifts = {name: _Shift(layer) for name, layer in quantized_layers(model).items() if layer.bias is not None}
+    layers = {name: layer for name, layer in quantized_layers(model).items() if not layer.frozen}
+    shifts = {name: _Shift(layer) for name, layer in layers.items() if layer.bias is not None}
     hooks = [reference.get_submodule(name).register_forward_hook(shift) for name, shift in shifts.items()]
     try:
         run(reference)

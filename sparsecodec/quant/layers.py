@@ -37,7 +37,10 @@ from sparsecodec.quant.fixed_point import (
     unpack_nibbles,
 )
 
-WEIGHT_BITS = (4, 8)
+WEIGHT_BITS = (4, 8, 16)
+STORED = {4: torch.uint8, 8: torch.int8, 16: torch.int16}  # type of a frozen weight in a file, by its bits
+INT16 = -(2**15), 2**15 - 1
+COARSER = 0.125  # in log2 of a scale: step in which it grows until an accumulator fits
 ACTIVATION_BITS = (8, 16)
 FLOAT32_LIMIT = 2**24
 OVERFLOW = 2.0 ** (ACCUMULATOR_BITS - 1)
@@ -49,10 +52,11 @@ class Precision:
     """How one layer is quantised.
 
     Attributes:
-        weight_bits: 4 or 8.
+        weight_bits: 4 or 8; 16 for dyadic layers only.
         activation_bits: of the layer's input, 8 or 16.
         dyadic: ``s_x`` is a power of two and ``s_w`` an integer below 2^15 times one, so that integers alone can
-            compute the layer; for the networks that choose entropy tables.
+            compute the layer; for the networks that choose entropy tables. There every input travels in 16 bits, and
+            no accumulator overflows for any of them: of 8 bits they have the coarser step.
     """
 
     weight_bits: int = 8
@@ -65,6 +69,8 @@ class Precision:
                 raise UsageError(f"{name}={getattr(self, name)!r} (needs one of {', '.join(map(str, allowed))})")
         if type(self.dyadic) is not bool:
             raise UsageError(f"dyadic={self.dyadic!r} (needs true or false)")
+        if self.weight_bits == 16 and not self.dyadic:
+            raise UsageError("weight_bits=16 (is for dyadic layers: the networks that choose entropy tables)")
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Precision:
@@ -83,7 +89,8 @@ class _OnIntegers:
 
     State while it trains: ``weight``, ``bias`` float32, ``weight_log2 [C_out]``, ``input_log2 []`` (parameters: log2 of
     the scales, which keeps them positive), ``input_low []`` int32. State when frozen: ``weight`` int8 (uint8, two to a
-    byte, for 4 bits), ``bias`` int32, ``weight_scale [C_out]``, ``input_scale []`` float32, ``input_low []`` int32.
+    byte, for 4 bits; int16 for 16), ``bias`` int32, ``weight_scale [C_out]``, ``input_scale []`` float32,
+    ``input_low []`` int32.
 
     Attributes:
         precision: bits and kind of scales.
@@ -167,7 +174,15 @@ class _OnIntegers:
     def accumulator_bound(self) -> Tensor:
         """``[C_out]`` float64: what no partial sum exceeds, for any input."""
         weight, bias = self.integers()
-        return accumulator_bound(weight.detach(), bias, *self.input_range, self.OUT_DIM)
+        return accumulator_bound(
+            weight.detach(), bias, *(INT16 if self.precision.dyadic else self.input_range), self.OUT_DIM
+        )
+
+    @torch.no_grad()
+    def coarsen(self) -> None:
+        """Raises ``s_w`` of each channel until its accumulator fits, for any input."""
+        while not bool((fits := self.accumulator_bound() < OVERFLOW).all()):
+            self.weight_log2.add_((~fits).float() * COARSER)
 
     def forward(self, x: Tensor, *args: Any) -> Tensor:
         """As the float layer's, on integers; computes in float32 or float64 whatever autocast says."""
@@ -211,7 +226,7 @@ class _OnIntegers:
         """Whether the processor's 8-bit products can compute it; to the same bits, so nobody needs to ask for them."""
         if not self.frozen or not isinstance(self, nn.Conv2d) or isinstance(self.padding, str) or q.requires_grad:
             return False
-        real_cpu = q.device.type == "cpu" and not isinstance(q, FakeTensor)
+        real_cpu = q.device.type == "cpu" and not isinstance(q, FakeTensor) and self.weight_bits < 16
         return real_cpu and q.numel() > 0 and native.why_unavailable() is None
 
     def _per_channel(self, values: Tensor) -> Tensor:
@@ -224,12 +239,11 @@ class _OnIntegers:
             return
         if not all(bool(p.isfinite().all()) for p in self.parameters()):
             raise UsageError(f"{self}: a weight or scale is not finite")
-        while not bool((fits := self.accumulator_bound() < OVERFLOW).all()):
-            self.weight_log2.add_((~fits).float())
+        self.coarsen()
         (s_x, s_w), (weight, bias) = self.scales(), self.integers()
         for name in ("weight", "weight_log2", "input_log2", *(["bias"] if bias is not None else [])):
             delattr(self, name)
-        self.register_buffer("weight", weight.to(torch.int8))
+        self.register_buffer("weight", weight.to(torch.int16 if self.weight_bits == 16 else torch.int8))
         if bias is not None:
             self.register_buffer("bias", bias.to(torch.int32))
         self.register_buffer("weight_scale", s_w.detach().clone())
@@ -260,7 +274,7 @@ class _OnIntegers:
     def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: Any) -> None:
         key, errors = prefix + "weight", args[-1]
         if self.frozen and key in state_dict:
-            expected = torch.uint8 if self.weight_bits == 4 else torch.int8
+            expected = STORED[self.weight_bits]
             if state_dict[key].dtype != expected:
                 errors.append(f"{key} is {state_dict[key].dtype} (a {self.weight_bits}-bit layer needs {expected})")
                 return

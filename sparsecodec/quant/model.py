@@ -12,6 +12,7 @@ from torch import nn
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.quant.fixed_point import ACCUMULATOR_BITS
 from sparsecodec.quant.layers import Precision, QuantConv2d, QuantConvTranspose2d, quantized, why_float
+from sparsecodec.quant.tables import IntegerTables
 from sparsecodec.sparsity.rules import is_conv, is_gdn
 
 CONFIG_FORMAT = 1
@@ -98,13 +99,16 @@ def freeze(model: nn.Module) -> nn.Module:
 def quantization_config(model: nn.Module) -> dict[str, Any]:
     """What `apply_quantization` needs beside the float architecture: ``{"format": 1, "layers": {path: bits}}``.
 
+    Of a portable codec also ``"portable": True``: it stores its tables (`IntegerTables`).
+
     Raises:
-        UsageError: no layer is quantised.
+        UsageError: no layer is quantised, and it stores no tables either.
     """
     layers = {name: layer.precision.to_json() for name, layer in quantized_layers(model).items()}
-    if not layers:
+    tables = {"portable": True} if hasattr(model, "portable") else {}
+    if not layers and not tables:
         raise UsageError(f"{type(model).__name__} has no quantised layer")
-    return {"format": CONFIG_FORMAT, "layers": layers}
+    return {"format": CONFIG_FORMAT, "layers": layers, **tables}
 
 
 def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module:
@@ -119,11 +123,15 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
         GraphError: it belongs to another architecture.
     """
     layers = config.get("layers")
-    if config.get("format") != CONFIG_FORMAT or not isinstance(layers, Mapping) or not layers:
+    something = isinstance(layers, Mapping) and (layers or config.get("portable"))
+    if config.get("format") != CONFIG_FORMAT or not something:
         raise UsageError(f"quantisation of format {config.get('format')!r} (needs {CONFIG_FORMAT}, and its layers)")
     if not all(isinstance(values, Mapping) for values in layers.values()):
         raise UsageError("quantisation: a layer's entry is no table of bits")
-    return freeze(quantize_layers(model, {name: Precision.from_json(values) for name, values in layers.items()}))
+    model = quantize_layers(model, {name: Precision.from_json(values) for name, values in layers.items()})
+    if config.get("portable"):
+        model.portable = IntegerTables()
+    return freeze(model)
 
 
 def prove_no_overflow(model: nn.Module, bits: int = ACCUMULATOR_BITS) -> dict[str, int]:

@@ -5,20 +5,23 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecodec.entropy.bitstream import Container
+from sparsecodec.entropy import Container, Header
 from sparsecodec.errors import ModelMismatchError, UsageError
 from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.runtime.batch import Decoded, decode_each
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
+from sparsecodec.runtime.memory import check_decoding, fitting_tiling
 from sparsecodec.runtime.numerics import Numerics, eager_numerics, kernel_numerics
 from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.tiles import Code, check_pixels, decode_tiles, encode_tiles, region_of, touched
 from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.sparsity.macs import count
 from sparsecodec.sparsity.rules import is_quantized
@@ -52,6 +55,8 @@ class CompiledCodec(ABC):
     SYNTHESIS: ClassVar[tuple[str, ...]]
     ANALYSIS: ClassVar[tuple[str, ...]]
     ENTROPY: ClassVar[tuple[str, ...]]
+    ENCODING: ClassVar[tuple[str, ...]] = ()  # transforms that run to encode, if they are not ANALYSIS and ENTROPY
+    EXACT_PICTURES: ClassVar[bool] = False  # whether the synthesis is integers, too: the same picture on every device
     EAGER: ClassVar[dict[str, str]] = {}  # of the above, those that run as the model's own layers: path -> why
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
@@ -61,21 +66,24 @@ class CompiledCodec(ABC):
         self._model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
         self._lock = threading.Lock()
         self._executor = Executor(device, CudaGraphs(device) if device.type == "cuda" else None)
+        self._footprints: dict[str, float] = {}
         self._transforms: dict[str, CompiledTransform | EagerTransform] = {}
         for path in (*self.ANALYSIS, *self.ENTROPY, *self.SYNTHESIS):
-            module = self._model.get_submodule(path)
-            exact = path in self.ENTROPY or any(map(is_quantized, module.modules()))
-            precision = torch.float32 if exact else dtype  # between integer layers a lower one would move the integers
-            if path in self.EAGER:
-                self._transforms[path] = EagerTransform(module, path, self.EAGER[path])
-            else:
-                head = self._head(path)
-                self._transforms[path] = CompiledTransform(module, path, precision, strict=strict, head=head)
+            self._transforms[path] = self._compiled(path, strict)
 
     @classmethod
     @abstractmethod
     def matches(cls, model: nn.Module) -> bool:
         """Whether `model` has this family's structure."""
+
+    def _compiled(self, path: str, strict: bool) -> CompiledTransform | EagerTransform:
+        """The transform at `path`."""
+        module = self._model.get_submodule(path)
+        if path in self.EAGER:
+            return EagerTransform(module, path, self.EAGER[path])
+        exact = path in self.ENTROPY or any(map(is_quantized, module.modules()))
+        precision = torch.float32 if exact else self.dtype  # between integer layers a lower one would move the integers
+        return CompiledTransform(module, path, precision, strict=strict, head=self._head(path))
 
     def _head(self, path: str) -> dict[str, Any] | None:
         """The constants of `prior_head` for a transform that may end in one."""
@@ -103,22 +111,35 @@ class CompiledCodec(ABC):
         backends = frozenset().union(*(self._transforms[path].backends for path in self.ENTROPY)) or {"cpu"}
         return kernel_numerics(frozenset(backends), self.device)
 
-    def encode(self, x: Tensor, quality: float | None = None) -> bytes:
+    def encode(
+        self,
+        x: Tensor,
+        quality: float | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        max_memory: int | None = None,
+    ) -> bytes:
         """One picture of any size to a file's bytes.
 
         Args:
             x: ``[1, 3, H, W]`` floating point in [0, 1], H and W at least 1.
             quality: 0 (smallest) to 100 (best) for codecs of variable rate; None is 50 there, and the only choice for
                 codecs of one rate.
+            tile: side of the tiles of larger pictures, a multiple of 64; coding then needs no more memory than a tile
+                does, and parts can be decoded alone. None: one tile, unless `max_memory` needs more.
+            overlap: pixels that neighbouring tiles share and fade over, a multiple of 16, at most half of `tile`.
+            max_memory: bytes that coding may take beside the model and `x`, by an estimate that is meant to be too
+                high; tiles are made as small as needed.
 
         Raises:
             UsageError: wrong shape, dtype or range.
+            ResourceLimitError: `max_memory` is not enough. Nothing was allocated.
         """
-        return self._file(x, lambda padded: self._encode(padded, quality))
+        return self._file(x, lambda padded, size: self._encode(padded, quality), tile, overlap, max_memory)
 
     @torch.inference_mode()
-    def _file(self, x: Tensor, code: Callable[[Tensor], tuple[list[bytes], int]]) -> bytes:
-        """Checks and pads a picture, and puts what `code` makes of it, as `_encode` does, into a container."""
+    def _file(self, x: Tensor, code: Code, tile: int | None, overlap: int | None, max_memory: int | None) -> bytes:
+        """Checks a picture and puts what `code` makes of its tiles, padded, into a container."""
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
             shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(f"picture {shape} (needs a tensor [1, 3, H, W], not empty)")
@@ -128,10 +149,16 @@ class CompiledCodec(ABC):
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise UsageError(f"picture in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
         height, width = x.shape[2:]
-        x = x.to(self.device, torch.float32)
-        padded = F.pad(x, (0, -width % self.STRIDE, 0, -height % self.STRIDE), mode="replicate")
-        with self._lock:
-            payloads, field = code(padded)
+        tiling = fitting_tiling(self, height, width, tile, overlap, max_memory)
+
+        def code_tile(part: Tensor) -> tuple[list[bytes], int]:
+            size = (part.shape[2], part.shape[3])
+            below, beside = (-side % self.STRIDE for side in size)
+            padded = F.pad(part.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
+            with self._lock:
+                return code(padded, size)
+
+        payloads, field = encode_tiles(x, tiling, code_tile)
         return Container(
             model_hash=self.model_hash,
             numerics=self.numerics.tag,
@@ -139,36 +166,103 @@ class CompiledCodec(ABC):
             width=width,
             quality=field,
             payloads=payloads,
+            exact=self.EXACT_PICTURES,
+            tiling=tiling,
         ).to_bytes()
 
     @torch.inference_mode()
-    def decode(self, data: bytes, max_pixels: int = MAX_PIXELS) -> Tensor:
+    def decode(
+        self,
+        data: bytes,
+        max_pixels: int = MAX_PIXELS,
+        region: Sequence[int] | None = None,
+        max_memory: int | None = None,
+    ) -> Tensor:
         """A file's bytes to the picture.
 
         Args:
             data: what `encode` gave.
-            max_pixels: refuse larger pictures before anything is allocated.
+            max_pixels: refuse what has more, before anything is allocated: the picture, or the region and each of the
+                tiles that it needs.
+            region: (top, left, height, width) of the part to decode; None: all. Only the tiles that touch it are
+                decoded, and the result equals that part of the whole picture exactly.
+            max_memory: bytes that decoding may take beside the model and `data`, the picture included, by an estimate
+                that is meant to be too high.
 
         Returns:
             ``[1, 3, H, W]`` float32 in [0, 1].
 
         Raises:
-            BitstreamError: the bytes are damaged, truncated or foreign.
+            BitstreamError: the bytes are damaged, truncated or foreign. Of a damaged tile the message tells row and
+                column; regions that do not touch it can still be decoded.
             ModelMismatchError: they were made by another model or with other numerics.
-            ResourceLimitError: the picture is larger than `max_pixels`.
+            ResourceLimitError: more than `max_pixels` pixels or `max_memory` bytes would be needed.
+            UsageError: the region is no part of the picture.
         """
-        container = Container.from_bytes(data, max_pixels=max_pixels)
-        if container.model_hash != self.model_hash:
+        header = Header.read(data)
+        window = region_of(header, region)
+        check_pixels(header, window, max_pixels)
+        self._check_made_here(header)
+        check_decoding(self, window, touched(header, window).values(), max_memory)
+
+        def restore(payloads: list[bytes], height: int, width: int) -> Tensor:
+            with self._lock:
+                return self._decode(payloads, header.quality, height, width)
+
+        return decode_tiles(header, data, window, restore)
+
+    def decode_batch(
+        self, blobs: Sequence[bytes], max_pixels: int = MAX_PIXELS, on_error: str = "raise"
+    ) -> list[Tensor] | list[Decoded]:
+        """Several files' bytes to pictures, in their order.
+
+        Args:
+            blobs: what `encode` gave, or whatever came in its place.
+            max_pixels: of each item; see `decode`.
+            on_error: ``"raise"``: the first item that cannot be decoded ends the call with its error, whose message
+                names the item. ``"status"``: every item is tried and reports for itself.
+
+        Returns:
+            A tensor per item as `decode` gives it; with ``"status"`` a `Decoded`.
+
+        Raises:
+            UsageError: not a sequence of bytes, or another `on_error`.
+        """
+        return decode_each(lambda blob: self.decode(blob, max_pixels), blobs, on_error)
+
+    def bytes_per_pixel(self, path: str) -> float:
+        """Memory that a transform's steps take, for each pixel of the (padded) picture."""
+        if path not in self._footprints:
+            side = 4 * self.STRIDE
+            shape = self.input_shapes(side, side)[path.split("+")[0]]  # of networks that run as one, the first one's
+            self._footprints[path] = self._transforms[path].footprint(shape, self.device) / side**2
+        return self._footprints[path]
+
+    def _check_made_here(self, header: Header) -> None:
+        """Raises a ModelMismatchError for a file that another model wrote, or other numerics."""
+        if header.model_hash != self.model_hash:
             raise ModelMismatchError(
-                f"the stream was made by model {container.model_hash.hex()}, this one is {self.model_hash.hex()}"
+                f"the stream was made by model {header.model_hash.hex()}, this one is {self.model_hash.hex()}"
             )
-        if container.numerics != self.numerics.tag:
+        if header.numerics != self.numerics.tag:
             raise ModelMismatchError(
-                f"the stream's entropy parameters were computed with numerics {container.numerics:#06x}, "
+                f"the stream's entropy parameters were computed with numerics {header.numerics:#06x}, "
                 f"this codec computes with {self.numerics.tag:#06x}: {self.numerics.name}"
             )
-        with self._lock:
-            return self._decode(list(container.payloads), container.quality, container.height, container.width)
+        if header.exact and not self.EXACT_PICTURES:
+            raise ModelMismatchError(
+                "the file promises an exact picture, this codec's synthesis rounds as its device does"
+            )
+
+    def _notes(self) -> tuple[str, ...]:
+        """What the report says of precision and guarantees."""
+        precision = str(self.dtype).removeprefix("torch.")
+        return (
+            f"transforms in {precision}, entropy networks{self._on_integers()} in float32",
+            f"encode and decode: {self.numerics.name}",
+            f"compress and decompress: the original's own arithmetic ({eager_numerics(self.device).name})",
+            "stream native: a file opens where the same numerics run; other ones are refused, never decoded wrongly",
+        )
 
     def _on_integers(self) -> str:
         return " and quantised transforms" if any(map(is_quantized, self._model.modules())) else ""
@@ -188,12 +282,7 @@ class CompiledCodec(ABC):
             shrunk = (kept_out, dense_out) if layer.kind == "depthwise" else (kept_in * kept_out, dense_in * dense_out)
             macs[name] = (layer.macs, layer.macs * shrunk[1] / max(shrunk[0], 1))
         rows = [row for transform in self._transforms.values() for row in transform.rows(height * width, macs)]
-        precision = str(self.dtype).removeprefix("torch.")
-        notes = (
-            f"transforms in {precision}, entropy networks{self._on_integers()} in float32",
-            f"encode and decode: {self.numerics.name}",
-            f"compress and decompress: the original's own arithmetic ({eager_numerics(self.device).name})",
-        )
+        notes = self._notes()
         if self.device.type == "cuda":
             notes += (f"{self._executor.captures} CUDA graphs held", *self._executor.refusals)
         held = sum(transform.buffer_bytes for transform in self._transforms.values())

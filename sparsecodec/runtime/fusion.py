@@ -25,13 +25,18 @@ def fuse(program: Program, head: dict[str, Any] | None = None) -> Program:
         head: the constants that make a `prior_head` of the last 1x1; then the program returns table indexes and means,
             if it ends in one (`ends_in_head`).
     """
-    for pattern in (_activation, _pixel_shuffle, _activation, _residual):
-        _apply(program, pattern)
+    fuse_neighbours(program)
     if head is not None:
         _prior_head(program, head)
     for pattern in (_depth_conv_block, _half_block, _plain):
         _apply(program, pattern)
     return program
+
+
+def fuse_neighbours(program: Program) -> None:
+    """Convolutions take up the activation, the pixel shuffle and the addition that follow them; in place."""
+    for pattern in (_activation, _pixel_shuffle, _activation, _residual):
+        _apply(program, pattern)
 
 
 def ends_in_head(program: Program) -> bool:

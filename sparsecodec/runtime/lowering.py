@@ -119,7 +119,7 @@ def lower(module: nn.Module, name: str) -> Program:
         if node.op == "get_attr":
             env[node] = _attribute(wrapped, node.target)
             continue
-        path = name if wrapped is not module else f"{name}.{node.target}"
+        path = name if wrapped is not module else f"{name}.{node.target}".lstrip(".")
         step = _lower_node(wrapped, node, env, path)
         if _in_place(wrapped, node):  # whoever reads the changed tensor later reads the result
             changed = env[node.args[0]]
@@ -189,13 +189,13 @@ def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
         reason = f"{conv.weight_bits}-bit weights, {conv.activation_bits}-bit inputs: integers, as in the model"
         return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=reason)
     if isinstance(module, ScatterConv2d) and type(conv) is nn.Conv2d:
-        step = _lower_conv(module.conv, x, path)
+        step = lower_conv(module.conv, x, path)
         if step.op in ("pointwise", "conv2d_act"):
             step.constants["out_index"] = module.out_index.to(torch.int32)
             step.function = module
         return step
     if type(module) in (nn.Conv2d, nn.ConvTranspose2d):
-        return _lower_conv(module, x, path)
+        return lower_conv(module, x, path)
     if isinstance(module, nn.LeakyReLU | nn.ReLU):
         slope = float(getattr(module, "negative_slope", 0.0))
         return Step("activation", {"x": x}, {"slope": slope}, (path,))
@@ -210,7 +210,8 @@ def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
     return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=f"{type(module).__name__} has no rule")
 
 
-def _lower_conv(module: nn.Conv2d | nn.ConvTranspose2d, x: Step, path: str) -> Step:
+def lower_conv(module: nn.Conv2d | nn.ConvTranspose2d, x: Step, path: str) -> Step:
+    """The step of a convolution that reads `x`; a plain one, with its reason, if its geometry has no rule."""
     plain = Step(PLAIN, paths=(path,), function=module, args=(x,))
     weight = module.weight.detach()
     bias = None if module.bias is None else module.bias.detach()

@@ -30,6 +30,7 @@ class Numerics:
 
 
 PINNED = Numerics("fma32 (our float32 kernels: the same bits on every CPU, batch and thread count)", 1)
+PORTABLE = Numerics("integers only between bytes and symbols: the same symbols on every device and backend", 2)
 
 
 def eager_numerics(device: torch.device) -> Numerics:
@@ -57,3 +58,11 @@ def kernel_numerics(backends: frozenset[str], device: torch.device) -> Numerics:
         where = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
         return _unnumbered(f"triton {importlib.metadata.version('triton')} fma32, {where}")
     return eager_numerics(device)
+
+
+def described(tag: int) -> str:
+    """What is known of the arithmetic behind a stream's tag, for people."""
+    for numerics in (PINNED, PORTABLE):
+        if numerics.tag == tag:
+            return numerics.name
+    return "of one machine and its library versions" if tag & 0x8000 else "unknown to this release"

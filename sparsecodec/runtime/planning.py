@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -78,6 +78,26 @@ def make_plan(program: Program, name: str, x: Tensor) -> Plan:
     return Plan(out, planned)
 
 
+def footprint(program: Program, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> int:
+    """Bytes that a call holds at its peak: its plan's buffers, and what steps that allocate hold. Allocates nothing.
+
+    Args:
+        program, name: as for `make_plan`.
+        shape, dtype, device: of the input.
+    """
+    with FakeTensorMode():
+        x = torch.empty(*shape, dtype=dtype, device=device)
+    results = _infer(program, name, x)
+    pool, assigned = _share(program, results)
+    until = list(_last_uses(program).values())
+    own = [
+        0 if buffer is not None or result is None else result.numel() * result.element_size()
+        for buffer, result in zip(assigned, results, strict=True)
+    ]
+    held = (sum(own[i] for i in range(now + 1) if until[i] >= now) for now in range(len(own)))
+    return sum(pool) + max(held)
+
+
 def _too_large(name: str, x: Tensor, planned: int, free: int | None) -> ResourceLimitError:
     n, _, height, width = x.shape
     known = "" if free is None else f", {_size(free)} are free: about {height * width * free // planned} would fit"
@@ -127,8 +147,8 @@ def _infer_one(step: Step, results: dict[Step, Any], x: Tensor) -> Any:
     return step.function(*fx.node.map_aggregate(step.args, take), **fx.node.map_aggregate(step.kwargs, take))
 
 
-def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | None]]:
-    """(bytes of each buffer, buffer of each step): a buffer is reused once its last reader is done."""
+def _last_uses(program: Program) -> dict[Step, int]:
+    """Step -> index of the last step that reads its result."""
     steps = program.steps
     last_use = {step: index for index, step in enumerate(steps)}
     last_use[program.output] = len(steps)
@@ -137,6 +157,13 @@ def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | 
             # What a plain step returns may be a view of what it read, so its inputs live as long as its result.
             until = last_use[steps[index]] if steps[index].op == PLAIN else index
             last_use[source] = max(last_use[source], until)
+    return last_use
+
+
+def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | None]]:
+    """(bytes of each buffer, buffer of each step): a buffer is reused once its last reader is done."""
+    steps = program.steps
+    last_use = _last_uses(program)
     pool: list[int] = []
     free: list[int] = []
     held: list[tuple[int, int]] = []  # (last use, buffer)

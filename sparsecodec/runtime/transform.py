@@ -15,7 +15,7 @@ from sparsecodec.ops._epilogue import channels_innermost
 from sparsecodec.ops._registry import Bound, bind, forced_backend, specs, why_unavailable
 from sparsecodec.runtime.fusion import ends_in_head, fuse
 from sparsecodec.runtime.lowering import PLAIN, Step, lower
-from sparsecodec.runtime.planning import Plan, hold, make_plan
+from sparsecodec.runtime.planning import Plan, footprint, hold, make_plan
 from sparsecodec.runtime.report import Row
 
 MAX_PLANS = 8  # picture sizes whose buffers are kept; the least recently used goes first
@@ -118,6 +118,10 @@ class CompiledTransform:
         """Held for the picture sizes seen so far."""
         return sum(plan.bytes for plan in self._plans.values())
 
+    def footprint(self, shape: tuple[int, ...], device: torch.device) -> int:
+        """Bytes that a call with an input of that shape holds at its peak, without allocating them."""
+        return footprint(self._program, self.name, shape, self.dtype, device)
+
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
         """Rows of the report. `shapes` maps layer paths to (macs, dense macs) of a picture with that many pixels."""
         rows = []
@@ -153,6 +157,20 @@ class EagerTransform:
     def __call__(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` float32 -> the transform's output."""
         return self._module(x)
+
+    def footprint(self, shape: tuple[int, ...], device: torch.device) -> int:
+        """As `CompiledTransform.footprint`: input and output of the layer for which they are largest."""
+        largest = 0
+
+        def note(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            nonlocal largest
+            largest = max(largest, sum(tensor.numel() * tensor.element_size() for tensor in (*inputs, output)))
+
+        module = copy.deepcopy(self._module).to("meta")
+        for layer in module.modules():
+            layer.register_forward_hook(note)
+        module(torch.empty(shape, device="meta"))
+        return largest
 
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
         """As `CompiledTransform.rows`: one per layer."""

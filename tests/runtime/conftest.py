@@ -22,6 +22,7 @@ CLASSES = {  # name -> class and constructor arguments
     "mbt2018-mean": ("MeanScaleHyperprior", (32, 48)),
     "mbt2018": ("JointAutoregressiveHierarchicalPriors", (32, 48)),
     "cheng2020-anchor": ("Cheng2020Anchor", (32,)),
+    "cheng2020-attn": ("Cheng2020Attention", (32,)),
 }
 TRANSFORMS = ("g_a", "g_s", "h_a", "h_s", "entropy_parameters")
 

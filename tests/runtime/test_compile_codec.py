@@ -43,7 +43,7 @@ def test_decodes_in_another_process(codec_files: Path, tmp_path: Path, photo: Te
     [
         ({"model": "evc-tiny"}, "model is a str"),
         ({"model": nn.Conv2d(3, 3, 1)}, "Conv2d has the structure of no known family"),
-        ({"stream": "portable"}, "stream='portable'"),
+        ({"stream": "lossless"}, "stream='lossless'"),
         ({"dtype": torch.float64}, "dtype=torch.float64"),
         ({"sample": torch.zeros(1, 1, 64, 64)}, r"\(1, 1, 64, 64\)"),
     ],

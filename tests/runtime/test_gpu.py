@@ -11,6 +11,8 @@ import torch.nn.functional as F
 
 from sparsecodec import ModelMismatchError
 from sparsecodec._compat import import_compressai
+from sparsecodec.entropy import LaneEncoder, evc_gaussian_tables
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder
 from sparsecodec.runtime import compile_codec
 
 from .conftest import build
@@ -95,3 +97,17 @@ def test_files_of_other_numerics_are_refused():
     assert on_cpu.numerics.tag != on_gpu.numerics.tag
     with pytest.raises(ModelMismatchError, match="numerics"):
         on_gpu.decode(on_cpu.encode(pictures(1).cpu()))
+
+
+def test_lanes_decode_on_the_device():
+    total, tables = 2**20 + 77, evc_gaussian_tables()  # two groups of 32 lanes
+    generator = torch.Generator().manual_seed(0)
+    indexes = torch.randint(0, tables.rows, (total,), generator=generator).short()
+    symbols = torch.randint(-60, 61, (total,), generator=generator).int()
+    encoder = LaneEncoder(total)
+    for part in (slice(0, 1000), slice(1000, total)):
+        encoder.push(symbols[part], indexes[part], tables)
+    decoder = CudaLaneDecoder(encoder.finish(), total, torch.device("cuda"))
+    decoded = [decoder.decode(indexes[part].cuda(), tables) for part in (slice(0, 1000), slice(1000, total))]
+    decoder.finish()
+    assert torch.equal(torch.cat(decoded).cpu(), symbols)

@@ -13,7 +13,7 @@ from sparsecodec import zoo
 from sparsecodec.data import RandomCrops
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
-from sparsecodec.quant import Sensitivities, apply_quantization, quantized_layers, stored_bytes
+from sparsecodec.quant import Sensitivities, apply_quantization, is_portable, quantized_layers, stored_bytes
 from sparsecodec.training import Recipe, Trainer, calibration_loss, run
 from sparsecodec.training.methods.quantize import CALIBRATION_STEP, Settings
 
@@ -50,6 +50,7 @@ def test_entropy_networks_are_float_or_for_integers_alone(pictures, tmp_path):
     exact = _run(_recipe(transforms="decoder", entropy_bits=16), pictures, tmp_path / "b")
     entropy = {(path, 8, 16, True) for path in ("hyper_dec", "y_prior_fusion", "y_spatial_prior")}
     assert _bits(exact) == {("dec", 8, 8, False)} | entropy
+    assert is_portable(exact) and not is_portable(plain)
 
 
 def test_result_is_frozen_and_rebuilds_from_its_configuration(pictures, tmp_path):

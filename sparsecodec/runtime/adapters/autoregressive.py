@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import ClassVar
 
 import torch
@@ -15,29 +16,49 @@ from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.ops import bind, specs
 from sparsecodec.runtime.adapters.compressai import Calls, HyperpriorCodec, Network
 from sparsecodec.runtime.codec import finished
-
-ONE_BY_ONE = "selects tables position by position, so it runs as in the model"
+from sparsecodec.runtime.context_model import ContextModel, ContextPart, ContextRows, why_not_native
+from sparsecodec.runtime.report import Report
 
 
 class AutoregressiveCodec(HyperpriorCodec):
-    """mbt2018, cheng2020 and their like. The entropy networks run as the model's own, in `encode` and `decode` too."""
+    """mbt2018, cheng2020 and their like.
+
+    ``encode`` and ``decode`` run the entropy networks in the pinned arithmetic of `ContextModel`, wave by wave in one
+    native call: the bytes depend neither on threads nor on the CPU.
+
+    ``compress`` and ``decompress`` must round every scale as CompressAI does, whose bits depend on the version of
+    torch, the processor and the thread count: the strings are CompressAI's where those are the same. `ContextRows`
+    adds in torch's order in one native call. Each call first compares it with torch's layers on random numbers; where
+    they differ, torch's own layers run, position by position.
+    """
 
     ENTROPY: ClassVar = ("h_s", "context_prediction", "entropy_parameters")
-    EAGER: ClassVar = dict.fromkeys(ENTROPY, ONE_BY_ONE)
-    CHILDREN: ClassVar = HyperpriorCodec.CHILDREN | {"context_prediction", "entropy_parameters"}
+    INSIDE: ClassVar = ENTROPY[1:]  # of a `ContextModel`
+    CHILDREN: ClassVar = HyperpriorCodec.CHILDREN | set(INSIDE)
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        _check_context(model.context_prediction)
+        reason = self._why_not_native(model, device)
+        self.EAGER = dict.fromkeys(self.ENTROPY if reason else self.INSIDE, reason)
         super().__init__(model, device, dtype, strict)
-        context = self._model.context_prediction
-        kernel = context.kernel_size
-        if kernel[0] != kernel[1] or kernel[0] % 2 == 0 or context.stride != (1, 1) or context.groups != 1:
-            raise UsageError(f"context_prediction is {context} (needs an odd square kernel, stride 1, one group)")
+        self._context = context = self._model.context_prediction
         # The model masks its weight in every forward; the hash must not depend on whether there was one.
         context.weight.mul_(context.mask)
         self.model_hash = model_hash(self._model)[:8]
-        self._context = context
         scales = torch.empty(1, self._latent, 1, 1, device=device)
         self._table_rows = bind(specs()["entropy_parameters"], scales, self._thresholds.to(device)).run
+        self._rows: ContextRows | None = None
+        if not reason:
+            self.EAGER = {}
+            constants = (context, self._model.entropy_parameters, self._thresholds, self._tables)
+            waves = ContextModel(*constants)
+            for path in self.INSIDE:
+                self._transforms[path] = ContextPart(self._model.get_submodule(path), path, waves)
+            self._rows = ContextRows(*constants, self._parameters_at)
+
+    @staticmethod
+    def _why_not_native(model: nn.Module, device: torch.device) -> str:
+        return why_not_native(model.context_prediction, model.entropy_parameters, device)
 
     def _parameter_channels(self) -> int:
         width = self._prior_channels + self._model.context_prediction.out_channels
@@ -54,6 +75,10 @@ class AutoregressiveCodec(HyperpriorCodec):
         calls = Calls()
         calls(self._bottleneck.coding(z_symbols.cpu()), None)
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))
+        context = self._native(networks)
+        if context is not None:
+            strings = [context.encode(y[i : i + 1], prior[i : i + 1]) for i in range(len(y))]
+            return [strings, *calls.strings], calls.shape
         margin = self._context.kernel_size[0] // 2
         padded = F.pad(y.contiguous(), (margin,) * 4)
         strings = [self._encode_one(padded[i : i + 1], prior[i : i + 1]) for i in range(len(y))]
@@ -77,8 +102,20 @@ class AutoregressiveCodec(HyperpriorCodec):
         self, strings: list[list[bytes]], shape: torch.Size, size: tuple[int, int], networks: Callable[[str], Network]
     ) -> Tensor:
         z_symbols = self._bottleneck.decode(strings[1], shape).to(self.device)
-        y_hat = self._decode_latent(strings[0], networks("h_s")(self._bottleneck.restore(z_symbols)))
+        prior = networks("h_s")(self._bottleneck.restore(z_symbols))
+        context = self._native(networks)
+        if context is not None:
+            y_hat = torch.cat([context.decode(some, prior[i : i + 1]) for i, some in enumerate(strings[0])])
+        else:
+            y_hat = self._decode_latent(strings[0], prior)
         return finished(self._transforms["g_s"](y_hat), *size)
+
+    def _native(self, networks: Callable[[str], Network]) -> ContextModel | None:
+        """What codes with these networks in one call, if there is something."""
+        context = networks("context_prediction")
+        if isinstance(context, ContextPart):
+            return context.model
+        return self._rows if self._rows is not None and self._rows.matches() else None
 
     def _decode_latent(self, strings: list[bytes], prior: Tensor) -> Tensor:
         margin = self._context.kernel_size[0] // 2
@@ -98,7 +135,13 @@ class AutoregressiveCodec(HyperpriorCodec):
         self._walk(y_hat, prior, pull)
         decoder.finish()
 
-    def _walk(self, y_hat: Tensor, prior: Tensor, code: Callable[[int, Tensor, Tensor, Tensor | None], Tensor]) -> None:
+    def _walk(
+        self,
+        y_hat: Tensor,
+        prior: Tensor,
+        code: Callable[[int, Tensor, Tensor, Tensor | None], Tensor],
+        shift: Tensor | None = None,
+    ) -> None:
         """Visits the positions of one picture in raster order and leaves in `y_hat` what `code` returns for each.
 
         Shapes, layout and operations are the model's own, so that the bits are, too.
@@ -107,16 +150,40 @@ class AutoregressiveCodec(HyperpriorCodec):
             y_hat: ``[1, M, H + 2 p, W + 2 p]``, p the reach of the context; changed.
             prior: ``[1, P, H, W]``.
             code: (position, latent, scales, means), the latter three ``[1, M, 1, 1]``, -> decoded latent.
+            shift: as for `_parameters_at`.
         """
-        context, size = self._context, self._context.kernel_size[0]
+        size = self._context.kernel_size[0]
         margin = size // 2
         height, width = prior.shape[2:]
         for row in range(height):
             for column in range(width):
                 seen = y_hat[:, :, row : row + size, column : column + size]
                 here = y_hat[:, :, row + margin, column + margin, None, None]
-                predicted = F.conv2d(seen, context.weight, context.bias)
-                both = torch.cat((prior[:, :, row : row + 1, column : column + 1], predicted), 1)
-                parameters = self._model.entropy_parameters(both)
+                parameters = self._parameters_at(seen, prior[:, :, row : row + 1, column : column + 1], shift)
                 scales, means = parameters.chunk(2, 1) if self._has_means else (parameters, None)
                 here.copy_(code(row * width + column, here, scales, means))
+
+    def _parameters_at(self, seen: Tensor, prior: Tensor, shift: Tensor | None = None) -> Tensor:
+        """Entropy parameters of a position, as the model itself computes them; `shift` is added to the context."""
+        predicted = F.conv2d(seen, self._context.weight, self._context.bias)
+        predicted = predicted if shift is None else predicted + shift
+        return self._model.entropy_parameters(torch.cat((prior, predicted), 1))
+
+    @property
+    def report(self) -> Report:
+        """As `CompiledCodec.report`, and how `compress` and `decompress` code."""
+        report = super().report
+        with self._lock, torch.inference_mode():
+            how = "row by row in one native call" if self._rows and self._rows.matches() else "as torch layers"
+        return replace(report, notes=(*report.notes, f"context model of compress and decompress: {how}"))
+
+
+def _check_context(context: nn.Module) -> None:
+    kernel = getattr(context, "kernel_size", (0, 0))
+    if kernel[0] != kernel[1] or kernel[0] % 2 == 0 or context.stride != (1, 1) or context.groups != 1:
+        raise UsageError(f"context_prediction is {context} (needs an odd square kernel, stride 1, one group)")
+    mask = getattr(context, "mask", None)
+    if mask is None or mask.shape != context.weight.shape or bool(mask.flatten(2)[:, :, kernel[0] ** 2 // 2 :].any()):
+        raise UsageError(
+            f"context_prediction is {context} (needs a mask that hides the centre and all that follows it row by row)"
+        )

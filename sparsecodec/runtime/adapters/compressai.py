@@ -40,7 +40,7 @@ class CompressAICodec(CompiledCodec):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return {name for name, _ in model.named_children()} == cls.CHILDREN
+        return {name for name, _ in model.named_children()} - {"portable"} == cls.CHILDREN
 
     @abstractmethod
     def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
@@ -57,21 +57,28 @@ class CompressAICodec(CompiledCodec):
         """As the model's own.
 
         Args:
-            x: ``[N, 3, H, W]`` floating point, finite, N at least 1. With a hyperprior H and W are multiples of 64.
+            x: ``[N, 3, H, W]`` floating point, finite, N at least 1. With a hyperprior ceil(H / 16) and ceil(W / 16)
+                are multiples of 4.
 
         Returns:
             ``strings``, a list per latent of N byte strings, and ``shape``, what `decompress` needs beside them.
         """
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape or not x.is_floating_point():
-            found = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
-            raise UsageError(f"picture {found} (needs a floating point tensor [N, 3, H, W], not empty)")
-        if "h_s" in self.CHILDREN and (x.shape[2] % self.STRIDE or x.shape[3] % self.STRIDE):
-            raise UsageError(f"picture {tuple(x.shape)} (needs H and W multiples of {self.STRIDE}; `encode` takes any)")
-        if not bool(x.isfinite().all()):
-            raise UsageError("picture with NaN or infinite values (needs finite ones)")
+        self._check_picture(x)
         with self._lock:
             strings, shape = self._compress(x.to(self.device, torch.float32), self._model.get_submodule)
         return {"strings": strings, "shape": shape}
+
+    def _check_picture(self, x: Tensor) -> None:
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or 0 in x.shape or not x.is_floating_point():
+            found = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
+            raise UsageError(f"picture {found} (needs a floating point tensor [N, 3, H, W], not empty)")
+        if "h_s" in self.CHILDREN and any(-(-side // 16) % 4 for side in x.shape[2:]):
+            raise UsageError(
+                f"picture {tuple(x.shape)} (needs H and W of which a sixteenth, rounded up, is a multiple of 4, as of "
+                f"49 to 64; `encode` takes any)"
+            )
+        if not bool(x.isfinite().all()):
+            raise UsageError("picture with NaN or infinite values (needs finite ones)")
 
     @torch.inference_mode()
     def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict[str, Tensor]:
@@ -86,6 +93,13 @@ class CompressAICodec(CompiledCodec):
         Raises:
             BitstreamError: a string is damaged or foreign.
         """
+        size = self._check_strings(strings, shape)
+        with self._lock:
+            strings = [list(some) for some in strings]
+            return {"x_hat": self._decompress(strings, torch.Size(shape), size, self._model.get_submodule)}
+
+    def _check_strings(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> tuple[int, int]:
+        """The size of the pictures."""
         counts = [len(strings_of_latent) for strings_of_latent in strings]
         latents = len(self.CHILDREN & {"g_s", "h_s"})
         if len(counts) != latents or len(set(counts)) != 1 or not counts[0]:
@@ -95,10 +109,7 @@ class CompressAICodec(CompiledCodec):
         pixels = shape[0] * shape[1] * self.STRIDE**2
         if pixels > MAX_PIXELS:
             raise ResourceLimitError(f"shape={tuple(shape)} is a picture of {pixels} pixels (limit: {MAX_PIXELS})")
-        size = (shape[0] * self.STRIDE, shape[1] * self.STRIDE)
-        with self._lock:
-            strings = [list(some) for some in strings]
-            return {"x_hat": self._decompress(strings, torch.Size(shape), size, self._model.get_submodule)}
+        return shape[0] * self.STRIDE, shape[1] * self.STRIDE
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
         if quality is not None:
@@ -236,16 +247,18 @@ class Bottleneck:
         self.tables = coder_tables(module)
         self._medians = module.quantiles.detach()[:, 0, 1].reshape(-1, 1, 1)
 
-    def quantize(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` float32 -> symbols, int32 contiguous."""
-        symbols = (x - self._medians).round_().to(torch.int32)
+    def quantize(self, x: Tensor, step: Tensor | None = None) -> Tensor:
+        """``[N, C, H, W]`` float32 -> symbols, int32 contiguous. step: scalar, of the quantisation; None: 1."""
+        x = x - self._medians
+        symbols = (x if step is None else x / step).round_().to(torch.int32)
         # With one position `contiguous` would keep channels_last strides, by which torch chooses another algorithm
         # for what follows: other bits than in the decoder.
         return symbols.clone(memory_format=torch.contiguous_format)
 
-    def restore(self, symbols: Tensor) -> Tensor:
+    def restore(self, symbols: Tensor, step: Tensor | None = None) -> Tensor:
         """Symbols -> ``[N, C, H, W]`` float32 contiguous."""
-        return symbols.to(torch.float32) + self._medians
+        x = symbols.to(torch.float32)
+        return (x if step is None else x * step) + self._medians
 
     def coding(self, symbols: Tensor) -> Coding:
         """The request to code `symbols`."""

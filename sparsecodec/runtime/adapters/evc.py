@@ -32,12 +32,24 @@ class EVCCodec(CompiledCodec):
         with torch.no_grad():
             self._q_basic = lower_bound(model.q_basic, STEP_MIN).flatten()
         self._latent = model.q_basic.shape[1]
+        self._coder, self._original_coder = self._coders(model)
+
+    def _coders(self, model: nn.Module) -> tuple[DualPriorCoder, DualPriorCoder]:
+        """(of files, of the family's own strings)."""
         tables = evc_gaussian_tables(), factorized_tables(model.bit_estimator_z, self._latent)
         networks = [self._transforms[path] for path in self.ENTROPY]
         head = networks[-1] if networks[-1].has_head else None
-        self._coder = DualPriorCoder(DualPrior(*networks, head), *tables, device)
         original = DualPrior(model.hyper_dec, model.y_prior_fusion, model.y_spatial_prior)
-        self._original_coder = DualPriorCoder(original, *tables, device)
+        coders = (DualPriorCoder(prior, *tables, self.device) for prior in (DualPrior(*networks, head), original))
+        return tuple(coders)
+
+    def _encoder(self, height: int, width: int) -> Encoder:
+        """What takes the symbols of a padded picture of that size."""
+        return Encoder(STREAMS)
+
+    def _decoder(self, payload: bytes, height: int, width: int) -> Decoder:
+        """What reads them."""
+        return Decoder(payload, STREAMS)
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -79,7 +91,7 @@ class EVCCodec(CompiledCodec):
     def _analyse(
         self, x: Tensor, q_scale: float, coder: DualPriorCoder, reconstruct: bool
     ) -> tuple[bytes, Tensor | None]:
-        encoder = Encoder(STREAMS)
+        encoder = self._encoder(x.shape[2], x.shape[3])
         inputs = (x, self._q_basic * q_scale, coder, reconstruct)
         x_hat = self._executor.run(self._analysis, *inputs, host=pushing(encoder))
         return encoder.finish(), x_hat
@@ -89,13 +101,13 @@ class EVCCodec(CompiledCodec):
 
     def _coding(self, y: Tensor, gain: Tensor, coder: DualPriorCoder, reconstruct: bool) -> Routine:
         """From the transform latent ``[1, C, H/16, W/16]`` float32 on."""
-        y = y / gain.view(1, -1, 1, 1)
+        y = (y / gain.view(1, -1, 1, 1)).contiguous(memory_format=torch.channels_last)  # torch layers may choose
         y_hat = yield from coder.encoding(y, self._transforms["hyper_enc"](y).float(), gain)
         return finished(self._transforms["dec"](y_hat), 16 * y.shape[2], 16 * y.shape[3]) if reconstruct else None
 
     def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
-        decoder = Decoder(payload, STREAMS)
         z_shape = (1, self._latent, -(-height // self.STRIDE), -(-width // self.STRIDE))
+        decoder = self._decoder(payload, self.STRIDE * z_shape[2], self.STRIDE * z_shape[3])
         inputs = (coder.decode_z(decoder, z_shape), self._q_basic * q_scale, coder, height, width)
         x_hat = self._executor.run(self._synthesis, *inputs, host=pulling(decoder))
         decoder.finish()

@@ -7,9 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import Encoder
 from sparsecodec.nn import DualPriorCoder
-from sparsecodec.nn.dual_prior import STREAMS
 from sparsecodec.nn.routine import Coding, Routine, pushing
 from sparsecodec.runtime.adapters.evc import EVCCodec
 
@@ -20,6 +18,7 @@ class ScalableEVCCodec(EVCCodec):
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
         self.ENCODERS = tuple(f"encs.{k}" for k in range(len(model.encs)))
         self.ANALYSIS = (*self.ENCODERS, "hyper_enc")
+        self.ENCODING = (*self.ANALYSIS, *self.ENTROPY, *self.SYNTHESIS)
         super().__init__(model, device, dtype, strict)
 
     @classmethod
@@ -31,25 +30,34 @@ class ScalableEVCCodec(EVCCodec):
         shapes = super().input_shapes(height, width)
         return {**dict.fromkeys(self.ENCODERS, shapes.pop("enc")), **shapes}
 
-    def encode(self, x: Tensor, quality: float | None = None, prefix: int | None = None) -> bytes:
+    def encode(
+        self,
+        x: Tensor,
+        quality: float | None = None,
+        tile: int | None = None,
+        overlap: int | None = None,
+        max_memory: int | None = None,
+        prefix: int | None = None,
+    ) -> bytes:
         """One picture of any size to a file's bytes.
 
         Args:
             x: ``[1, 3, H, W]`` floating point in [0, 1], H and W at least 1.
             quality: 0 (smallest) to 100 (best); None is 50.
-            prefix: run the encoders 0 to `prefix`; 0 is the fastest. None codes the picture with every prefix and keeps
+            tile, overlap, max_memory: as for `CompiledCodec.encode`.
+            prefix: run the encoders 0 to `prefix`; 0 is the fastest. None codes each tile with every prefix and keeps
                 the bytes with the least rate-distortion cost, measured on what will be decoded.
 
         Raises:
             UsageError: wrong shape, dtype or range, or no such encoder.
         """
 
-        def code(padded: Tensor) -> tuple[list[bytes], int]:
+        def code(padded: Tensor, size: tuple[int, int]) -> tuple[list[bytes], int]:
             q_scale = self._q_scale(quality)
-            payload, _, _ = self._best(padded, q_scale, self._coder, prefix, (x.shape[2], x.shape[3]), False)
+            payload, _, _ = self._best(padded, q_scale, self._coder, prefix, size, False)
             return [payload], round(q_scale * 100)
 
-        return self._file(x, code)
+        return self._file(x, code, tile, overlap, max_memory)
 
     @torch.inference_mode()
     def compress(self, x: Tensor, q_scale: float, prefix: int | None = None) -> dict[str, Any]:
@@ -77,7 +85,7 @@ class ScalableEVCCodec(EVCCodec):
         gain = self._q_basic * q_scale
         candidates = []
         for k, y in enumerate(self._executor.run(self._latents, x, first, last, host=_unasked), first):
-            encoder = Encoder(STREAMS)
+            encoder = self._encoder(x.shape[2], x.shape[3])
             x_hat = self._executor.run(self._coding, y, gain, coder, reconstruct, host=pushing(encoder))
             candidates.append((encoder.finish(), x_hat, k))
         if len(candidates) == 1:

@@ -23,8 +23,10 @@ from sparsecodec.quant import (
     Precision,
     find_layers,
     freeze,
+    on_dyadic_integers,
     plan_for_bytes,
     plan_for_threshold,
+    portable,
     post_training,
     prove_no_overflow,
     quantize_layers,
@@ -52,11 +54,12 @@ class Settings:
     """What is quantised, and how carefully.
 
     Attributes:
-        transforms: "decoder", "encoder" or "all".
+        transforms: "decoder", "encoder", "all", or "entropy": only the networks that choose entropy tables.
         weight_bits: 4 or 8.
         activation_bits: 8 or 16.
         entropy_bits: of the activations of the networks that choose entropy tables: 16, with 8-bit weights and scales
-            that integers alone can apply; None leaves those networks float.
+            that integers alone can apply, and the codec stores its tables, so that it writes portable streams; None
+            leaves those networks float.
         calibration_crops: pictures of the recipe's crop size.
         rule: "rd" moves every scale while the rate-distortion loss falls; "mse" and "max" are the plain calibrations.
         mixed_bits: what a layer may get: 4 (W4A8), 8 (W8A8), 16 (W8A16); used with one of the next two.
@@ -107,7 +110,8 @@ def run(
     """Calibrates, then trains on integers; a run that was cut off goes on where it was.
 
     Returns:
-        The frozen codec in eval mode, with its configuration as the attribute ``quantization``.
+        The frozen codec in eval mode, with its configuration as the attribute ``quantization``; portable, if
+        `entropy_bits` is set and its family can be.
 
     Raises:
         UsageError: nothing can be quantised, the settings do not fit, or the folder belongs to another recipe.
@@ -123,6 +127,8 @@ def run(
         training = phase(recipe, steps=settings.qat_steps, learning_rate=settings.qat_learning_rate)
         small = Trainer(training, small.train().requires_grad_(True), data, folder / "qat").run()
     small = freeze(small).eval()
+    if settings.entropy_bits is not None and on_dyadic_integers(small):
+        small = portable(small)
     report = {
         "loss": before[0],
         "loss_calibrated": calibrated,
@@ -178,7 +184,10 @@ def _precisions(settings: Settings, model: nn.Module) -> tuple[dict[str, Precisi
     precisions: dict[str, Precision] = {}
     left: dict[str, str] = {}
     plain = Precision(settings.weight_bits, settings.activation_bits)
-    for path in family_of(model).transforms(model, settings.transforms):
+    only_entropy = settings.transforms == "entropy"
+    for path in family_of(model).transforms(model, "decoder" if only_entropy else settings.transforms):
+        if only_entropy and path not in ENTROPY:
+            continue
         if path in ENTROPY and settings.entropy_bits is None:
             left[path] = "the entropy networks stay float"
             continue

@@ -1,0 +1,169 @@
+"""The dual prior on integers: what `sparsecodec.nn.dual_prior` computes in floats, in fixed point (docs/portable.md).
+
+Fixed-point tensors are int32 in units of 2^-16, in [-2^30, 2^30).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from sparsecodec.entropy import EntropyTables
+from sparsecodec.nn.dual_prior import PASSES, DualPriorCoder
+from sparsecodec.nn.routine import Routine
+from sparsecodec.ops._registry import deferred
+from sparsecodec.ops._spatial_prior import active_group, groups_of, split_groups, take_active
+from sparsecodec.ops.entropy_parameters import ENTROPY_PARAMETERS
+from sparsecodec.ops.integer_conv2d import LIMIT
+from sparsecodec.ops.quantize_latent import QUANTIZE_LATENT
+
+FRACTION_BITS = 16
+ONE = 1 << FRACTION_BITS
+SYMBOL_LIMIT = LIMIT // ONE  # symbols count as those in [-limit, limit); encoders write none beyond +-(limit - 1)
+FLOAT32_INTEGERS = 2**24
+STEP_MIN = ONE // 2  # least quantisation step
+
+
+class IntegerNetworkLike(Protocol):
+    """A network on integers.
+
+    Attributes:
+        exponent: of its int16 input.
+    """
+
+    exponent: int
+
+    def __call__(self, x: Tensor) -> Tensor: ...
+
+
+def fixed_point(symbols: Tensor, means: Tensor | None = None) -> Tensor:
+    """``symbols + means``, saturating.
+
+    Args:
+        symbols: int32, any value.
+        means: fixed-point, broadcastable; None = 0.
+
+    Returns:
+        Fixed-point.
+    """
+    value = symbols.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT - 1) << FRACTION_BITS
+    return value if means is None else (value + means).clamp_(-LIMIT, LIMIT - 1)
+
+
+def narrowed(values: Tensor, exponent: int) -> Tensor:
+    """Fixed-point -> int16 in units of ``2^exponent``: to the nearest, halves upwards, saturating.
+
+    Args:
+        exponent: -46 to 14.
+    """
+    left = -FRACTION_BITS - exponent
+    if left >= 0:
+        limit = LIMIT >> left  # beyond it the result saturates anyway, and no product leaves 32 bits
+        values = values.clamp(-limit, limit - 1) << left
+    else:
+        values = (values + (1 << (-left - 1))) >> -left
+    return values.clamp_(-(2**15), 2**15 - 1).to(torch.int16)
+
+
+def table_rows(scales: Tensor, thresholds: Tensor, part: str = "all") -> Tensor:
+    """Table row of each scale that a pass codes: the number of thresholds below it.
+
+    Args:
+        scales: fixed-point, ``[N, C, H, W]`` or ``[N, G, C/G, H, W]``.
+        thresholds: ``[R - 1]`` int32, ascending.
+        part: of the passes in `sparsecodec.ops.entropy_parameters`.
+
+    Returns:
+        ``[N, C/G, H, W]`` int16 contiguous.
+    """
+    coded = take_active(split_groups(scales, part, "scales"), part)
+    return torch.bucketize(coded.contiguous(), thresholds, out_int32=True).to(torch.int16)
+
+
+def row_finder(thresholds: Tensor, part: str = "all") -> Callable[[Tensor], Tensor]:
+    """`table_rows` with these thresholds as a function of the scales, by comparison of floats where that is exact.
+
+    float32 holds every integer up to 2^24 and rounds no larger one below it: with all thresholds below it, the
+    comparisons come out the same.
+    """
+    if len(thresholds) == 0 or int(thresholds.max()) >= FLOAT32_INTEGERS:
+        return partial(table_rows, thresholds=thresholds, part=part)
+    find = deferred(ENTROPY_PARAMETERS, thresholds=thresholds.to(torch.float32), part=part)
+    return lambda scales: find(scales.to(torch.float32))
+
+
+def as_float(values: Tensor) -> Tensor:
+    """Fixed-point -> float32."""
+    return values.to(torch.float32) * (1.0 / ONE)
+
+
+class IntegerPriorCoder(DualPriorCoder):
+    """A `DualPriorCoder` whose path from symbols to tables holds integers only.
+
+    Encoding rounds the latents in float32, and what both directions return is float32: neither is read by the path.
+
+    Args:
+        parameters: hyper-latent ``[N, C, h, w]`` -> steps, scales and means, ``[N, 3C, 4h, 4w]`` fixed-point.
+        spatial: ``[N, 4C, H, W] -> [N, 2C, H, W]`` fixed-point: per half of the channels scales, then means.
+        y_tables: rows of the scale index.
+        z_tables: a row per channel of the hyper-latent.
+        z_medians: ``[C]`` int32, fixed-point.
+        thresholds: ``[R - 1]`` int32.
+        device: where the networks run.
+    """
+
+    def __init__(
+        self,
+        parameters: IntegerNetworkLike,
+        spatial: IntegerNetworkLike,
+        y_tables: EntropyTables,
+        z_tables: EntropyTables,
+        z_medians: Tensor,
+        thresholds: Tensor,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        super().__init__(None, y_tables, z_tables, device)
+        self._parameters = parameters
+        self._spatial = spatial
+        self._medians = z_medians.to(device).view(-1, 1, 1)
+        self._index = {part: row_finder(thresholds.to(device), part) for part in PASSES}
+        self._quantize_z = deferred(QUANTIZE_LATENT, limit=SYMBOL_LIMIT - 1)
+        self._quantize = {part: self._quantizer(part) for part in PASSES}
+
+    @staticmethod
+    def _quantizer(part: str) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
+        quantize = deferred(QUANTIZE_LATENT, part=part, limit=SYMBOL_LIMIT - 1)
+        return lambda y, means, step: quantize(y, as_float(means), as_float(step))
+
+    def _two_passes(self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine]) -> Routine:
+        z_hat = fixed_point(z_symbols, self._medians)
+        step, scales, means = self._parameters(narrowed(z_hat, self._parameters.exponent)).chunk(3, 1)
+        step = step.clamp(min=STEP_MIN)
+        even, odd = PASSES
+        symbols = yield from code(self._index[even](scales), means, step, even)
+        first = _coded_only(fixed_point(_spread(symbols), split_groups(means, even, "means")), even)
+
+        context = (first, means, scales, step)
+        read = torch.cat([narrowed(values, self._spatial.exponent) for values in context], 1)
+        prior = self._spatial(read)
+        by_half = prior.unflatten(1, (2, 2, prior.shape[1] // 4))
+        scales, means = by_half[:, :, 0], by_half[:, :, 1]
+        symbols = yield from code(self._index[odd](scales), means, step, odd)
+        return self._restore[odd](symbols, as_float(means), as_float(first), as_float(step), gain)
+
+
+def _spread(symbols: Tensor) -> Tensor:
+    """``[N, C/2, H, W] -> [N, 1, C/2, H, W]``: the same at every group of channels."""
+    return symbols.unsqueeze(1)
+
+
+def _coded_only(values: Tensor, part: str) -> Tensor:
+    """``[N, G, C/G, H, W]`` -> ``[N, C, H, W]`` channels_last, zero where the pass does not code."""
+    groups, (height, width) = groups_of(part), values.shape[-2:]
+    here = active_group(part, height, width, values.device) == torch.arange(groups, device=values.device).view(-1, 1, 1)
+    values = values.mul_(here.view(1, groups, 1, height, width))
+    return values.flatten(1, 2).contiguous(memory_format=torch.channels_last)

@@ -1,0 +1,184 @@
+"""Portable codecs: the networks that choose entropy tables on dyadic integers, their tables stored beside them."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables
+from sparsecodec.errors import UsageError
+from sparsecodec.nn import factorized_tables
+from sparsecodec.ops import evc_scale_thresholds, scale_table_thresholds
+from sparsecodec.quant.calibration import correct_biases, observe, set_scales
+from sparsecodec.quant.layers import Precision
+from sparsecodec.quant.model import find_layers, freeze, quantize_layers, quantized_layers
+from sparsecodec.quant.tables import IntegerTables
+
+W8A8, W8A16, W16A16 = Precision(8, 8, dyadic=True), Precision(8, 16, dyadic=True), Precision(16, 16, dyadic=True)
+STRIDE = 64  # the least picture, and the multiple that every family takes
+EVC = ("hyper_dec", "y_prior_fusion", "y_spatial_prior")
+
+
+def entropy_networks(model: nn.Module) -> tuple[str, ...]:
+    """Paths of the networks between the hyper-latent and the tables.
+
+    Raises:
+        UsageError: a family without a portable form; autoregressive codecs have none.
+    """
+    if hasattr(model, "context_prediction"):
+        raise UsageError(
+            f"{type(model).__name__} decodes position by position: it has no portable stream (use stream='native')"
+        )
+    if all(hasattr(model, path) for path in (*EVC, "bit_estimator_z")):
+        return EVC
+    if hasattr(model, "h_s") and hasattr(model, "gaussian_conditional"):
+        return ("h_s",)
+    if hasattr(model, "entropy_bottleneck"):
+        return ()
+    raise UsageError(f"{type(model).__name__} has no portable stream (EVC, and CompressAI's without a context model)")
+
+
+def is_portable(model: nn.Module) -> bool:
+    """Whether `model` stores its integer tables and holds dyadic integers in all of its entropy networks."""
+    return isinstance(getattr(model, "portable", None), IntegerTables) and on_dyadic_integers(model)
+
+
+def on_dyadic_integers(model: nn.Module) -> bool:
+    """Whether `portable` takes `model` without pictures: its family has portable streams, and no layer is float."""
+    try:
+        return not _float_layers(model)
+    except UsageError:
+        return False
+
+
+def portable(
+    model: nn.Module, images: Tensor | Sequence[Tensor] | None = None, precision: Precision = W8A16
+) -> nn.Module:
+    """A copy of a codec that can write portable streams.
+
+    Layers of the entropy networks that are float are calibrated on `images` and frozen; dyadic ones stay as they are.
+    Another machine may calibrate to other integers, so the copy, not the float codec, is what has to be kept: save it.
+
+    Args:
+        model: EVC, or CompressAI's without a context model; dense, compact or quantised.
+        images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
+            ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
+        precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
+
+    Returns:
+        The copy, in eval mode, with the submodule ``portable`` (`IntegerTables`) and the attribute ``quantization``.
+
+    Raises:
+        UsageError: no portable form, a weight that is not finite, a layer on other integers, or images that are
+            missing, of a wrong shape, dtype or range, or too small.
+    """
+    if not precision.dyadic:
+        raise UsageError(f"precision={precision} (needs dyadic=True)")
+    names = _float_layers(model)
+    for key, value in model.state_dict().items():
+        if value.is_floating_point() and not bool(value.isfinite().all()):
+            raise UsageError(f"{key} is not finite")
+    model = _with_tables(copy.deepcopy(model).eval())
+    if names:
+        if images is None:
+            raise UsageError(f"{len(names)} layers of the entropy networks are float: give calibration images")
+        model = _calibrated(model, names, _pictures(images), precision)
+    model.portable = _integer_tables(model)
+    return freeze(model).requires_grad_(False)
+
+
+def _float_layers(model: nn.Module) -> list[str]:
+    """Layers of the entropy networks that are yet to be quantised."""
+    networks = entropy_networks(model)
+    on_integers = quantized_layers(model)
+    for name, layer in on_integers.items():
+        if name.split(".")[0] in networks and not (layer.precision.dyadic and layer.frozen):
+            raise UsageError(f"{name} is quantised, but not to frozen dyadic integers: start from the float codec")
+    found, left = find_layers(model, networks, required=False) if networks else ([], {})
+    reasons = {name: reason for name, reason in left.items() if name not in on_integers}
+    if reasons:
+        raise UsageError(f"no integer rule for {reasons}")
+    return [name for name in found if name not in on_integers]
+
+
+def _with_tables(model: nn.Module) -> nn.Module:
+    """`model`; CompressAI's with its tables, which ``update()`` makes."""
+    coders = [part for part in model.children() if hasattr(part, "_quantized_cdf")]
+    if not all(part._offset.numel() for part in coders):
+        model.update()
+    return model
+
+
+def _integer_tables(model: nn.Module) -> IntegerTables:
+    """The stored ones, or those of the float parts."""
+    tables = IntegerTables()
+    if hasattr(model, "portable"):
+        return model.portable
+    if hasattr(model, "bit_estimator_z"):
+        channels = model.q_basic.shape[1]
+        tables.fill(factorized_tables(model.bit_estimator_z, channels), torch.zeros(channels), evc_scale_thresholds())
+        return tables
+    coder = model.entropy_bottleneck
+    rows = EntropyTables(coder._quantized_cdf, coder._cdf_length, coder._offset)
+    thresholds = torch.zeros(0)
+    if hasattr(model, "gaussian_conditional"):
+        conditional = model.gaussian_conditional
+        thresholds = scale_table_thresholds(conditional.scale_table, float(conditional.lower_bound_scale.bound))
+    tables.fill(rows, coder.quantiles[:, 0, 1], thresholds)
+    return tables
+
+
+def _pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
+    """Checked pictures, each ``[N, 3, H, W]`` float32, cut to multiples of the stride."""
+    pictures = [images] if isinstance(images, Tensor) else list(images)
+    if not pictures:
+        raise UsageError("calibration: no image")
+    checked = []
+    for index, x in enumerate(pictures):
+        where = f"calibration image {index}" if len(pictures) > 1 else "calibration images"
+        if not isinstance(x, Tensor):
+            raise UsageError(f"{where}: {type(x).__name__} (needs a tensor)")
+        x = x[None] if x.ndim == 3 else x
+        if x.ndim != 4 or x.shape[1] != 3 or len(x) == 0:
+            raise UsageError(f"{where}: shape {tuple(x.shape)} (needs [N, 3, H, W])")
+        if not x.is_floating_point():
+            raise UsageError(f"{where}: {x.dtype} (needs floating point in [0, 1]; divide by 255)")
+        if min(x.shape[2:]) < STRIDE:
+            raise UsageError(f"{where}: {x.shape[2]} x {x.shape[3]} (needs at least {STRIDE} x {STRIDE})")
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise UsageError(f"{where}: values in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
+        checked.append(x[:, :, : x.shape[2] // STRIDE * STRIDE, : x.shape[3] // STRIDE * STRIDE].float())
+    return checked
+
+
+def _calibrated(model: nn.Module, names: list[str], pictures: list[Tensor], precision: Precision) -> nn.Module:
+    """`model` with those layers on integers, not yet frozen."""
+
+    def run(codec: nn.Module) -> float:
+        return _bits(codec, pictures)
+
+    with torch.no_grad():
+        small = quantize_layers(model, dict.fromkeys(names, precision))
+        observations = observe(model, names, run)
+        set_scales(small, observations)
+        corrected = copy.deepcopy(small)
+        correct_biases(corrected, model, run)
+        return corrected if run(corrected) < run(small) else small
+
+
+@torch.no_grad()
+def _bits(model: nn.Module, pictures: list[Tensor]) -> float:
+    """Bits that the pictures take, at all rates of the codec."""
+    device = next(model.parameters()).device
+    total = 0.0
+    for x in pictures:
+        x = x.to(device)
+        if hasattr(model, "q_scale"):
+            total += sum(float((model(x, step)["bpp"]).sum()) * x[0, 0].numel() for step in model.q_scale)
+        else:
+            total -= sum(float(likelihoods.log2().sum()) for likelihoods in model(x)["likelihoods"].values())
+    return total

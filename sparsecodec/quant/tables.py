@@ -1,0 +1,95 @@
+"""The integers that a portable codec stores beside its layers, so that no decoder computes them from floats."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables
+from sparsecodec.errors import UsageError
+
+FRACTION_BITS = 16  # of fixed-point scales, means, steps and medians
+NEVER = -(2**31)  # a threshold below every scale: its table is never chosen
+
+
+class IntegerTables(nn.Module):
+    """Factorised tables, medians and thresholds as integer buffers; empty until filled or loaded (docs/portable.md).
+
+    Attributes:
+        z_cdf: ``[C, L]`` int32. A row of cumulative frequencies per channel of what is coded first.
+        z_lengths: ``[C]`` int32.
+        z_offsets: ``[C]`` int32.
+        z_medians: ``[C]`` int32, in 2^-16. What a channel's symbol stands for is itself plus this.
+        thresholds: ``[R - 1]`` int32, ascending, in 2^-16. A scale's row is the number of thresholds below it.
+    """
+
+    NAMES = ("z_cdf", "z_lengths", "z_offsets", "z_medians", "thresholds")
+
+    z_cdf: Tensor
+    z_lengths: Tensor
+    z_offsets: Tensor
+    z_medians: Tensor
+    thresholds: Tensor
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in self.NAMES:
+            shape = (0, 0) if name == "z_cdf" else (0,)
+            self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
+
+    def fill(self, tables: EntropyTables, medians: Tensor, thresholds: Tensor) -> None:
+        """Takes what a float codec would compute.
+
+        Args:
+            tables: a row per channel.
+            medians: ``[C]`` float32.
+            thresholds: ``[R - 1]`` float32, as `evc_scale_thresholds` or `scale_table_thresholds` give them.
+        """
+        self.z_cdf, self.z_lengths, self.z_offsets = (
+            torch.from_numpy(values.copy()) for values in (tables.cdf, tables.lengths, tables.offsets)
+        )
+        self.z_medians = in_fixed_point(medians)
+        self.thresholds = in_fixed_point(thresholds)
+
+    def tables(self) -> EntropyTables:
+        """Of what is coded first, a row per channel; checked."""
+        return EntropyTables(self.z_cdf, self.z_lengths, self.z_offsets)
+
+    def _load_from_state_dict(self, state_dict: dict, prefix: str, *args: object) -> None:
+        found = {name: state_dict.get(prefix + name) for name in self.NAMES}
+        errors = args[-1]
+        for name, value in found.items():
+            if value is None:
+                continue  # the base class says so
+            if value.dtype != torch.int32 or value.ndim != (2 if name == "z_cdf" else 1):
+                errors.append(f"{prefix}{name} is {tuple(value.shape)} {value.dtype} (needs int32 of one shape)")
+                return
+            setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+        if all(value is not None for value in found.values()):
+            errors += [f"{prefix}{reason}" for reason in self._faults()]
+
+    def _faults(self) -> list[str]:
+        """What is wrong with the values."""
+        try:
+            rows = self.tables().rows
+        except UsageError as error:
+            return [str(error)]
+        faults = []
+        if self.z_medians.shape != (rows,):
+            faults.append(f"z_medians: {len(self.z_medians)} values for {rows} rows")
+        if bool((self.thresholds.diff() < 0).any()):
+            faults.append("thresholds: not ascending")
+        return faults
+
+
+def in_fixed_point(values: Tensor) -> Tensor:
+    """``floor(65536 x)`` as int32, exactly; minus infinity becomes `NEVER`.
+
+    A fixed-point number is above x if and only if it is above this.
+
+    Args:
+        values: float32, finite or minus infinity, magnitude below 2^15.
+    """
+    scaled = (values.detach().cpu().double() * 2**FRACTION_BITS).floor()
+    return scaled.clamp(NEVER, 2**31 - 1).to(torch.int32)

@@ -1,0 +1,182 @@
+"""Codecs whose streams hold the same symbols on every device: integers from the bytes to the symbols."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, ClassVar, NoReturn
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
+from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
+from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.nn.dual_prior import DualPriorCoder
+from sparsecodec.nn.integer_prior import (
+    SYMBOL_LIMIT,
+    IntegerPriorCoder,
+    as_float,
+    fixed_point,
+    narrowed,
+    row_finder,
+)
+from sparsecodec.nn.routine import Coding, Routine, pulling, pushing
+from sparsecodec.ops import quantize_latent, restore_latent
+from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec, Network
+from sparsecodec.runtime.adapters.evc import EVCCodec
+from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
+from sparsecodec.runtime.codec import finished
+from sparsecodec.runtime.integer_network import IntegerNetwork
+from sparsecodec.runtime.numerics import PORTABLE, Numerics
+from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
+
+
+class Portable:
+    """What a family's compiled codec becomes with ``stream="portable"``; stands before it among the base classes.
+
+    An entropy network's path may join several with ``+``: they run as one.
+    """
+
+    @property
+    def portable_model(self) -> nn.Module:
+        """The model whose integers this codec computes with, for `zoo.save`."""
+        return self._model
+
+    @property
+    def numerics(self) -> Numerics:
+        return PORTABLE
+
+    def _compiled(self, path: str, strict: bool) -> CompiledTransform | EagerTransform:
+        if path not in self.ENTROPY:
+            return super()._compiled(path, strict)
+        parts = {part: self._model.get_submodule(part) for part in path.split("+")}
+        return IntegerNetwork(parts, strict=strict)
+
+    def _notes(self) -> tuple[str, ...]:
+        precision = str(self.dtype).removeprefix("torch.")
+        return (
+            f"analysis and synthesis{self._on_integers()} in {precision}, entropy networks in integers",
+            f"stream portable: {PORTABLE.name}",
+            "pictures: up to the rounding of the synthesis, which floating point leaves to the device",
+        )
+
+    def compress(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """Not for portable codecs: the family's own strings hold the family's own arithmetic."""
+        raise UsageError("compress: a portable codec has encode and decode only (compile with stream='native')")
+
+    def decompress(self, *args: Any, **kwargs: Any) -> NoReturn:
+        """As `compress`."""
+        raise UsageError("decompress: a portable codec has encode and decode only (compile with stream='native')")
+
+
+class PortableEVCCodec(Portable, EVCCodec):
+    """EVC with portable streams."""
+
+    ENTROPY: ClassVar = ("hyper_dec+y_prior_fusion", "y_spatial_prior")
+
+    def _coders(self, model: nn.Module) -> tuple[DualPriorCoder, DualPriorCoder]:
+        stored, (parameters, spatial) = model.portable, (self._transforms[path] for path in self.ENTROPY)
+        tables = evc_gaussian_tables(), stored.tables()
+        coder = IntegerPriorCoder(parameters, spatial, *tables, stored.z_medians, stored.thresholds, self.device)
+        return coder, coder
+
+    def _encoder(self, height: int, width: int) -> LaneEncoder:
+        return LaneEncoder(self._symbols(height, width))
+
+    def _decoder(self, payload: bytes, height: int, width: int) -> LaneDecoder:
+        return LaneDecoder(payload, self._symbols(height, width))
+
+    def _symbols(self, height: int, width: int) -> int:
+        """Of a padded picture: of the latent and of the hyper-latent."""
+        return self._latent * (height // 16 * (width // 16) + height // 64 * (width // 64))
+
+
+class PortableScalableEVCCodec(PortableEVCCodec, ScalableEVCCodec):
+    """Scalable EVC with portable streams."""
+
+
+class _OnePayload(Portable):
+    """A codec of CompressAI's: all coding calls of a picture share one payload."""
+
+    def _symbols(self, height: int, width: int) -> int:
+        """Of a padded picture, over all latents."""
+        raise NotImplementedError
+
+    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+        if quality is not None:
+            raise UsageError(f"quality={quality} ({type(self._model).__name__} has one rate; needs None)")
+        encoder = LaneEncoder(self._symbols(x.shape[2], x.shape[3]))
+        self._executor.run(self._analysis, x, host=pushing(encoder))
+        return [encoder.finish()], 0
+
+    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
+        if len(payloads) != 1 or quality:
+            raise BitstreamError(f"{len(payloads)} payloads at quality {quality} (a portable stream has one, at 0)")
+        rows, columns = (-(-side // self.STRIDE) for side in (height, width))
+        decoder = LaneDecoder(payloads[0], self._symbols(rows * self.STRIDE, columns * self.STRIDE))
+        indexes = self._bottleneck._indexes((1, len(self._medians), rows, columns))
+        first = decoder.decode(indexes, self._z_tables)
+        x_hat = self._executor.run(self._synthesis, first, height, width, host=pulling(decoder))
+        decoder.finish()
+        return x_hat
+
+    def _take_integers(self, stored: nn.Module) -> None:
+        """Uses the stored tables."""
+        self._z_tables: EntropyTables = stored.tables()
+        self._medians = stored.z_medians.to(self.device).view(-1, 1, 1)
+        self._table_rows = row_finder(stored.thresholds.to(self.device))
+
+    def _coding_first(self, latent: Tensor) -> tuple[Tensor, Coding]:
+        """(symbols, the request to code them) of what is coded under the factorised tables."""
+        symbols = quantize_latent(latent, as_float(self._medians).expand_as(latent), limit=SYMBOL_LIMIT - 1)
+        return symbols, Coding(self._z_tables, self._bottleneck._indexes(symbols.shape, symbols.device), symbols)
+
+
+class PortableFactorizedCodec(_OnePayload, FactorizedCodec):
+    """CompressAI's factorized prior with portable streams."""
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        super().__init__(model, device, dtype, strict)
+        self._take_integers(self._model.portable)
+
+    def _symbols(self, height: int, width: int) -> int:
+        return self._latent * (height // 16) * (width // 16)
+
+    def _analysis(self, x: Tensor) -> Routine:
+        _, request = self._coding_first(self._transforms["g_a"](x).float())
+        yield request
+
+    def _synthesis(self, symbols: Tensor, height: int, width: int) -> Routine:
+        yield from ()
+        y_hat = as_float(fixed_point(symbols, self._medians))
+        return finished(self._transforms["g_s"](y_hat), height, width)
+
+
+class PortableHyperpriorCodec(_OnePayload, HyperpriorCodec):
+    """CompressAI's hyperpriors without a context model, with portable streams."""
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        super().__init__(model, device, dtype, strict)
+        self._take_integers(self._model.portable)
+
+    def _symbols(self, height: int, width: int) -> int:
+        return self._latent * (height // 16 * (width // 16)) + self._hyper_latent * (height // 64 * (width // 64))
+
+    def _rows(self, z_symbols: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(table rows of y, its means or None)."""
+        network = self._transforms["h_s"]
+        prior = network(narrowed(fixed_point(z_symbols, self._medians), network.exponent))
+        scales, means = prior.chunk(2, 1) if self._has_means else (prior, None)
+        return self._table_rows(scales), None if means is None else as_float(means)
+
+    def _analysis(self, x: Tensor, networks: Callable[[str], Network] | None = None) -> Routine:
+        y = self._transforms["g_a"](x).float()
+        z_symbols, request = self._coding_first(self._transforms["h_a"](y if self._has_means else y.abs()).float())
+        yield request
+        rows, means = self._rows(z_symbols)
+        yield Coding(self._tables, rows, quantize_latent(y, means, limit=SYMBOL_LIMIT - 1))
+
+    def _synthesis(self, z_symbols: Tensor, height: int, width: int) -> Routine:
+        rows, means = self._rows(z_symbols)
+        symbols = yield Coding(self._tables, rows)
+        return finished(self._transforms["g_s"](restore_latent(symbols, means)), height, width)

@@ -1,0 +1,174 @@
+"""The context model of an autoregressive codec as one native call per latent."""
+
+from __future__ import annotations
+
+import ctypes
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables
+from sparsecodec.entropy.native import native
+from sparsecodec.errors import UsageError
+from sparsecodec.runtime.report import Row
+
+OP = "context_model"
+
+
+def why_not_native(context: nn.Conv2d, parameters: nn.Module, device: torch.device) -> str:
+    """Why `ContextModel` cannot run these networks on that device, one sentence; empty if it can."""
+    if device.type != "cpu":
+        return f"selects tables position by position on {device.type}, so it runs as in the model"
+    if context.dilation != (1, 1):
+        return f"{context} is dilated, so it runs position by position as in the model"
+    layers = list(parameters) if isinstance(parameters, nn.Sequential) else [parameters]
+    for index, layer in enumerate(layers):
+        activation = type(layer) in (nn.LeakyReLU, nn.ReLU)
+        pointwise = type(layer) is nn.Conv2d and (layer.kernel_size, layer.stride, layer.padding) == (
+            (1, 1),
+            (1, 1),
+            (0, 0),
+        )
+        after = type(layers[index - 1]) if index else None
+        if not (pointwise and layer.groups == 1) and not (activation and after is nn.Conv2d):
+            return f"entropy_parameters holds {layer}, so it runs position by position as in the model"
+    return ""
+
+
+def _layers(parameters: nn.Module) -> list[tuple[Tensor, Tensor | None, str, float]]:
+    """(weight, bias, activation, slope) of each 1x1."""
+    layers: list[tuple[Tensor, Tensor | None, str, float]] = []
+    for layer in parameters if isinstance(parameters, nn.Sequential) else [parameters]:
+        if isinstance(layer, nn.Conv2d):
+            layers.append((layer.weight.contiguous(), layer.bias, "none", 1.0))
+        else:
+            slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
+            layers[-1] = (*layers[-1][:2], "leaky_relu" if slope else "relu", slope)
+    return layers
+
+
+class ContextModel:
+    """Codes latents whose tables depend on what was coded before. Pinned: the same bits on every CPU and thread count.
+
+    Positions are coded wave by wave: (row, column) belongs to wave ``column + (reach + 1) * row``, and those of a wave
+    by ascending row; ``csrc/cpu/context_model.h`` has the arithmetic. CompressAI's strings hold them row by row.
+
+    Args:
+        context: masked convolution, no tap from its centre on. `why_not_native` accepts it and the next.
+        parameters: 1x1 convolutions, over the hyper-prior's channels followed by those of `context`.
+        thresholds: scale -> row of `tables`, as for `entropy_parameters`.
+    """
+
+    def __init__(self, context: nn.Conv2d, parameters: nn.Module, thresholds: Tensor, tables: EntropyTables) -> None:
+        self._context = context
+        self._native = native().ContextModelPlan(
+            context.weight.contiguous(), context.bias, _layers(parameters), thresholds, tables.native
+        )
+
+    def encode(self, y: Tensor, prior: Tensor) -> bytes:
+        """One latent to a string.
+
+        Args:
+            y: ``[1, M, H, W]`` float32.
+            prior: ``[1, P, H, W]`` float32.
+        """
+        return self._native.encode(*(x.contiguous(memory_format=torch.channels_last) for x in (y, prior)))
+
+    def decode(self, string: bytes, prior: Tensor) -> Tensor:
+        """The latent of a string as its encoder had it, ``[1, M, H, W]`` float32, channels innermost.
+
+        Raises:
+            BitstreamError: the string does not hold exactly a latent of the size of `prior`.
+        """
+        reach, (h, w) = self._context.kernel_size[0] // 2, prior.shape[2:]
+        size = (1, self._context.in_channels, h + reach, w + 2 * reach)
+        y_hat = torch.empty(size, memory_format=torch.channels_last)
+        self._native.decode(string, prior.contiguous(memory_format=torch.channels_last), y_hat)
+        return y_hat[:, :, reach:, reach : reach + w]
+
+
+class ContextRows(ContextModel):
+    """As `ContextModel`, but position by position, row by row, with the bits of torch's own layers.
+
+    How torch adds is a fact about its version, the processor and the thread count, not a promise. `matches` compares;
+    where it says no, this class must not be used.
+
+    Args:
+        parameters_at: what must be matched: (``[1, M, size, size]`` around a position, ``[1, P, 1, 1]`` hyper-prior
+            there) -> ``[1, E, 1, 1]``.
+    """
+
+    BLOCKS = (16, 8)  # input channels that oneDNN adds before it goes on: the floats of a register
+
+    def __init__(
+        self,
+        context: nn.Conv2d,
+        parameters: nn.Module,
+        thresholds: Tensor,
+        tables: EntropyTables,
+        parameters_at: Callable[[Tensor, Tensor], Tensor],
+    ) -> None:
+        self._context = context
+        self._parameters_at = parameters_at
+        layers, gemv = _layers(parameters), _sgemv()
+        self._prior_channels = layers[0][0].shape[1] - context.out_channels
+        self._plans = []
+        if gemv and torch.cpu._is_avx2_supported():
+            constants = (context.weight.contiguous(), context.bias, layers, thresholds, tables.native)
+            self._plans = [native().ContextRowsPlan(*constants, block, gemv) for block in self.BLOCKS]
+
+    def matches(self) -> bool:
+        """Whether the bits are torch's here and now: in this process, with as many threads as it has at the moment."""
+        return any(self._chooses(plan) for plan in self._plans)
+
+    def _chooses(self, plan: Any) -> bool:
+        self._native = plan
+        size, random = self._context.kernel_size[0], torch.Generator().manual_seed(7)
+        for spread in (1.0, 30.0):
+            latent = torch.randn(1, self._context.in_channels, size + 2, size + 2, generator=random) * spread
+            prior = torch.randn(1, self._prior_channels, 2, 2, generator=random)
+            # slices, as they are when coding
+            seen, here = latent[:, :, 1 : 1 + size, 1 : 1 + size], prior[:, :, 1:, 1:]
+            ours = plan.parameters(*(x.contiguous(memory_format=torch.channels_last) for x in (seen, here)))
+            if not torch.equal(ours, self._parameters_at(seen, here)):
+                return False
+        return True
+
+
+def _sgemv() -> int:
+    """Address of the matrix-vector product of torch's BLAS, 0 if it shows none."""
+    try:
+        library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
+        return ctypes.cast(library.sgemv_, ctypes.c_void_p).value or 0
+    except (OSError, AttributeError):
+        return 0
+
+
+class ContextPart:
+    """The report's view of a network that runs inside a `ContextModel`.
+
+    Args:
+        module: the network.
+        name: its path in the model.
+        model: what runs it.
+    """
+
+    backends = frozenset({"cpu"})
+    buffer_bytes = 0
+
+    def __init__(self, module: nn.Module, name: str, model: ContextModel) -> None:
+        self.model = model
+        self._name = name
+        self._paths = tuple(path for path, layer in module.named_modules(prefix=name) if not list(layer.children()))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """Never: see `model`."""
+        raise UsageError(f"{self._name} runs inside the context model only")
+
+    def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
+        """As `CompiledTransform.rows`: one for the whole network."""
+        macs, dense = (sum(shapes.get(path, (0, 0))[i] for path in self._paths) / pixels for i in (0, 1))
+        return [Row(self._name, self._paths, OP, "cpu", "float32", macs, dense, "", "wave by wave in one call")]

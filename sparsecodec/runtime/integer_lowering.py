@@ -1,0 +1,212 @@
+"""From frozen dyadic layers to a program of `integer_conv2d` steps, and the proof that nothing in it overflows.
+
+docs/portable.md, section 2, says what a network computes; everything is decided from the stored integers.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from fractions import Fraction
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.ops.integer_conv2d import shifted
+from sparsecodec.runtime.fusion import fuse_neighbours
+from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step, lower, lower_conv
+from sparsecodec.sparsity.rules import is_quantized
+from sparsecodec.sparsity.scatter import ScatterConv2d
+
+RESULT_EXPONENT = -16  # of a network's result, and of what only additions read
+MANTISSA_BITS = 15
+MAX_SHIFT = 62
+MAX_RESIDUAL_SHIFT = 30
+ACCUMULATOR_LIMIT = 2**31
+INPUT_LIMIT = 2**15
+
+
+def integer_program(networks: Mapping[str, nn.Module]) -> tuple[Program, int]:
+    """Lowers networks that follow each other, taken as one.
+
+    Args:
+        networks: path in the model -> module of frozen dyadic layers, in order of execution.
+
+    Returns:
+        The program, each step but the input one call of `integer_conv2d`, and the exponent of its int16 input. Its
+        result is int32 in units of ``2^RESULT_EXPONENT``.
+
+    Raises:
+        UsageError: a layer is float, or on other integers.
+        GraphError: a structure that integers have no rule for, or an accumulator that could overflow; the message
+            names the layer.
+    """
+    name = "+".join(networks)
+    program = lower(nn.Sequential(OrderedDict(networks)), "")
+    for step in list(program.steps):
+        if step.op == PLAIN and isinstance(step.function, nn.Module) and is_quantized(_convolution(step)):
+            program.merge([step], _as_convolution(step))
+    fuse_neighbours(program)
+    for step in program.steps[1:]:
+        _check(step, name)
+    exponents = {step: _exponent(program, step, name) for step in program.steps}
+    for step in program.steps[1:]:
+        constants = _constants(step, exponents)
+        step.op, step.constants, step.function = "integer_conv2d", constants, None
+    return program, exponents[program.steps[0]]
+
+
+def _convolution(step: Step) -> nn.Module:
+    return step.function.conv if isinstance(step.function, ScatterConv2d) else step.function
+
+
+def _as_convolution(step: Step) -> Step:
+    """The step of a quantised layer as that of a float one, which the patterns know; `function` keeps the layer."""
+    (x,), layer = step.args, step.function
+    conv = lower_conv(_convolution(step), x, step.paths[0])
+    conv.function = layer
+    if isinstance(layer, ScatterConv2d):
+        conv.constants["out_index"] = layer.out_index
+    return conv
+
+
+def _check(step: Step, name: str) -> None:
+    label = ", ".join(step.paths) or step.op
+    if step.op not in (*CONVOLUTIONS, "depthwise"):
+        raise GraphError(f"{name}: {label} has no rule for integers {step.reason}".rstrip())
+    layer = None if step.function is None else _convolution(step)
+    if layer is None or not is_quantized(layer):
+        raise UsageError(f"{label} is a float layer (a portable stream needs integers: see quant.portable)")
+    if not (layer.frozen and layer.precision.dyadic):
+        raise UsageError(f"{label} is quantised, but not to frozen dyadic integers")
+    if step.constants.get("stride", 1) != 1 and step.op != "conv_transpose2d_act":
+        raise GraphError(f"{label}: stride {step.constants['stride']} has no rule for integers")
+    if not 0 <= step.constants.get("slope", 1.0) <= 1:
+        raise GraphError(f"{label}: an activation of slope {step.constants['slope']} (needs 0 to 1)")
+
+
+def _power_of_two(scale: Tensor) -> int:
+    """X of ``2^X``."""
+    mantissa, exponent = torch.frexp(scale.double())
+    if float(mantissa) != 0.5:
+        raise UsageError(f"input_scale={float(scale)} (needs a power of two)")
+    return int(exponent) - 1
+
+
+def _exponent(program: Program, step: Step, name: str) -> int:
+    """Of what a step gives: the coarsest that a convolution reads it with, and that of results where none does."""
+    readers = [user for user in program.users(step) if user.inputs["x"] is step]
+    if step is program.output and readers:
+        raise GraphError(f"{name}: {', '.join(step.paths)} is both a result and read by {readers[0].paths[0]}")
+    return max((_power_of_two(_convolution(user).input_scale) for user in readers), default=RESULT_EXPONENT)
+
+
+def _constants(step: Step, exponents: Mapping[Step, int]) -> dict[str, Any]:
+    """The arguments of `integer_conv2d` beside the tensors."""
+    layer, label = _convolution(step), ", ".join(step.paths)
+    source, result = exponents[step.inputs["x"]], exponents[step]
+    weight, bias, padding, shuffle = _plain_convolution(step, layer)
+    bias = shifted_unclipped(bias, _power_of_two(layer.input_scale) - source)
+    bound = bias.abs() + INPUT_LIMIT * weight.long().abs().flatten(1).sum(1)
+    if int(bound.max()) >= ACCUMULATOR_LIMIT:
+        raise GraphError(f"{label}: an accumulator can reach {int(bound.max())} (needs less than {ACCUMULATOR_LIMIT})")
+    multiplier, shift = _factors(layer.weight_scale, source - result, step.constants.get("slope", 1.0), label)
+    repeats = len(weight) // len(shift)
+    multiplier, shift = multiplier.repeat_interleave(repeats, 1), shift.repeat_interleave(repeats)
+    if "out_index" in step.constants:
+        place, width = step.constants["out_index"], step.function.out_channels
+        weight, bias, shift = (_scattered(values, place, width) for values in (weight, bias, shift))
+        multiplier = _scattered(multiplier.T, place, width).T
+        shift = shift.clamp(min=1)
+    residual = step.inputs.get("residual")
+    residual_shift = 0 if residual is None else exponents[residual] - result
+    if abs(residual_shift) > MAX_RESIDUAL_SHIFT:
+        raise GraphError(f"{label} adds a tensor whose unit is 2^{residual_shift} of its own (needs 2^-30 to 2^30)")
+    return {
+        "weight": weight.contiguous(),
+        "bias": bias.to(torch.int32),
+        "multiplier": multiplier.to(torch.int32).contiguous(),
+        "shift": shift.to(torch.int32),
+        "residual_shift": residual_shift,
+        "padding": padding,
+        "groups": layer.groups,
+        "bits": 16 if _is_read_by_a_convolution(step, exponents) else 32,
+        "shuffle": shuffle * step.constants.get("shuffle", 1),
+    }
+
+
+def _is_read_by_a_convolution(step: Step, exponents: Mapping[Step, int]) -> bool:
+    return any(step is other.inputs.get("x") for other in exponents)
+
+
+def _scattered(values: Tensor, place: Tensor, width: int) -> Tensor:
+    """``[kept, ...] -> [width, ...]`` with zeros between."""
+    return values.new_zeros(width, *values.shape[1:]).index_copy_(0, place.to(values.device), values)
+
+
+def shifted_unclipped(values: Tensor, left: int) -> Tensor:
+    """``values * 2^left`` for left <= 0, int64, to the nearest, halves upwards."""
+    return values.long() if left == 0 else (values.long() + (1 << (-left - 1))) >> -left
+
+
+def _plain_convolution(step: Step, layer: nn.Module) -> tuple[Tensor, Tensor, int, int]:
+    """(weight ``[C_out, C_in / groups, Kh, Kw]``, bias ``[C_out]`` int64, padding, shuffle) of stride 1."""
+    weight = layer.weight
+    channels = layer.out_channels
+    bias = torch.zeros(channels, dtype=torch.int64, device=weight.device) if layer.bias is None else layer.bias.long()
+    if step.op != "conv_transpose2d_act":
+        return weight, bias, layer.padding[0], 1
+    stride, padding, kernel = layer.stride[0], layer.padding[0], layer.kernel_size[0]
+    if kernel - 2 * padding + layer.output_padding[0] != stride:
+        raise GraphError(f"{', '.join(step.paths)}: a transposed convolution that does not grow by its stride exactly")
+    subpixel, reach = as_convolution(weight, stride, padding)
+    return subpixel, bias.repeat_interleave(stride * stride), reach, stride
+
+
+def as_convolution(weight: Tensor, stride: int, padding: int) -> tuple[Tensor, int]:
+    """A transposed convolution as a convolution of stride 1 before a pixel shuffle by `stride`.
+
+    Output position ``s q + a`` reads input ``q + d`` through tap ``a + padding - s d``.
+
+    Args:
+        weight: ``[C_in, C_out, K, K]``.
+        stride: s.
+        padding: of the transposed convolution, whose output is s times as large as its input.
+
+    Returns:
+        ``[C_out s^2, C_in, 2D + 1, 2D + 1]``, zeros where there is no tap, and its padding D.
+    """
+    kernel = weight.shape[2]
+    taps = [  # (phase, displacement, tap)
+        (phase, (phase + padding - tap) // stride, tap)
+        for phase in range(stride)
+        for tap in range(kernel)
+        if (phase + padding - tap) % stride == 0
+    ]
+    reach = max(abs(displacement) for _, displacement, _ in taps)
+    width = 2 * reach + 1
+    result = weight.new_zeros(weight.shape[1], stride, stride, weight.shape[0], width, width)
+    for a, dy, ky in taps:
+        for b, dx, kx in taps:
+            result[:, a, b, :, dy + reach, dx + reach] = weight[:, :, ky, kx].T
+    return result.flatten(0, 2), reach
+
+
+def _factors(weight_scale: Tensor, gain: int, slope: float, label: str) -> tuple[Tensor, Tensor]:
+    """``[2, C]`` and ``[C]`` int64 on the device of the scale: `multiplier` and `shift` of ``scale 2^gain``."""
+    mantissa, exponent = torch.frexp(weight_scale.double())
+    m = (mantissa * 2**MANTISSA_BITS).long()
+    if not torch.equal(m.double(), mantissa * 2**MANTISSA_BITS):
+        raise UsageError(f"{label}: a weight_scale is no integer below 2^{MANTISSA_BITS} times a power of two")
+    exact, exponents = Fraction(slope), (exponent.long() - MANTISSA_BITS + gain).tolist()
+    rows = []
+    for factor, e in zip(m.tolist(), exponents, strict=True):
+        shift = min(MANTISSA_BITS - e, MAX_SHIFT)
+        if shift < 1:
+            raise GraphError(f"{label}: a factor of {factor} 2^{e} (needs less than 2^{2 * MANTISSA_BITS - 1})")
+        positive = int(shifted(torch.tensor(factor), shift + e)) if shift + e > -31 else 0
+        rows.append((positive, int(exact * positive + Fraction(1, 2)), shift))
+    positive, negative, shift = torch.tensor(rows, device=weight_scale.device).unbind(1)
+    return torch.stack([positive, negative]), shift
