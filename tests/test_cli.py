@@ -14,32 +14,7 @@ from sparsecodec.cli import main
 from sparsecodec.data import read_image, write_image
 from sparsecodec.runtime import CompiledCodec
 
-
-@pytest.fixture
-def picture(photo, tmp_path):
-    """71 x 65: no multiple of anything."""
-    write_image(photo[:, :, :65, :71], tmp_path / "photo.png")
-    return tmp_path / "photo.png"
-
-
-@pytest.fixture
-def stream(picture, codec_files, tmp_path):
-    assert main(["encode", str(picture), str(tmp_path / "photo.spc"), "-m", str(codec_files / "sparse")]) == 0
-    return tmp_path / "photo.spc"
-
-
-def run(capsys, *arguments) -> tuple[int, str, str]:
-    capsys.readouterr()
-    code = main([str(argument) for argument in arguments])
-    return code, *capsys.readouterr()
-
-
-def complaint(capsys, *arguments) -> tuple[int, str]:
-    """Exit code and message of a command that fails: one sentence on stderr, nothing on stdout."""
-    code, out, err = run(capsys, *arguments)
-    lines = [line for line in err.splitlines() if line.startswith("sparsecodec: ")]
-    assert out == "" and len(lines) == 1 and err.rstrip().endswith(lines[0]) and "Traceback" not in err
-    return code, lines[0]
+from .conftest import complaint, run
 
 
 def test_file_of_one_process_opens_in_another(stream, codec_files, tmp_path):
@@ -88,6 +63,7 @@ def test_quality_reaches_the_codec(picture, codec_files, tmp_path):
         ["decode", "absent.spc", "out.png"],
         ["decode", "{stream}", "out.docx", "-m", "{sparse}"],
         ["info", "absent.spc"],
+        ["verify", "{stream}", "--against", "absent.sums"],
         ["eval", "{dense}", "absent"],
         ["bdrate", "absent.json", "absent.json"],
         ["plot", "{picture}"],
@@ -106,7 +82,19 @@ def test_wrong_usage_is_2_and_writes_nothing(arguments, picture, stream, codec_f
 
 
 @pytest.mark.parametrize(
-    "arguments", [[], ["conjure"], ["encode", "a", "b", "--quality", "101"], ["demo", "--repeats", "0"]]
+    "arguments",
+    [
+        [],
+        ["conjure"],
+        ["encode", "a", "b", "--quality", "101"],
+        ["encode", "a", "b", "--tile", "0"],
+        ["encode", "a", "b", "--max-memory", "2X"],
+        ["encode", "a", "b", "--max-memory", "0"],
+        ["decode", "a", "b", "--region", "1,2,3"],
+        ["decode", "a", "b", "--region", "1,2,3,x"],
+        ["verify"],
+        ["demo", "--repeats", "0"],
+    ],
 )
 def test_unparsable_command_lines_are_2(arguments):
     with pytest.raises(SystemExit) as exit_info:

@@ -5,55 +5,58 @@ from __future__ import annotations
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from sparsecodec.cli.options import add_compute, add_json, compute_options, positive, print_json
+from sparsecodec.cli.files import SUFFIX, Codecs, each, pairs, read_stream
+from sparsecodec.cli.options import (
+    add_compute,
+    add_json,
+    compute_options,
+    memory,
+    memory_left,
+    positive,
+    print_json,
+    region,
+)
 from sparsecodec.data import write_image
-from sparsecodec.entropy.bitstream import Container
-from sparsecodec.errors import ModelMismatchError, UsageError
-from sparsecodec.runtime import compile_codec
-from sparsecodec.zoo import find, load
+from sparsecodec.entropy import Header
+from sparsecodec.runtime.tiles import check_pixels, region_of
 
 MAX_PIXELS = 2**26  # 8192 x 8192; a decoder needs about 100 bytes for each
+OUTPUT_BYTES = 8  # per pixel, of the picture in 8 bits and of Pillow's copy
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("decode", help="a file to a picture")
-    parser.add_argument("input", help="what encode wrote")
-    parser.add_argument("output", help="the suffix chooses the format, for example photo.png")
+    parser = subparsers.add_parser("decode", help="a file to a picture, or a folder of files to a folder")
+    parser.add_argument("input", help=f"what encode wrote, or a folder of such ({SUFFIX})")
+    parser.add_argument("output", help="the suffix chooses the format, for example photo.png; or a folder, for PNG")
     parser.add_argument("-m", "--model", help="shipped name or path (default: the shipped one that made the file)")
+    parser.add_argument("--region", type=region, metavar="T,L,H,W", help="decode a part: top, left, height, width")
     parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, help="refuse more (default: %(default)s)")
+    parser.add_argument("--max-memory", type=memory, help="refuse what lets this process grow larger, as 2G")
     add_compute(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    blob = read_stream(arguments.input)
-    container = Container.from_bytes(blob, max_pixels=arguments.max_pixels)
-    name = arguments.model or find(container.model_hash)
-    if name is None:
-        raise ModelMismatchError(
-            f"{arguments.input} was made by model {container.model_hash.hex()}, which is none of those that ship; "
-            "name its files with -m"
-        )
-    codec = compile_codec(load(name), **compute_options(arguments))
-    write_image(codec.decode(blob, max_pixels=arguments.max_pixels), arguments.output)
-    size = {"height": container.height, "width": container.width}
+    codecs = Codecs(arguments.model, compute_options(arguments))
+
+    def decode(paths: tuple[Path, Path]) -> dict[str, Any]:
+        source, target = paths
+        blob = read_stream(source)
+        header = Header.read(blob)
+        window = region_of(header, arguments.region)
+        check_pixels(header, window, arguments.max_pixels)
+        codec = codecs.of(header, source)
+        limit = memory_left(arguments.max_memory, OUTPUT_BYTES * window.pixels)
+        picture = codec.decode(blob, arguments.max_pixels, arguments.region, limit)
+        write_image(picture, target)
+        name = codecs.name(header, source)
+        if not arguments.json:
+            print(f"{target}: {window.width} x {window.height}, model {name}", file=sys.stderr)
+        return {"output": str(target), "model": name, "height": window.height, "width": window.width}
+
+    results = each(pairs(arguments.input, arguments.output, ".png"), decode)
     if arguments.json:
-        print_json({"output": arguments.output, "model": str(name), **size})
-    else:
-        print(f"{arguments.output}: {container.width} x {container.height}, model {name}", file=sys.stderr)
-
-
-def read_stream(path: str) -> bytes:
-    """The bytes of a file.
-
-    Raises:
-        UsageError: it does not exist or cannot be read.
-    """
-    try:
-        return Path(path).read_bytes()
-    except FileNotFoundError as error:
-        raise UsageError(f"{path} does not exist") from error
-    except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        print_json({"files": results} if Path(arguments.input).is_dir() else results[0])

@@ -12,7 +12,15 @@ import torch
 from torch import nn
 from tqdm import tqdm
 
-from sparsecodec.cli.options import add_compute, add_json, compute_options, print_json, quality, write_json
+from sparsecodec.cli.options import (
+    add_compute,
+    add_json,
+    compute_options,
+    print_json,
+    quality,
+    usual_stream,
+    write_json,
+)
 from sparsecodec.data import list_images
 from sparsecodec.info import environment
 from sparsecodec.metrics import ANCHORS, evaluate
@@ -46,11 +54,13 @@ def run(arguments: argparse.Namespace) -> None:
         codec, qualities = anchor, arguments.qualities or anchor.curve
     else:
         model = load(arguments.model)
-        codec = compile_codec(model, **options)
+        stream = usual_stream(model)
+        codec = compile_codec(model, stream=stream, **options)
         qualities = arguments.qualities or _usual_qualities(codec)
         on_gpu = codec.device.type == "cuda"
         extra = {
             "device": torch.cuda.get_device_name(codec.device) if on_gpu else machine["cpu"],
+            "stream": stream,
             "dtype": str(codec.dtype).removeprefix("torch."),
             "mac_per_pixel": codec.report.macs,
             "parameters": _parameters(model),

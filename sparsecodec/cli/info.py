@@ -5,10 +5,11 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from sparsecodec.cli.decode import read_stream
+from sparsecodec.cli.files import read_stream
 from sparsecodec.cli.options import add_json, print_json
-from sparsecodec.entropy.bitstream import Container
+from sparsecodec.entropy import Header
 from sparsecodec.info import backends, environment
+from sparsecodec.runtime.numerics import described
 from sparsecodec.zoo import find, names
 
 
@@ -40,15 +41,24 @@ def _installation() -> dict[str, Any]:
 
 def _header(path: str) -> dict[str, Any]:
     blob = read_stream(path)
-    container = Container.from_bytes(blob)
+    header = Header.read(blob)
+    rows, columns = header.grid
+    tiles = [header.payloads(blob, row, column) for row in range(rows) for column in range(columns)]
+    sizes = [[len(payload) for payload in payloads] for payloads in tiles]
+    tiling = header.tiling
     return {
-        "width": container.width,
-        "height": container.height,
-        "quality_field": container.quality,
-        "model_hash": container.model_hash.hex(),
-        "model": find(container.model_hash),
-        "numerics": f"{container.numerics:#06x}",
-        "payload_bytes": [len(payload) for payload in container.payloads],
+        "version": header.version,
+        "width": header.width,
+        "height": header.height,
+        "tiles": None if tiling is None else f"{rows} x {columns} of {tiling.side}, sharing {tiling.overlap}",
+        "quality_field": header.quality,
+        "reconstruction": "exact" if header.exact else "float",
+        "model_hash": header.model_hash.hex(),
+        "model": find(header.model_hash),
+        "numerics": f"{header.numerics:#06x}",
+        "numerics_name": described(header.numerics),
+        "header_bytes": header.header_bytes,
+        "payload_bytes": sizes[0] if tiling is None else sizes,
         "bytes": len(blob),
-        "bpp": 8 * len(blob) / (container.width * container.height),
+        "bpp": 8 * len(blob) / (header.width * header.height),
     }

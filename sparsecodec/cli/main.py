@@ -7,10 +7,10 @@ import sys
 from collections.abc import Sequence
 
 import sparsecodec
-from sparsecodec.cli import bdrate, decode, demo, encode, evaluate, info, plot, train
+from sparsecodec.cli import bdrate, decode, demo, encode, evaluate, info, plot, train, verify
 from sparsecodec.errors import SparseCodecError
 
-COMMANDS = (demo, encode, decode, info, evaluate, bdrate, plot, train)
+COMMANDS = (demo, encode, decode, info, verify, evaluate, bdrate, plot, train)
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 corrupt stream, 4 stream or weights of another model,
 5 over a limit. Progress goes to stderr, results to stdout."""
 

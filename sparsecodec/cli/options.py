@@ -5,16 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import resource
+import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from sparsecodec._files import replacing
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import ResourceLimitError, UsageError
+from sparsecodec.quant import is_portable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEFAULT_MODEL = "evc-tiny-sparse"
+DEFAULT_MODEL = "evc-tiny-sparse-portable"
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -40,12 +44,63 @@ def compute_options(arguments: argparse.Namespace) -> dict[str, Any]:
     return {"device": device, "dtype": DTYPES.get(arguments.dtype)}
 
 
+def usual_stream(model: nn.Module) -> str:
+    """What the commands write unless told otherwise: portable where the model's integers are there."""
+    return "portable" if is_portable(model) else "native"
+
+
 def positive(text: str) -> int:
     """A whole number above zero, as an argparse type."""
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} (needs at least 1)")
     return value
+
+
+def memory(text: str) -> int:
+    """Bytes, with K, M or G for the binary multiples, as an argparse type."""
+    unit = {"K": 2**10, "M": 2**20, "G": 2**30}.get(text[-1:].upper())
+    value = float(text[:-1]) * unit if unit else float(text)
+    if not 1 <= value < 2**63:
+        raise argparse.ArgumentTypeError(f"{text} (needs a number of bytes, as 2G or 512M)")
+    return int(value)
+
+
+def memory_left(limit: int | None, reserved: int = 0) -> int | None:
+    """What coding may still take if this process is not to grow beyond `limit` bytes; None without a limit.
+
+    Args:
+        limit: what the user gave.
+        reserved: bytes that will be needed for other things.
+
+    Raises:
+        ResourceLimitError: the process has more than that already.
+    """
+    if limit is None:
+        return None
+    held = resident_bytes()
+    if held + reserved >= limit:
+        raise ResourceLimitError(
+            f"--max-memory of {limit >> 20} MiB: the process with its model and picture has {held >> 20} MiB already, "
+            f"and {reserved >> 20} MiB are needed for the output"
+        )
+    return limit - held - reserved
+
+
+def resident_bytes() -> int:
+    """Memory that this process holds; its largest amount so far where the system does not tell."""
+    statm = Path("/proc/self/statm")
+    if statm.exists():
+        return int(statm.read_text().split()[1]) * resource.getpagesize()
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+
+
+def region(text: str) -> tuple[int, int, int, int]:
+    """``T,L,H,W``, as an argparse type."""
+    parts = text.split(",")
+    if len(parts) != 4:
+        raise argparse.ArgumentTypeError(f"{text} (needs top,left,height,width)")
+    return tuple(int(part) for part in parts)
 
 
 def quality(text: str) -> float:

@@ -1,0 +1,129 @@
+"""Which files a command works on, and the codec that a file needs."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from sparsecodec.data import list_images
+from sparsecodec.entropy import Header
+from sparsecodec.errors import ModelMismatchError, SparseCodecError, UsageError
+from sparsecodec.quant import is_portable
+from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime.numerics import PORTABLE
+from sparsecodec.zoo import find, load
+
+SUFFIX = ".spc"
+MADE_BY = "name the portable model that was saved when the file was made"
+
+
+def read_stream(path: str | Path) -> bytes:
+    """The bytes of a file.
+
+    Raises:
+        UsageError: it does not exist or cannot be read.
+    """
+    try:
+        return Path(path).read_bytes()
+    except FileNotFoundError as error:
+        raise UsageError(f"{path} does not exist") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+
+
+def streams(paths: Sequence[str]) -> list[Path]:
+    """Files as they are named, and the ``.spc`` files directly inside each folder, sorted by name.
+
+    Raises:
+        UsageError: a folder without such files.
+    """
+    found: list[Path] = []
+    for path in map(Path, paths):
+        inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        if not inside:
+            raise UsageError(f"no {SUFFIX} files in {path}")
+        found += inside
+    return found
+
+
+def pairs(source: str, target: str, suffix: str) -> list[tuple[Path, Path]]:
+    """(input, output): the two as they are, or for a folder each of its files and where its result goes.
+
+    Args:
+        source: a file; or a folder of pictures if `suffix` is `SUFFIX`, else of ``.spc`` files.
+        target: what to write; for a folder, the folder, which is created.
+        suffix: of the results of a folder.
+
+    Raises:
+        UsageError: nothing to do, two results of one name, or `target` is no folder where one is needed.
+    """
+    if not Path(source).is_dir():
+        return [(Path(source), Path(target))]
+    inputs = list_images(source) if suffix == SUFFIX else streams([source])
+    outputs = [Path(target) / f"{path.stem}{suffix}" for path in inputs]
+    twice = {path.name for path in outputs if outputs.count(path) > 1}
+    if twice:
+        raise UsageError(f"{source} holds several files for {', '.join(sorted(twice))}")
+    try:
+        Path(target).mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UsageError(f"{target} is no folder and cannot be made one: {error}") from error
+    return list(zip(inputs, outputs, strict=True))
+
+
+def each(items: Sequence[Any], work: Callable[[Any], dict[str, Any]]) -> list[dict[str, Any]]:
+    """What `work` says of each item; all are tried.
+
+    Raises:
+        SparseCodecError: of the first one that failed, and how many did.
+    """
+    results, failures = [], []
+    for item in items:
+        try:
+            results.append(work(item))
+        except SparseCodecError as error:
+            failures.append(error)
+    if len(items) == 1 and failures:
+        raise failures[0]
+    if failures:
+        raise type(failures[0])(f"{len(failures)} of {len(items)} files failed, the first one: {failures[0]}")
+    return results
+
+
+class Codecs:
+    """Compiled codecs for the files of a command, each made once.
+
+    Args:
+        model: shipped name or path; None: the shipped one that made a file.
+        options: for `compile_codec`.
+    """
+
+    def __init__(self, model: str | None, options: dict[str, Any]) -> None:
+        self._model = model
+        self._options = options
+        self._compiled: dict[tuple[str, str], CompiledCodec] = {}
+
+    def name(self, header: Header, path: str | Path) -> str:
+        """Of the model to use.
+
+        Raises:
+            ModelMismatchError: no shipped model made the file, and none was named.
+        """
+        name = self._model or find(header.model_hash)
+        if name is None:
+            raise ModelMismatchError(
+                f"{path} was made by model {header.model_hash.hex()}, which is none of those that ship; "
+                "name its files with -m"
+            )
+        return str(name)
+
+    def of(self, header: Header, path: str | Path) -> CompiledCodec:
+        """The codec for a file with that header."""
+        key = self.name(header, path), "portable" if header.numerics == PORTABLE.tag else "native"
+        if key not in self._compiled:
+            model = load(key[0])
+            if key[1] == "portable" and not is_portable(model):
+                raise ModelMismatchError(f"{path} is a portable stream, {key[0]} is a float model: {MADE_BY}")
+            self._compiled[key] = compile_codec(model, stream=key[1], **self._options)
+        return self._compiled[key]

@@ -1,0 +1,100 @@
+"""``sparsecodec verify``."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparsecodec.cli.decode import MAX_PIXELS
+from sparsecodec.cli.files import Codecs, read_stream, streams
+from sparsecodec.cli.options import add_compute, compute_options, positive, print_json, write_bytes
+from sparsecodec.entropy import Header, observing
+from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError
+
+EPILOG = """A hash of symbols is the SHA-256 of all decoded symbols of a file, int32, in decoding order. A sums file has
+a line for each file, as sha256sum writes them: hash, two blanks, name without its folder."""
+
+
+def add_to(subparsers) -> None:
+    parser = subparsers.add_parser("verify", help="whether files are whole, and decode to the symbols they should")
+    parser.add_argument("files", nargs="+", help="what encode wrote, or folders of such")
+    parser.add_argument("-m", "--model", help="also decode: every stream must end as its encoder began")
+    parser.add_argument("--against", help="sums file: also compare the hashes of decoded symbols")
+    parser.add_argument("--sums", help="write such a file")
+    parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, help="refuse more (default: %(default)s)")
+    add_compute(parser)
+    parser.epilog = EPILOG
+    parser.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> None:
+    files = streams(arguments.files)
+    expected = None if arguments.against is None else _read_sums(arguments.against)
+    decoding = arguments.model is not None or expected is not None or arguments.sums is not None
+    codecs = Codecs(arguments.model, compute_options(arguments)) if decoding else None
+    results, failures = [], []
+    for path in files:
+        result: dict[str, Any] = {"file": str(path), "ok": True, "error": None, "symbols_sha256": None}
+        try:
+            result["symbols_sha256"] = _check(path, codecs, expected, arguments.max_pixels)
+        except SparseCodecError as error:
+            result |= {"ok": False, "error": str(error)}
+            failures.append(error)
+        print(f"{path}: {'ok' if result['ok'] else result['error']}", file=sys.stderr)
+        results.append(result)
+    if arguments.sums is not None:
+        lines = [f"{r['symbols_sha256']}  {Path(r['file']).name}\n" for r in results if r["ok"]]
+        write_bytes(arguments.sums, "".join(lines).encode())
+    print_json({"files": results, "ok": len(files) - len(failures), "failed": len(failures)})
+    if failures:
+        first = next((error for error in failures if isinstance(error, BitstreamError)), failures[0])
+        raise type(first)(f"{len(failures)} of {len(files)} files failed")
+
+
+def _check(path: Path, codecs: Codecs | None, expected: dict[str, str] | None, max_pixels: int) -> str | None:
+    """Verifies one file; with `codecs` also decodes it and returns the hash of its symbols."""
+    blob = read_stream(path)
+    header = Header.read(blob)
+    rows, columns = header.grid
+    for row in range(rows):
+        for column in range(columns):
+            header.payloads(blob, row, column)
+    if codecs is None:
+        return None
+    digest = hashlib.sha256()
+
+    def add(symbols: np.ndarray) -> None:
+        digest.update(symbols.astype("<i4", copy=False).tobytes())
+
+    codec = codecs.of(header, path)
+    with observing(add):
+        codec.decode(blob, max_pixels)
+    if expected is not None and expected.get(path.name) != digest.hexdigest():
+        known = expected.get(path.name)
+        reason = "has no line for it" if known is None else f"says {known}"
+        raise BitstreamError(f"its symbols have the hash {digest.hexdigest()}, the sums file {reason}")
+    return digest.hexdigest()
+
+
+def _read_sums(path: str) -> dict[str, str]:
+    """Name -> hash.
+
+    Raises:
+        UsageError: the file cannot be read, or a line is none of a sums file.
+    """
+    sums: dict[str, str] = {}
+    try:
+        lines = Path(path).read_text().splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    for number, line in enumerate(lines, 1):
+        value, _, name = line.partition("  ")
+        if len(value) != 64 or not name or set(value) - set("0123456789abcdef"):
+            raise UsageError(f"{path}, line {number}: {line[:80]!r} (needs a SHA-256, two blanks and a file's name)")
+        sums[Path(name).name] = value
+    return sums
