@@ -1,4 +1,4 @@
-# make demo | test | bench | gpu | aot | emulate | lint. Everything happens in .venv; nothing is installed outside this folder.
+# make demo | test | bench | gpu | aot | emulate | sanitize | fuzz | lint. Everything happens in .venv; nothing is installed outside this folder.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -11,7 +11,7 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 CPU_ONLY := $(shell [ "$$(uname -s)" = Linux ] && ! command -v nvidia-smi >/dev/null 2>&1 && echo 1)
 TORCH := torch==2.13.0$(if $(CPU_ONLY),+cpu)
 
-.PHONY: demo test bench bench-once gpu lint aot emulate install clean
+.PHONY: demo test bench bench-once gpu lint aot emulate sanitize fuzz install clean
 
 demo: $(INSTALLED)
 	$(BIN)/sparsecodec demo --out demo
@@ -43,6 +43,17 @@ aot: $(INSTALLED)
 # The CUDA kernels on CPU threads, against the CPU kernels and under the sanitizers; needs g++ only.
 emulate:
 	$(PYTHON) tests/cuda_emulator/emulate.py
+
+# The C++ of the coder under AddressSanitizer and UBSan, on mutated inputs; needs g++ only.
+sanitize:
+	$(PYTHON) tests/native/native.py
+
+# The same for a bounded time per target, then containers, decoding and model files from Python. docs/robustness.md.
+FUZZ_SECONDS ?= 60
+FUZZ_SEED ?= 0
+fuzz: $(INSTALLED)
+	$(PYTHON) tests/native/native.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
+	$(BIN)/python tests/fuzz/fuzz.py --seconds $(FUZZ_SECONDS) --seed $(FUZZ_SEED)
 
 install: $(INSTALLED)
 

@@ -25,9 +25,11 @@ Calls = dict[str, Sequence[Callable[[], object]]]  # contender -> the same call 
 
 
 class HostClock:
-    """Wall time; for calls that end on the host."""
+    """For calls that end on the host: wall time, or, of calls that stay on one thread of a shared machine, CPU time."""
 
-    name = "host, rounds interleaved"
+    def __init__(self, one_thread: bool = False) -> None:
+        self.name = f"{'thread CPU time' if one_thread else 'host'}, rounds interleaved"
+        self._now = time.thread_time if one_thread else time.perf_counter
 
     def race(self, calls: Calls, rounds: int) -> dict[str, list[float]]:
         """Seconds of each contender's call, one of each per round, after one that does not count."""
@@ -37,9 +39,9 @@ class HostClock:
         for number in range(rounds):
             for name, rotated in calls.items():
                 call = rotated[number % len(rotated)]
-                start = time.perf_counter()
+                start = self._now()
                 call()
-                times[name].append(time.perf_counter() - start)
+                times[name].append(self._now() - start)
         return times
 
 
@@ -101,9 +103,9 @@ def _event() -> torch.cuda.Event:
 
 
 @pytest.fixture
-def clock_of() -> Callable[[torch.device], HostClock | DeviceClock]:
-    """``clock_of(device)``: the clock for work there."""
-    return lambda device: DeviceClock() if device.type == "cuda" else HostClock()
+def clock_of() -> Callable[..., HostClock | DeviceClock]:
+    """``clock_of(device, one_thread=False)``: the clock for work there."""
+    return lambda device, one_thread=False: DeviceClock() if device.type == "cuda" else HostClock(one_thread)
 
 
 def _git(*arguments: str) -> str:

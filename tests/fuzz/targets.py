@@ -1,0 +1,240 @@
+"""What is fuzzed in Python. A target makes an input and runs it; it answers whether the input was accepted."""
+
+from __future__ import annotations
+
+import json
+import random
+import sys
+import tempfile
+from abc import ABC, abstractmethod
+from functools import cache
+from pathlib import Path
+
+import torch
+from mutations import mutate
+from resealing import damaged_header, damaged_payload, invented
+
+from sparsecodec.entropy import (
+    Container,
+    Decoder,
+    Encoder,
+    LaneDecoder,
+    LaneEncoder,
+    Tiling,
+    decode,
+    evc_gaussian_tables,
+)
+from sparsecodec.entropy.bitstream import Header
+from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
+from sparsecodec.models import create
+from sparsecodec.quant import portable
+from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.zoo import load, save
+
+sys.path.append(str(Path(__file__).parents[1] / "oracle"))
+
+from spc_oracle import Damaged, lanes, rans, tables  # noqa: E402
+from spc_oracle.container import parse  # noqa: E402
+
+MAX_PIXELS = 1 << 16
+
+
+class Broken(AssertionError):
+    """What no input may bring about."""
+
+
+class Target(ABC):
+    """One part of the package. `pool` holds valid inputs; `refusals` is all that a bad one may raise."""
+
+    pool: list[bytes]
+    refusals: tuple[type[Exception], ...] = (BitstreamError, ResourceLimitError, ModelMismatchError)
+
+    def make(self, rng: random.Random) -> bytes:
+        return mutate(rng.choice(self.pool), self.pool, rng)
+
+    @abstractmethod
+    def run(self, data: bytes) -> bool:
+        """Whether it was accepted; may raise `refusals`, or `Broken`."""
+
+
+@cache
+def codec(stream: str) -> CompiledCodec:
+    """Untrained, small, the same in every run on one machine."""
+    torch.manual_seed(0)
+    model = create("evc-nano").eval()
+    picture = torch.rand(1, 3, 128, 128)
+    return compile_codec(portable(model, picture) if stream == "portable" else model, stream=stream)
+
+
+@cache
+def files(stream: str) -> list[bytes]:
+    rng = torch.Generator().manual_seed(1)
+    encode = codec(stream).encode
+    sizes = ((1, 1), (64, 64), (33, 100))
+    plain = [
+        encode(torch.rand(1, 3, *size, generator=rng), quality=q) for size, q in zip(sizes, (0, 50, 100), strict=True)
+    ]
+    return [*plain, encode(torch.rand(1, 3, 64, 130, generator=rng), tile=64, overlap=16)]
+
+
+class Files(Target):
+    """Files damaged without care, to both decoders: not one may open, unless nothing was changed."""
+
+    def __init__(self) -> None:
+        self.pool = [*files("native"), *files("portable")]
+        self.known = set(self.pool)
+
+    def run(self, data: bytes) -> bool:
+        if data in self.known:
+            return True
+        stream = "portable" if data[12:14] == b"\x02\x00" else "native"
+        codec(stream).decode(data, max_pixels=MAX_PIXELS)
+        raise Broken("a changed file opened")
+
+
+class Headers(Target):
+    """Headers that are damaged with care: refused, or they say what the oracle reads and can be written again."""
+
+    def __init__(self) -> None:
+        tiled = Container(bytes(8), 2, 200, 300, 7, tuple(bytes(3 * i) for i in range(24)), True, Tiling(128, 64))
+        self.pool = [*files("native"), tiled.to_bytes(), Container(bytes(8), 1, 9, 9, 9, (b"", b"a")).to_bytes()]
+
+    def make(self, rng: random.Random) -> bytes:
+        return invented(rng) if rng.random() < 0.5 else damaged_header(rng.choice(self.pool), self.pool, rng)
+
+    def run(self, data: bytes) -> bool:
+        try:
+            oracle = parse(data)
+        except Damaged:
+            oracle = None
+        try:
+            Header.read(data)
+            ours = Container.from_bytes(data, max_pixels=1 << 62)
+        except BitstreamError:
+            if oracle is not None:
+                raise Broken("the oracle reads it") from None
+            raise
+        if oracle is None:
+            raise Broken("the oracle does not read it")
+        same = (oracle.height, oracle.width, oracle.quality, oracle.numerics, oracle.exact, tuple(oracle.payloads))
+        if same != (ours.height, ours.width, ours.quality, ours.numerics, ours.exact, ours.payloads):
+            raise Broken("the oracle reads something else")
+        if oracle.version == 2 and ours.to_bytes() != data:
+            raise Broken("another file says the same")
+        return True
+
+
+class Decoding(Target):
+    """Files whose payloads are damaged with care, decoded to the end: a picture in [0, 1] of its size, or refused.
+
+    An attacker can always make a valid file; damage by accident is what `Files` is about.
+    """
+
+    def __init__(self, stream: str) -> None:
+        self.codec, self.pool = codec(stream), files(stream)
+
+    def make(self, rng: random.Random) -> bytes:
+        return damaged_payload(rng.choice(self.pool), self.pool, rng)
+
+    def run(self, data: bytes) -> bool:
+        x = self.codec.decode(data, max_pixels=MAX_PIXELS)
+        header = Header.read(data)
+        if x.shape != (1, 3, header.height, header.width) or not bool(((x >= 0) & (x <= 1)).all()):
+            raise Broken(f"picture {tuple(x.shape)} of a file of {header.height} x {header.width}")
+        return True
+
+
+class Differential(Target):
+    """Streams of a few symbols, native or in lanes, against the oracle: the same symbols, or both refuse."""
+
+    def __init__(self) -> None:
+        self.tables = evc_gaussian_tables()
+        self.rows = tables.rows(*(x.tolist() for x in (self.tables.cdf, self.tables.lengths, self.tables.offsets)))
+        self.pool = []
+        rng = torch.Generator().manual_seed(2)
+        for count in (0, 1, 30, 90):
+            indexes = self._indexes(count)
+            symbols = (torch.randn(count, generator=rng) * (1 + indexes / 8)).round().int()
+            for kind in range(3):
+                encoder = LaneEncoder(count) if kind == 2 else Encoder(kind + 1)
+                encoder.push(symbols, indexes, self.tables)
+                self.pool.append(bytes([kind, count]) + encoder.finish())
+
+    @staticmethod
+    def _indexes(count: int) -> torch.Tensor:
+        return (torch.arange(count) * 37 % 256).int()
+
+    def run(self, data: bytes) -> bool:
+        kind, count = (data[0] % 3, data[1] % 100) if len(data) > 1 else (0, 0)
+        data, indexes = data[2:], self._indexes(count)
+        try:
+            oracle = lanes.Decoder(data, count) if kind == 2 else rans.Decoder(rans.split(data) if kind else [data])
+            if kind == 1 and len(oracle.streams) != 2:
+                raise Damaged("streams")
+            expected = oracle.call([self.rows[i] for i in indexes.tolist()])
+            oracle.finish()
+        except Damaged:
+            expected = None
+        try:
+            if kind == 0:
+                symbols = decode(data, indexes, self.tables).tolist()
+            else:
+                decoder = LaneDecoder(data, count) if kind == 2 else Decoder(data, 2)
+                symbols = decoder.decode(indexes, self.tables).tolist()
+                decoder.finish()
+        except BitstreamError:
+            if expected is not None:
+                raise Broken("the oracle decodes it") from None
+            raise
+        if symbols != expected:
+            raise Broken("the oracle decodes something else")
+        return True
+
+
+class Checkpoints(Target):
+    """Model files, one of the two damaged: refused with an error of ours, or the model is the one that was saved."""
+
+    refusals = (UsageError, ModelMismatchError)
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp())
+        torch.manual_seed(0)
+        save(create("evc-nano"), self.folder / "good", dtype=torch.float16)
+        self.text = (self.folder / "good.json").read_bytes()
+        self.weights = (self.folder / "good.safetensors").read_bytes()
+        self.head = 8 + int.from_bytes(self.weights[:8], "little")
+        words = [b"null", b"-1", b"1e999", b"[]", b"{}", b'"x"', b"99999999999", b'"evc"', b"true", b'"sha256"']
+        self.pool = [b"j" + self.text, b"w" + self.weights[: self.head], *(b"j" + word for word in words)]
+
+    def make(self, rng: random.Random) -> bytes:
+        kind, original = rng.choice(((b"j", self.text), (b"w", self.weights[: self.head])))
+        if kind == b"j" and rng.random() < 0.5:  # still JSON: a value replaced
+            description = json.loads(original)
+            holder = rng.choice((description, description["architecture"]))
+            values = (None, -1, 10**12, [], {}, "x", True, 1.5, {"format": 1}, [[1]], "evc")
+            holder[rng.choice([*holder, "quantization", "portable"])] = rng.choice(values)
+            return kind + json.dumps(description).encode()
+        return kind + mutate(original, [other[1:] for other in self.pool], rng)
+
+    def run(self, data: bytes) -> bool:
+        text, weights = self.text, self.weights
+        if data[:1] == b"j":
+            text = data[1:]
+        else:
+            weights = data[1:] + self.weights[self.head :]
+        (self.folder / "bad.json").write_bytes(text)
+        (self.folder / "bad.safetensors").write_bytes(weights)
+        model = load(self.folder / "bad")
+        if not all(bool(value.isfinite().all()) for value in model.state_dict().values() if value.is_floating_point()):
+            raise Broken("a model with weights that are no numbers")
+        return True
+
+
+TARGETS = {
+    "container": Files,
+    "header": Headers,
+    "decode-native": lambda: Decoding("native"),
+    "decode-portable": lambda: Decoding("portable"),
+    "differential": Differential,
+    "checkpoint": Checkpoints,
+}

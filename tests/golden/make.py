@@ -1,0 +1,121 @@
+"""What golden streams are made of: numbers that follow from integers alone, on every machine and in every release."""
+
+from __future__ import annotations
+
+import zlib
+
+import numpy as np
+import torch
+from torch import nn
+
+from sparsecodec.models.description import from_description
+from sparsecodec.quant import portable
+
+
+def integers(count: int, seed: int) -> np.ndarray:
+    """`count` uint64 from splitmix64."""
+    with np.errstate(over="ignore"):
+        z = (np.arange(1, count + 1, dtype=np.uint64) + np.uint64(seed << 20)) * np.uint64(0x9E3779B97F4A7C15)
+        z = (z ^ (z >> np.uint64(30))) * np.uint64(0xBF58476D1CE4E5B9)
+        z = (z ^ (z >> np.uint64(27))) * np.uint64(0x94D049BB133111EB)
+        return z ^ (z >> np.uint64(31))
+
+
+def picture(height: int, width: int, seed: int) -> np.ndarray:
+    """``[1, 3, height, width]`` float32, multiples of 1/256 in [0, 1): ramps, edges and some noise."""
+    y, x = np.mgrid[:height, :width]
+    noise = (integers(height * width, seed) & np.uint64(15)).astype(np.int64).reshape(height, width)
+    planes = [3 * y + 2 * x + noise, (x // 9 + y // 7) % 2 * 140 + noise + y, 200 - 2 * x + noise * (x // 16 % 2)]
+    return (np.stack(planes) & 255)[None].astype(np.float32) / 256
+
+
+def integer_rows(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Tables by whole numbers alone: row r has 2 (r + 1) + 1 symbols around zero, falling off to both sides."""
+    width = 2 * rows + 3
+    cdf, lengths, offsets = np.zeros((rows, width), np.int32), np.empty(rows, np.int32), np.empty(rows, np.int32)
+    for r in range(rows):
+        reach = r + 1
+        weights = [(reach + 1 - abs(i)) ** 2 for i in range(-reach, reach + 1)]
+        total = sum(weights)
+        frequencies = [1 + 65000 * weight // total for weight in weights]
+        frequencies.append(65536 - sum(frequencies))
+        lengths[r], offsets[r] = len(frequencies) + 1, -reach
+        cdf[r, 1 : lengths[r]] = np.cumsum(frequencies)
+    return cdf, lengths, offsets
+
+
+def seeded(name: str, tensor: torch.Tensor) -> torch.Tensor:
+    """A weight of a portable model, from its name: what trained ones look like to the coder, roughly.
+
+    Floating point: uniform, multiples of 2^-15 times a power of two. Integers in the layers of the entropy networks.
+    """
+    random = integers(tensor.numel(), zlib.crc32(name.encode()))
+    if name.endswith(".weight_scale"):
+        mantissas = ((random >> np.uint64(51)) + np.uint64(1 << 14)).astype(np.float64)  # 2^14 to 2^15 - 1
+        values = mantissas * 2.0**-27
+    elif name.endswith(".input_scale"):
+        values = np.full(tensor.numel(), 2.0**-8)
+    elif name.endswith((".input_low", ".input_high")):
+        values = np.full(tensor.numel(), -32768 if name.endswith("low") else 32767)
+    elif tensor.dtype == torch.int8:
+        values = (random >> np.uint64(58)).astype(np.int64) - 31
+    elif not tensor.is_floating_point():
+        values = (random >> np.uint64(48)).astype(np.int64) - 32768
+    elif name == "q_scale":  # of EVC, from the coarsest rate to the finest
+        values = np.array([2.0, 1.5, 1.0, 0.75])
+    elif name == "q_basic":
+        values = 16 + (random >> np.uint64(60)).astype(np.float64)
+    elif tensor.ndim >= 2 and tensor.numel() > tensor.shape[0]:
+        steps = (random >> np.uint64(48)).astype(np.float64) - 32768
+        values = steps * 2.0 ** (-14 - round(np.log2(tensor[0].numel()) / 2))
+    elif name.endswith(("bound", "pedestal")):
+        return tensor  # constants of CompressAI's layers
+    else:  # biases and the like around 0; what has to be positive around 1
+        base = 1 if name.endswith(("beta", "scale_table")) else 0
+        values = base + ((random >> np.uint64(48)).astype(np.float64) - 32768) * 2.0**-18
+    return torch.from_numpy(values.astype(np.float64)).view_as(tensor).to(tensor.dtype)
+
+
+COMPRESSAI = {
+    "bmshj2018-factorized": ("FactorizedPrior", {"N": 8, "M": 12}),
+    "bmshj2018-hyperprior": ("ScaleHyperprior", {"N": 8, "M": 12}),
+    "mbt2018-mean": ("MeanScaleHyperprior", {"N": 8, "M": 12}),
+}
+
+
+def portable_model(name: str) -> nn.Module:
+    """A portable codec whose every weight and table is `seeded`: nothing is calibrated, and no random generator asked.
+
+    Args:
+        name: ``evc-nano``, or a key of `COMPRESSAI`.
+    """
+    with torch.random.fork_rng(devices=[]):
+        if name in COMPRESSAI:
+            family, arguments = COMPRESSAI[name]
+            model = from_description({"family": "compressai", "class": family, **arguments})
+            model.update()
+        else:
+            model = from_description({"family": "evc", "encoder": "nano", "decoder": "nano"})
+        x = torch.from_numpy(picture(64, 64, seed=0))
+        model = portable(model, x)
+    tensors = {key: seeded(key, value) for key, value in model.state_dict().items()}
+    rows = len(tensors["portable.z_lengths"])
+    tables = dict(zip(("z_cdf", "z_lengths", "z_offsets"), map(torch.from_numpy, integer_rows(rows)), strict=True))
+    tensors |= {f"portable.{key}": value for key, value in tables.items()}
+    tensors["portable.z_medians"] = torch.arange(rows, dtype=torch.int32) * 997 - 3000
+    tensors["portable.thresholds"] = torch.arange(1, len(model.portable.thresholds) + 1, dtype=torch.int32) * 12000
+    for key in [key for key in tensors if key.endswith("._cdf_length")]:
+        owner = key.removesuffix("_cdf_length")
+        of = map(torch.from_numpy, integer_rows(len(tensors[key])))
+        tensors |= dict(zip((f"{owner}_quantized_cdf", key, f"{owner}_offset"), of, strict=True))
+    _resize(model, tensors)
+    model.load_state_dict(tensors)
+    return model.eval()
+
+
+def _resize(model: nn.Module, tensors: dict[str, torch.Tensor]) -> None:
+    """Gives buffers the shapes of the tables that are about to be loaded."""
+    for key, buffer in model.named_buffers():
+        if key in tensors and buffer.shape != tensors[key].shape:
+            owner, _, leaf = key.rpartition(".")
+            setattr(model.get_submodule(owner), leaf, tensors[key].clone())
