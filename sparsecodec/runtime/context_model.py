@@ -7,10 +7,11 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import EntropyTables
+from sparsecodec.entropy import EntropyTables, observed
 from sparsecodec.entropy.native import native
 from sparsecodec.errors import UsageError
 from sparsecodec.runtime.report import Row
@@ -87,7 +88,9 @@ class ContextModel:
         size = (1, self._context.in_channels, h + reach, w + 2 * reach)
         y_hat = torch.empty(size, memory_format=torch.channels_last)
         self._native.decode(string, prior.contiguous(memory_format=torch.channels_last), y_hat)
-        return y_hat[:, :, reach:, reach : reach + w]
+        latent = y_hat[:, :, reach:, reach : reach + w]
+        observed(latent.contiguous().numpy().view(np.int32))  # for the symbols, which do not leave the native call
+        return latent
 
 
 class ContextRows(ContextModel):

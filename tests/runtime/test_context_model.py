@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import copy
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
 from sparsecodec import BitstreamError, UsageError
-from sparsecodec.entropy import EntropyTables, encode, gaussian_tables
+from sparsecodec.entropy import EntropyTables, encode, gaussian_tables, observing
 from sparsecodec.ops import scale_table_thresholds
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.context_model import ContextModel, ContextRows
@@ -102,6 +103,16 @@ def test_waves_hold_the_symbols_of_the_networks(size: tuple[int, int], kernel: i
             assert torch.equal(model.decode(string, prior), y)
         finally:
             torch.set_num_threads(1)
+
+
+def test_observers_see_the_latents():
+    networks = Networks()
+    y, prior = networks.inputs(5, 7)
+    model, seen = ContextModel(*networks.constants), []
+    with observing(seen.append):
+        model.decode(model.encode(y, prior), prior)
+    (values,) = seen
+    assert values.dtype == np.int32 and np.array_equal(values.view(np.float32), y.numpy())
 
 
 @pytest.mark.parametrize("size", SIZES[:-1], ids=lambda s: f"{s[0]}x{s[1]}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
+from fractions import Fraction
 
 import pytest
 import torch
@@ -16,7 +17,7 @@ from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn import PriorBlock, PriorBlockUp
 from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant import W8A16, W16A16, Precision, freeze, observe, quantize_layers, quantized_layers, set_scales
-from sparsecodec.runtime.integer_lowering import as_convolution
+from sparsecodec.runtime.integer_lowering import _factors, as_convolution
 from sparsecodec.runtime.integer_network import IntegerNetwork
 from sparsecodec.sparsity import ScatterConv2d
 
@@ -206,6 +207,15 @@ def test_factors_that_no_shift_can_hold(scale):
             IntegerNetwork({"net": model.net})
     else:
         assert IntegerNetwork({"net": model.net})(torch.ones(1, 8, 2, 2, dtype=torch.int16)).eq(0).all()
+
+
+@pytest.mark.parametrize("slope", [0.0, 0.01, 0.1, 0.5, 1.0])
+def test_factors_are_the_nearest_integers(slope):
+    mantissas = torch.tensor([2**14, 20001, 2**15 - 1])
+    factors, shifts = _factors(mantissas * 2.0**-25, -3, slope, "layer")
+    for m, positive, negative, shift in zip(mantissas.tolist(), *factors.tolist(), shifts.tolist(), strict=True):
+        assert positive == m * 2 ** (shift - 28)
+        assert abs(negative - Fraction(slope) * positive) <= Fraction(1, 2)
 
 
 def test_scales_that_are_no_integers_are_refused():
