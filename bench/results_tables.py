@@ -25,6 +25,8 @@ PARENTS = {
     "evc-tiny-sparse-portable": "evc-tiny-sparse",
     "evc-tiny-sparse-int8": "evc-tiny-sparse",
 }
+SIZES = ("s",)  # of the students of mask decay
+FEDS = ("feds-teacher", "evc-tiny-sparse", "feds-student")  # the teacher, what the student began as, the student
 PIXELS = 768 * 512
 
 Row = Sequence[str]
@@ -100,12 +102,33 @@ def methods() -> str:
     return table(head, [cells for _, cells in sorted(rows, reverse=True)])
 
 
+def mask_decay() -> str:
+    """Narrow codecs that mask decay made of a wide one, beside those trained from scratch for as long as the wide."""
+    head = ("student", "GMAC", "Mparams", "from scratch, BD-rate vs evc-tiny", "by mask decay", "gap closed")
+    rows = []
+    for size in SIZES:
+        scratch, pruned = f"evc-tiny-{size}-scratch", f"evc-tiny-{size}-mask-decay"
+        gap, left = rate(scratch, "evc-tiny"), rate(pruned, "evc-tiny")
+        rows.append((f"evc-tiny-{size}", *cost(pruned), f"{gap:+.1f} %", f"{left:+.1f} %", f"{1 - left / gap:.0%}"))
+    return table(head, rows)
+
+
+def feds() -> str:
+    """The student of feature and entropy distillation, beside its teacher and what it began as."""
+    head = ("codec", "GMAC", "Mparams", "BD-rate vs evc-tiny", "BD-rate vs the teacher", "BD-PSNR")
+    rows = []
+    for name in FEDS:
+        against = ("", "") if name == FEDS[0] else (f"{rate(name, FEDS[0]):+.1f} %", f"{psnr(name, FEDS[0]):+.2f} dB")
+        rows.append((name, *cost(name), f"{rate(name, 'evc-tiny'):+.1f} %", *against))
+    return table(head, rows)
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
     mean = f"{fmean(values):+.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
 
 
-TABLES = {"zoo": zoo, "methods": methods}
+TABLES = {"zoo": zoo, "methods": methods, "mask-decay": mask_decay, "feds": feds}
 
 
 def page(text: str) -> str:
