@@ -123,12 +123,23 @@ def feds() -> str:
     return table(head, rows)
 
 
+def milliseconds() -> str:
+    """The searched plan beside one ratio for all groups, at the same predicted milliseconds."""
+    head = ("plan", "GMAC", "Mparams", "BD-rate vs evc-tiny", "BD-PSNR", "BD-rate vs uniform")
+    rows = []
+    for name in ("search-ms", "uniform-ms"):
+        ahead = "" if name == "uniform-ms" else f"{rate(name, 'uniform-ms'):+.1f} %"
+        cells = f"{rate(name, 'evc-tiny'):+.1f} %", f"{psnr(name, 'evc-tiny'):+.2f} dB"
+        rows.append((name, *cost(name), *cells, ahead))
+    return table(head, rows)
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
     mean = f"{fmean(values):+.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
 
 
-TABLES = {"zoo": zoo, "methods": methods, "mask-decay": mask_decay, "feds": feds}
+TABLES = {"zoo": zoo, "methods": methods, "mask-decay": mask_decay, "feds": feds, "ms": milliseconds}
 
 
 def page(text: str) -> str:
