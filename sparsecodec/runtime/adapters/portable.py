@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn
 
@@ -98,9 +99,9 @@ class PortableScalableEVCCodec(PortableEVCCodec, ScalableEVCCodec):
 class _OnePayload(Portable):
     """A codec of CompressAI's: all coding calls of a picture share one payload."""
 
+    @abstractmethod
     def _symbols(self, height: int, width: int) -> int:
         """Of a padded picture, over all latents."""
-        raise NotImplementedError
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
         if quality is not None:
