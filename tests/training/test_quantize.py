@@ -51,6 +51,10 @@ def test_entropy_networks_are_float_or_for_integers_alone(pictures, tmp_path):
     entropy = {(path, 8, 16, True) for path in ("hyper_dec", "y_prior_fusion", "y_spatial_prior")}
     assert _bits(exact) == {("dec", 8, 8, False)} | entropy
     assert is_portable(exact) and not is_portable(plain)
+    alone = _run(_recipe(transforms="entropy", entropy_bits=16), pictures, tmp_path / "c")
+    assert _bits(alone) == entropy and is_portable(alone)
+    with pytest.raises(UsageError, match="nothing to quantise"):
+        _run(_recipe(transforms="entropy"), pictures, tmp_path / "d")
 
 
 def test_result_is_frozen_and_rebuilds_from_its_configuration(pictures, tmp_path):
