@@ -11,7 +11,9 @@ from sparsecodec._compat import import_compressai
 from sparsecodec.errors import UsageError
 from sparsecodec.models.evc import EVC
 from sparsecodec.models.scalable import ScalableEVC
+from sparsecodec.models.video import VideoCodec
 
+OURS = {cls.family: cls for cls in (EVC, ScalableEVC)}  # each has `config` and `from_config`
 COMPRESSAI = {  # class -> the arguments of its constructor, which it keeps as attributes
     "FactorizedPrior": ("N", "M"),
     "ScaleHyperprior": ("N", "M"),
@@ -28,12 +30,15 @@ def describe(model: nn.Module) -> dict[str, Any]:
     Raises:
         UsageError: the model belongs to no family that can be described.
     """
-    if isinstance(model, EVC):
+    if isinstance(model, VideoCodec):
+        return {"family": "video", "intra": describe(model.intra), "inter": describe(model.inter)}
+    if isinstance(model, tuple(OURS.values())):
         return model.config
     name = type(model).__name__
     if name in COMPRESSAI and type(model).__module__.startswith("compressai."):
         return {"family": "compressai", "class": name, **{key: getattr(model, key) for key in COMPRESSAI[name]}}
-    raise UsageError(f"{name} is no codec that can be described (EVC, or CompressAI's {', '.join(COMPRESSAI)})")
+    known = ", ".join((*(cls.__name__ for cls in OURS.values()), "VideoCodec"))
+    raise UsageError(f"{name} is no codec that can be described ({known}, or CompressAI's {', '.join(COMPRESSAI)})")
 
 
 def from_description(description: Mapping[str, Any]) -> nn.Module:
@@ -44,14 +49,14 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
     """
     family = description.get("family")
     try:
-        if family == "evc":
-            return EVC.from_config(description)
-        if family == "scalable-evc":
-            return ScalableEVC.from_config(description)
+        if family == "video":
+            return VideoCodec(from_description(description["intra"]), from_description(description["inter"]))
+        if family in OURS:
+            return OURS[family].from_config(description)
         if family == "compressai":
             name = description["class"]
             arguments = {key: description[key] for key in COMPRESSAI[name]}
             return getattr(import_compressai().models, name)(**arguments)
     except (KeyError, TypeError) as error:
         raise UsageError(f"architecture {dict(description)} cannot be built: {error}") from error
-    raise UsageError(f"architecture of family {family!r} (known: 'evc', 'scalable-evc', 'compressai')")
+    raise UsageError(f"architecture of family {family!r} (known: {', '.join((*OURS, 'video', 'compressai'))})")

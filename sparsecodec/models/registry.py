@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
+
 from torch import nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.models.evc import EVC, EVC_WIDTHS
 from sparsecodec.models.scalable import ScalableEVC
 
-SCALABLE = {"scale-evc-tiny": ("tiny-s", "tiny"), "scale-evc-ss": ("s", "s"), "scale-evc-sl": ("s", "l")}
+_SIZES = [size for size in EVC_WIDTHS if len(size) == 1]
+_BUILDERS: dict[str, Callable[[], nn.Module]] = {
+    **{f"evc-{size}": partial(EVC, size, size) for size in EVC_WIDTHS if len(size) > 1},
+    **{f"evc-{e}{d}": partial(EVC, e, d) for e in _SIZES for d in _SIZES},
+    "scale-evc-tiny": partial(ScalableEVC, "tiny-s", "tiny"),
+    "scale-evc-ss": partial(ScalableEVC, "s", "s"),
+    "scale-evc-sl": partial(ScalableEVC, "s", "l"),
+}
 
 
 def names() -> list[str]:
@@ -17,9 +27,7 @@ def names() -> list[str]:
     ``evc-XY``, encoder X and decoder Y out of l, m, s; presets of ours, as ``evc-tiny``; ``scale-evc-...`` with several
     encoders.
     """
-    published = [size for size in EVC_WIDTHS if len(size) == 1]
-    ours = [f"evc-{size}" for size in EVC_WIDTHS if len(size) > 1]
-    return [*ours, *(f"evc-{e}{d}" for e in published for d in published), *SCALABLE]
+    return list(_BUILDERS)
 
 
 def create(name: str) -> nn.Module:
@@ -31,9 +39,6 @@ def create(name: str) -> nn.Module:
     Raises:
         UsageError: no such name.
     """
-    if name not in names():
+    if name not in _BUILDERS:
         raise UsageError(f"model {name!r} does not exist; there are {', '.join(names())}")
-    if name in SCALABLE:
-        return ScalableEVC(*SCALABLE[name])
-    size = name.removeprefix("evc-")
-    return EVC(size, size) if size in EVC_WIDTHS else EVC(size[0], size[1])
+    return _BUILDERS[name]()
