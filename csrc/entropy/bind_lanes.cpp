@@ -79,6 +79,7 @@ py::bytes bytes_of(const T* data, std::size_t count) {
 }
 
 py::tuple arrays(const Tables& tables) {
+    lanes::check_order(tables);
     return py::make_tuple(bytes_of(tables.row_data(), tables.rows()), bytes_of(tables.buckets(), tables.bucket_count()),
                           bytes_of(tables.cdf(), tables.cdf_count()));
 }

@@ -139,6 +139,7 @@ template <class Index>
 void Decoder::decode(std::int32_t* symbols, const Index* indexes, std::int64_t count, const rans::Tables& tables) {
     check_usable();
     SC_CHECK(count <= total_ - decoded_, count, " indexes behind ", decoded_, " symbols (total=", total_, ")");
+    check_order(tables);
     failed_ = true;
     const TableRows rows = tables.view();
     const auto groups = static_cast<std::int64_t>(groups_.size());

@@ -7,12 +7,18 @@
 #include <memory>
 #include <vector>
 
+#include "check.h"
 #include "common/lanes.h"
 #include "entropy/rans.h"
 
 namespace sparsecodec::lanes {
 
 constexpr std::int64_t kMaxTotal = std::int64_t{1} << 40;  // symbols of one payload
+
+// Throws std::invalid_argument unless the rows are in ascending order: lanes know no other.
+inline void check_order(const rans::Tables& tables) {
+    SC_CHECK(tables.order() == rans::Order::kAscending, "tables: zigzag rows (lanes need ascending ones)");
+}
 
 // The calls' symbols, kept until finish(): rANS writes in reverse.
 class Encoder {

@@ -66,6 +66,7 @@ template <class Index>
 void Encoder::push(const std::int32_t* symbols, const Index* indexes, std::int64_t count,
                    std::shared_ptr<const rans::Tables> tables) {
     SC_CHECK(count <= total_ - pushed_, count, " symbols behind ", pushed_, " (total=", total_, ")");
+    check_order(*tables);
     // Copies first: the checks must hold for the very values that are used.
     Call call{{symbols, symbols + count}, {indexes, indexes + count}, std::move(tables)};
     const TableRows rows = call.tables->view();

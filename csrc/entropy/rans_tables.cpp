@@ -29,7 +29,8 @@ std::uint32_t owner(const std::uint32_t* cdf, std::uint32_t count, std::uint32_t
 }  // namespace
 
 Tables::Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, const std::int32_t* lengths,
-               const std::int32_t* offsets) {
+               const std::int32_t* offsets, Order order)
+    : order_(order) {
     SC_CHECK(rows >= 1 && rows <= kMaxRows, "cdf: ", rows, " rows (needs 1 to ", kMaxRows, ")");
     const std::size_t longest = std::min<std::size_t>(columns, kProbabilityOne + 1);
     for (std::size_t r = 0; r < rows; ++r) {
@@ -39,6 +40,8 @@ Tables::Tables(const std::int32_t* cdf, std::size_t rows, std::size_t columns, c
                  " (needs 2 to ", longest, ")");
         SC_CHECK(offsets[r] >= -kMaxOffset && offsets[r] <= kMaxOffset, "offsets[", r, "] = ", offsets[r], " (needs -",
                  kMaxOffset, " to ", kMaxOffset, ")");
+        SC_CHECK(order == Order::kAscending || offsets[r] == 0, "offsets[", r, "] = ", offsets[r],
+                 " (zigzag rows begin with the symbol 0)");
         SC_CHECK(values[0] == 0, "cdf[", r, "][0] = ", values[0], " (needs 0)");
         for (std::int32_t i = 1; i < length; ++i) {
             SC_CHECK(values[i] > values[i - 1], "cdf[", r, "][", i, "] = ", values[i], " after ", values[i - 1],

@@ -8,6 +8,7 @@ from itertools import accumulate
 
 from sparsecodec.entropy.native import native
 from sparsecodec.entropy.tiling import MAX_TILE_SIDE, OVERLAP_UNIT, SIDE_UNIT, Tiling
+from sparsecodec.entropy.varint import pack_varint, unpack_varint
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 
 MAGIC = b"SPC"
@@ -26,9 +27,12 @@ _BYTE = struct.Struct("<B")
 _CRC = struct.Struct("<I")
 
 
-def crc32c(data: bytes) -> int:
-    """CRC-32C of bytes-like data (the polynomial of iSCSI and ext4, not that of ``zlib.crc32``)."""
-    return native().crc32c(data)
+def crc32c(data: bytes, start: int = 0) -> int:
+    """CRC-32C of bytes-like data (the polynomial of iSCSI and ext4, not that of ``zlib.crc32``).
+
+    With the CRC of what stands in front as `start`, it is that of both together.
+    """
+    return native().crc32c(data, start)
 
 
 @dataclass(frozen=True)
@@ -155,11 +159,11 @@ class Container:
         per_tile = len(self.payloads) // self._tiles
         flags = _EXACT * self.exact | _TILED * (self.tiling is not None) | (per_tile - 1) << _COUNT_SHIFT
         header = bytearray(_START.pack(MAGIC, VERSION) + _FIXED.pack(self.model_hash, self.numerics, self.quality))
-        header += _BYTE.pack(flags) + _varint(self.height) + _varint(self.width)
+        header += _BYTE.pack(flags) + pack_varint(self.height) + pack_varint(self.width)
         if self.tiling is not None:
-            header += _varint(self.tiling.side // SIDE_UNIT) + _varint(self.tiling.overlap // OVERLAP_UNIT)
+            header += pack_varint(self.tiling.side // SIDE_UNIT) + pack_varint(self.tiling.overlap // OVERLAP_UNIT)
         for payload in self.payloads:
-            header += _varint(len(payload)) + _CRC.pack(crc32c(payload))
+            header += pack_varint(len(payload)) + _CRC.pack(crc32c(payload))
         header += _CRC.pack(crc32c(header))
         return bytes(header) + b"".join(self.payloads)
 
@@ -195,18 +199,11 @@ class _Cursor:
         return values
 
     def varint(self, limit: int) -> int:
-        """An integer in groups of 7 bits, least significant first, in the fewest bytes; at most `limit`."""
-        value = shift = 0
-        while True:
-            (byte,) = self.take(_BYTE)
-            value |= (byte & 0x7F) << shift
-            shift += 7
-            if value > limit or shift > 35 or (byte == 0 and shift > 7):
-                raise BitstreamError(
-                    f"byte {self.position - 1} of the header is no valid part of a number up to {limit}"
-                )
-            if byte < 0x80:
-                return value
+        """An integer of at most `limit`."""
+        try:
+            return unpack_varint(lambda: self.take(_BYTE)[0], limit)
+        except ValueError as error:
+            raise BitstreamError(f"byte {self.position - 1} of the header is {error}") from None
 
     def table(self, tiles: int, per_tile: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
         """Size and checksum of every payload, once it is known that the file can hold so many."""
@@ -217,15 +214,6 @@ class _Cursor:
             )
         entries = [(self.varint(MAX_PAYLOAD_BYTES), *self.take(_CRC)) for _ in range(count)]
         return tuple(size for size, _ in entries), tuple(checksum for _, checksum in entries)
-
-
-def _varint(value: int) -> bytes:
-    groups = bytearray()
-    while value > 0x7F:
-        groups.append(value & 0x7F | 0x80)
-        value >>= 7
-    groups.append(value)
-    return bytes(groups)
 
 
 def _parse(view: memoryview) -> Header:

@@ -131,7 +131,9 @@ class Encoder:
 
     def finish(self) -> bytes:
         """The payload of all calls so far; the encoder is then empty."""
-        streams = self._native.finish()
+        return self._joined(self._native.finish())
+
+    def _joined(self, streams: list[bytes]) -> bytes:
         return join_streams(streams) if self.prefixed else streams[0]
 
 
@@ -151,10 +153,7 @@ class Decoder:
     def __init__(self, data: bytes, streams: int = 1, *, prefixed: bool | None = None) -> None:
         prefixed = streams > 1 if prefixed is None else prefixed
         _check_layout(streams, prefixed)
-        parts = split_streams(data) if prefixed else [data]
-        if len(parts) != streams:
-            raise BitstreamError(f"a payload of {len(parts)} streams (expected {streams})")
-        self._native = native().RansDecoder(parts)
+        self._native = native().RansDecoder(split_streams(data, streams) if prefixed else [data])
 
     def decode(self, indexes: Array, tables: EntropyTables, out: Array | None = None) -> Array:
         """The symbols of the next coding call; arguments and result as for `decode`. Unusable after an error."""
@@ -188,16 +187,22 @@ def join_streams(streams: Sequence[bytes]) -> bytes:
     return head + b"".join(size.to_bytes(width, "little") for size in sizes) + b"".join(streams)
 
 
-def split_streams(payload: Any) -> list[memoryview]:
+def split_streams(payload: Any, expected: int | None = None) -> list[memoryview]:
     """The streams of a payload that `join_streams` made, as views of its memory.
 
+    Args:
+        payload: bytes-like.
+        expected: how many there must be; None: any number.
+
     Raises:
-        BitstreamError: the prefix is none, or promises more bytes than there are.
+        BitstreamError: the prefix is none, promises more bytes than there are, or has another number of streams.
     """
     view = memoryview(payload).cast("B")
     if len(view) == 0 or view[0] & 0x0E:
         raise BitstreamError(f"payload of {len(view)} bytes has no stream prefix: {bytes(view[:1]).hex() or 'empty'}")
     count, width = (view[0] >> 4) + 1, 2 if view[0] & 1 else 4
+    if expected not in (None, count):
+        raise BitstreamError(f"a payload of {count} streams (expected {expected})")
     start = 1 + width * (count - 1)
     if start > len(view):
         raise BitstreamError(f"payload of {len(view)} bytes ends inside the sizes of its {count} streams")

@@ -2,48 +2,52 @@
 
 from __future__ import annotations
 
-import base64
 import hashlib
 import math
-import zlib
 from collections.abc import Callable, Sequence
-from functools import cache
+from functools import partial
 from statistics import NormalDist
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from sparsecodec.entropy.gaussian64 import PACKED_FREQUENCIES
 from sparsecodec.entropy.native import native
-from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.errors import UsageError
 
-EVC_SCALE_RANGE = (0.11, 64.0)
-EVC_LEVELS = 256
-EVC_GAUSSIAN_DIGEST = "0f8f8a0a98a176b7"  # first half of SHA-256 over the rows, end to end, int32 little-endian
-_EVC_MAX_RANGE = 50  # symbols farther than this from zero escape
-_EVC_TAIL = 1e-4
+_TAIL = 1e-4  # of learnt distributions: mass beyond the plain symbols, on either side
+_EVC_MAX_RANGE, _RT_MAX_RANGE = 50, 8
 
 
 class EntropyTables:
     """Checked rows of cumulative frequencies, ready for `encode` and `decode`. Immutable; share one among threads.
 
-    Row r codes the symbols ``offsets[r] .. offsets[r] + lengths[r] - 3``; its last interval is the escape.
+    Row r codes the symbols ``offsets[r] .. offsets[r] + lengths[r] - 3``; its last interval is the escape. With
+    ``zigzag`` (DCVC-UF) the symbols of a row are 0, 1, -1, 2, -2, .. instead, and an escape continues that count.
 
     Args:
         cdf: ``[R, L]`` int32. Row r is 0 < .. < 65536 in its first ``lengths[r]`` places, anything behind them.
         lengths: ``[R]`` int32. Values per row, 2 to L.
-        offsets: ``[R]`` int32. Symbol of the first interval.
+        offsets: ``[R]`` int32. Symbol of the first interval; all 0 with `zigzag`.
+        zigzag: order of the symbols.
 
     Raises:
         UsageError: wrong dtype or shape, or a row that is no distribution; the message names row, place and value.
     """
 
-    def __init__(self, cdf: Tensor | np.ndarray, lengths: Tensor | np.ndarray, offsets: Tensor | np.ndarray) -> None:
+    def __init__(
+        self,
+        cdf: Tensor | np.ndarray,
+        lengths: Tensor | np.ndarray,
+        offsets: Tensor | np.ndarray,
+        *,
+        zigzag: bool = False,
+    ) -> None:
         self.cdf = _frozen(cdf, "cdf")
         self.lengths = _frozen(lengths, "lengths")
         self.offsets = _frozen(offsets, "offsets")
-        self.native = native().RansTables(self.cdf, self.lengths, self.offsets)
+        self.zigzag = zigzag
+        self.native = native().RansTables(self.cdf, self.lengths, self.offsets, zigzag)
 
     @property
     def rows(self) -> int:
@@ -55,6 +59,10 @@ class EntropyTables:
         """First 16 hex digits of SHA-256 over the rows' values, end to end, as little-endian int32."""
         values = np.concatenate([row[:length] for row, length in zip(self.cdf, self.lengths, strict=True)])
         return hashlib.sha256(values.astype("<i4").tobytes()).hexdigest()[:16]
+
+    def __reduce__(self) -> tuple:
+        # The native half cannot be copied or pickled; it is made of these again.
+        return partial(EntropyTables, zigzag=self.zigzag), (self.cdf, self.lengths, self.offsets)
 
     def __repr__(self) -> str:
         return f"EntropyTables(rows={self.rows}, columns={self.cdf.shape[1]}, digest={self.digest})"
@@ -134,27 +142,6 @@ def gaussian_tables(scales: Sequence[float] | None = None, tail_mass: float = 1e
     return tables_from_pmf(upper - lower, 2 * lower[:, 0], 2 * reach[:, 0] + 1, -reach[:, 0])
 
 
-@cache
-def evc_gaussian_tables() -> EntropyTables:
-    """The 256 normal distributions of EVC, DCVC-HEM, DCVC-DC and DCVC-FM intra: scales 0.11 .. 64, at most +-50.
-
-    The rows are stored as integers, so that they do not depend on a machine's erf.
-    """
-    planes = np.frombuffer(zlib.decompress(base64.b85decode(PACKED_FREQUENCIES)), np.uint8).reshape(2, -1, EVC_LEVELS)
-    steps = planes[0].astype(np.uint16) | planes[1].astype(np.uint16) << 8
-    frequencies = np.cumsum(steps, axis=1, dtype=np.uint16).T.astype(np.int32)  # [levels, symbols]
-    cdf = np.zeros((EVC_LEVELS, 2 * _EVC_MAX_RANGE + 3), np.int32)
-    lengths = (frequencies > 0).sum(1, dtype=np.int32) + 2
-    for row, length in enumerate(lengths):
-        plain = frequencies[row][frequencies[row] > 0]
-        cdf[row, 1 : length - 1] = plain.cumsum()
-        cdf[row, length - 1] = 1 << 16
-    tables = EntropyTables(cdf, lengths, -(lengths - 3) // 2)
-    if tables.digest != EVC_GAUSSIAN_DIGEST:
-        raise SparseCodecError(f"the stored Gaussian rows have digest {tables.digest}, not {EVC_GAUSSIAN_DIGEST}")
-    return tables
-
-
 def evc_factorized_tables(cumulative: Callable[[Tensor], Tensor], channels: int) -> EntropyTables:
     """A learnt distribution per channel, as EVC, DCVC, DCVC-HEM, DCVC-DC and DCVC-FM tabulate them; row = channel.
 
@@ -163,16 +150,57 @@ def evc_factorized_tables(cumulative: Callable[[Tensor], Tensor], channels: int)
         channels: C.
     """
     with torch.no_grad():
-        steps = torch.arange(2.0, _EVC_MAX_RANGE + 1).view(1, 1, -1, 1).expand(1, channels, -1, 1)
-        below = cumulative(-steps)[0, :, :, 0] < _EVC_TAIL
-        above = cumulative(steps)[0, :, :, 0] > 1 - _EVC_TAIL
-        low, high = _first_true(below) + 2, _first_true(above) + 2
-        longest = int((low + high).max()) + 1
-        positions = (torch.arange(longest) - low[:, None]).float()[None, :, :, None]
-        lower, upper = cumulative(positions - 0.5)[0, :, :, 0], cumulative(positions + 0.5)[0, :, :, 0]
+        low, high = _ends(cumulative, channels, _EVC_MAX_RANGE)
+        lower, upper = _steps(cumulative, low, int((low + high).max()) + 1)
         # The upper tail is taken behind the longest row, not behind each row's own end: so do the published coders.
         tail = lower[:, 0] + (1 - upper[:, -1])
         return tables_from_pmf(upper - lower, tail, low + high + 1, -low)
+
+
+def rt_factorized_tables(cumulative: Callable[[Tensor], Tensor], rows: int) -> EntropyTables:
+    """A learnt distribution per rate and channel, as DCVC-RT tabulates them; row = qp * channels + channel.
+
+    Args:
+        cumulative: positions ``[1, R, K, 1]`` float32 -> probability of a value below, same shape, increasing along K.
+        rows: R, rates times channels.
+    """
+    with torch.no_grad():
+        low, high = _ends(cumulative, rows, _RT_MAX_RANGE)
+        lower, upper = _steps(cumulative, low, int((low + high).max()) + 1)
+        # The upper tail begins at the last symbol's middle, not half a step beyond it: so do the published coders.
+        end = cumulative(high.float()[None, :, None, None])[0, :, 0, 0]
+        return tables_from_pmf(upper - lower, lower[:, 0] + (1 - end), low + high + 1, -low)
+
+
+def uf_factorized_tables(cumulative: Callable[[Tensor], Tensor], rows: int) -> EntropyTables:
+    """As `rt_factorized_tables`, as DCVC-UF tabulates them: ends that are alike on both sides, zigzag order."""
+    with torch.no_grad():
+        steps = torch.arange(2.0, _RT_MAX_RANGE + 1).view(1, 1, -1, 1).expand(1, rows, -1, 1)
+        inside = (cumulative(-steps) < 0.001) & (cumulative(steps) > 0.999)
+        reach = _first_true(inside[0, :, :, 0]) + 2
+        lower, upper = _steps(cumulative, reach, 2 * _RT_MAX_RANGE + 1)
+        end = cumulative(reach.float()[None, :, None, None])[0, :, 0, 0]
+        places = torch.arange(2 * _RT_MAX_RANGE + 1)
+        symbols = torch.where(places % 2 == 1, (places + 1) // 2, -(places // 2))
+        # Behind a row's own end the sum is taken modulo its width: those places do not count.
+        order = (symbols + reach[:, None]) % (2 * reach[:, None] + 1)
+        pmf = (upper - lower).gather(1, order)
+        ascending = tables_from_pmf(pmf, lower[:, 0] + (1 - end), 2 * reach + 1, torch.zeros_like(reach))
+        return EntropyTables(ascending.cdf, ascending.lengths, ascending.offsets, zigzag=True)
+
+
+def _ends(cumulative: Callable[[Tensor], Tensor], rows: int, limit: int) -> tuple[Tensor, Tensor]:
+    """Per row, from 2 to `limit`: how far the plain symbols reach below and above zero."""
+    steps = torch.arange(2.0, limit + 1).view(1, 1, -1, 1).expand(1, rows, -1, 1)
+    below = cumulative(-steps)[0, :, :, 0] < _TAIL
+    above = cumulative(steps)[0, :, :, 0] > 1 - _TAIL
+    return _first_true(below) + 2, _first_true(above) + 2
+
+
+def _steps(cumulative: Callable[[Tensor], Tensor], low: Tensor, longest: int) -> tuple[Tensor, Tensor]:
+    """``[R, longest]`` twice: probability below and above the unit intervals around -low, -low + 1, .."""
+    positions = (torch.arange(longest) - low[:, None]).float()[None, :, :, None]
+    return cumulative(positions - 0.5)[0, :, :, 0], cumulative(positions + 0.5)[0, :, :, 0]
 
 
 def _first_true(flags: Tensor) -> Tensor:

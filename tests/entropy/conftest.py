@@ -1,5 +1,7 @@
 """The judges of the coders: docs/bitstream.md sections 2 and 3b in plain Python, and symbols as of trained models."""
 
+from dataclasses import dataclass
+
 import numpy as np
 import pytest
 import torch
@@ -7,7 +9,6 @@ import torch
 from sparsecodec.entropy import EntropyTables, LaneDecoder, evc_gaussian_tables
 from sparsecodec.errors import UsageError
 
-LOWER = 1 << 31
 ISAS = ("scalar", "avx2", "avx512")
 
 
@@ -16,55 +17,88 @@ def _row(tables: EntropyTables, index: int) -> tuple[list[int], int, int]:
     return tables.cdf[index, :length].tolist(), int(tables.offsets[index]), length - 2
 
 
+@dataclass(frozen=True)
+class _Coder:
+    """A column of the table in section 2: bits of the lower bound, of a unit and of a digit, and the type of a unit."""
+
+    lower_bits: int
+    unit_bits: int
+    digit_bits: int
+    unit: str
+
+    @property
+    def lower(self) -> int:
+        return 1 << self.lower_bits
+
+    @property
+    def state_units(self) -> int:
+        return -(-(self.lower_bits + self.unit_bits) // self.unit_bits)
+
+
+_CODERS = {64: _Coder(31, 32, 4, "<u4"), 32: _Coder(23, 8, 2, "u1")}
+
+
 class _OracleWriter:
-    def __init__(self) -> None:
-        self.x = LOWER
-        self.words: list[int] = []
+    def __init__(self, coder: _Coder) -> None:
+        self.coder = coder
+        self.x = coder.lower
+        self.units: list[int] = []
 
     def shrink(self, frequency: int) -> None:
-        if self.x >= frequency << 47:
-            self.words.append(self.x & 0xFFFFFFFF)
-            self.x >>= 32
+        bits = self.coder.unit_bits
+        while self.x >= (self.coder.lower >> 16 << bits) * frequency:
+            self.units.append(self.x % (1 << bits))
+            self.x >>= bits
 
     def interval(self, start: int, frequency: int) -> None:
         self.shrink(frequency)
         self.x = self.x // frequency * 65536 + start + self.x % frequency
 
     def digit(self, value: int) -> None:
-        self.shrink(1 << 12)
-        self.x = self.x << 4 | value
+        self.shrink(1 << 16 - self.coder.digit_bits)
+        self.x = self.x << self.coder.digit_bits | value
 
     def finish(self) -> bytes:
-        words = [self.x & 0xFFFFFFFF, self.x >> 32, *reversed(self.words)]
-        return np.array(words, "<u4").tobytes()
+        bits = self.coder.unit_bits
+        state = [self.x >> bits * k & (1 << bits) - 1 for k in range(self.coder.state_units)]
+        return np.array([*state, *reversed(self.units)], self.coder.unit).tobytes()
 
 
-def _escape_digits(k: int, escape: int) -> list[int]:
-    """As the decoder reads them: their number, then the digits, the least significant one first."""
-    raw = -2 * k - 1 if k < 0 else 2 * (k - escape)
-    digits = [int(d, 16) for d in reversed(f"{raw:x}")] if raw else []
-    return [len(digits), *digits]
+def _escape_digits(k: int, escape: int, bits: int = 4, *, zigzag: bool = False) -> list[int]:
+    """As the decoder reads them: their number, in full digits and one that is not, then they, the lowest one first."""
+    raw = k - escape if zigzag else -2 * k - 1 if k < 0 else 2 * (k - escape)
+    digits = [raw >> shift & (1 << bits) - 1 for shift in range(0, raw.bit_length(), bits)]
+    full = (1 << bits) - 1
+    return [full] * (len(digits) // full) + [len(digits) % full, *digits]
 
 
-def _oracle_encode(symbols, indexes, tables: EntropyTables) -> bytes:
-    writer = _OracleWriter()
+def _oracle_encode(symbols, indexes, tables: EntropyTables, bits: int = 64) -> bytes:
+    coder = _CODERS[bits]
+    writer = _OracleWriter(coder)
     for symbol, index in reversed(list(zip(symbols, indexes, strict=True))):
         cdf, offset, escape = _row(tables, index)
-        k = symbol - offset
+        k = 2 * abs(symbol) - (symbol > 0) if tables.zigzag else symbol - offset
         if not 0 <= k < escape:
-            for digit in reversed(_escape_digits(k, escape)):
+            for digit in reversed(_escape_digits(k, escape, coder.digit_bits, zigzag=tables.zigzag)):
                 writer.digit(digit)
             k = escape
         writer.interval(cdf[k], cdf[k + 1] - cdf[k])
     return writer.finish()
 
 
-def _oracle_decode(data: bytes, indexes, tables: EntropyTables) -> list[int]:
-    words = np.frombuffer(data, "<u4").tolist()
-    x, words = words[0] | words[1] << 32, words[2:]
+def _oracle_decode(data: bytes, indexes, tables: EntropyTables, bits: int = 64) -> list[int]:
+    coder = _CODERS[bits]
+    units = np.frombuffer(data, coder.unit).tolist()
+    x = sum(unit << coder.unit_bits * k for k, unit in enumerate(units[: coder.state_units]))
+    units = units[coder.state_units :]
 
     def fill(x: int) -> int:
-        return x << 32 | words.pop(0) if x < LOWER else x
+        while x < coder.lower:
+            x = x << coder.unit_bits | units.pop(0)
+        return x
+
+    def digit(x: int) -> tuple[int, int]:
+        return x % (1 << coder.digit_bits), fill(x >> coder.digit_bits)
 
     symbols = []
     for index in indexes:
@@ -73,14 +107,17 @@ def _oracle_decode(data: bytes, indexes, tables: EntropyTables) -> list[int]:
         k = max(i for i in range(len(cdf)) if cdf[i] <= slot)
         x = fill((cdf[k + 1] - cdf[k]) * (x >> 16) + slot - cdf[k])
         if k == escape:
-            digits = []
-            for _ in range(x % 16 + 1):
-                digits.append(x % 16)
-                x = fill(x >> 4)
-            raw = sum(digit << 4 * i for i, digit in enumerate(digits[1:]))
-            k = -(raw + 1) // 2 if raw % 2 else raw // 2 + escape
-        symbols.append(offset + k)
-    assert x == LOWER and not words
+            count, more = 0, True
+            while more:
+                part, x = digit(x)
+                count, more = count + part, part == (1 << coder.digit_bits) - 1
+            raw = 0
+            for place in range(count):
+                part, x = digit(x)
+                raw |= part << coder.digit_bits * place
+            k = raw + escape if tables.zigzag else -(raw + 1) // 2 if raw % 2 else raw // 2 + escape
+        symbols.append(((k + 1) // 2 if k % 2 else -k // 2) if tables.zigzag else offset + k)
+    assert x == coder.lower and not units
     return symbols
 
 

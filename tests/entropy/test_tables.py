@@ -1,5 +1,8 @@
 """Tables: published values, the quantiser's rules, and everything that is no table."""
 
+import copy
+import pickle
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sparsecodec.entropy import (
+    Encoder,
+    Encoder32,
     EntropyTables,
     compressai_scales,
+    dcvc_gaussian16_zigzag_tables,
     evc_factorized_tables,
     evc_gaussian_tables,
     gaussian_tables,
@@ -195,3 +201,14 @@ def test_tables_from_pmf_ignore_what_lies_behind_a_row():
     pmf = torch.tensor([[0.5, 0.25, float("nan")], [0.25, 0.25, 0.25]])
     tables = tables_from_pmf(pmf, torch.tensor([0.25, 0.25]), torch.tensor([2, 3]), torch.tensor([-1, -1]))
     assert tables.cdf.tolist() == [[0, 32768, 49152, 65536, 0], [0, 16384, 32768, 49152, 65536]]
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda tables: pickle.loads(pickle.dumps(tables))])
+def test_copies_of_tables_code_the_same(copied):
+    symbols, indexes = np.array([0, 1, -1, 2, 40], np.int32), np.full(5, 100, np.int32)
+    for tables, coder in ((evc_gaussian_tables(), Encoder()), (dcvc_gaussian16_zigzag_tables(), Encoder32())):
+        payloads = []
+        for each in (tables, copied(tables)):
+            coder.push(symbols, indexes, each)
+            payloads.append(coder.finish())
+        assert payloads[0] == payloads[1]

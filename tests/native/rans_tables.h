@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cmath>
+#include <cstdlib>
 
 #include "entropy/cdf.h"
 #include "fuzz.h"
@@ -11,9 +12,19 @@ namespace fuzz {
 struct Distributions {
     std::vector<std::int32_t> cdf, lengths, offsets;
     std::size_t columns = 0;
+    sparsecodec::rans::Order order = sparsecodec::rans::Order::kAscending;
 
     sparsecodec::rans::Tables tables() const {
-        return {cdf.data(), lengths.size(), columns, lengths.data(), offsets.data()};
+        return {cdf.data(), lengths.size(), columns, lengths.data(), offsets.data(), order};
+    }
+    bool zigzags() const { return order == sparsecodec::rans::Order::kZigzag; }
+    std::int64_t place(std::int64_t symbol, std::size_t row) const {
+        if (zigzags()) return 2 * std::llabs(symbol) - (symbol > 0);
+        return symbol - offsets[row];
+    }
+    std::int64_t symbol(std::int64_t place, std::size_t row) const {
+        if (zigzags()) return place % 2 != 0 ? (place + 1) / 2 : -place / 2;
+        return place + offsets[row];
     }
 };
 
@@ -42,6 +53,14 @@ inline Distributions distributions() {
     return result;
 }
 
+// The same rows in the other order.
+inline Distributions zigzag_distributions() {
+    Distributions result = distributions();
+    result.order = sparsecodec::rans::Order::kZigzag;
+    std::fill(result.offsets.begin(), result.offsets.end(), 0);
+    return result;
+}
+
 // Which row each symbol has, from a seed: all rows in use, those of escapes rarely.
 inline std::vector<std::int32_t> row_numbers(std::size_t count, std::size_t rows, std::uint64_t seed) {
     Random random(seed);
@@ -62,7 +81,7 @@ inline std::vector<std::int32_t> symbols_for(const std::vector<std::int32_t>& in
         const std::int32_t* cdf = of.cdf.data() + row * of.columns;
         const std::int32_t* end = cdf + of.lengths[row];
         const auto slot = static_cast<std::int32_t>(random.below(65536));
-        result[i] = of.offsets[row] + static_cast<std::int32_t>(std::upper_bound(cdf, end, slot) - cdf) - 1;
+        result[i] = static_cast<std::int32_t>(of.symbol(std::upper_bound(cdf, end, slot) - cdf - 1, row));
         if (random.below(rarity) == 0) result[i] = static_cast<std::int32_t>(random.next()) >> (1 + random.below(30));
     }
     return result;
