@@ -200,10 +200,12 @@ const char* name_of(igemm::Isa isa) {
 namespace sparsecodec {
 void bind_compact_symbols(py::module_& m);
 void bind_context_model(py::module_& m);
+void bind_deform_conv2d(py::module_& m);
 void bind_depth_conv_block(py::module_& m);
 void bind_entropy_parameters(py::module_& m);
 void bind_gdn(py::module_& m);
 void bind_integer_conv2d(py::module_& m);
+void bind_integer_gate(py::module_& m);
 void bind_prior_head(py::module_& m);
 void bind_warp(py::module_& m);
 }  // namespace sparsecodec
@@ -211,10 +213,12 @@ void bind_warp(py::module_& m);
 void bind_cpu(py::module_& m) {
     bind_compact_symbols(m);
     bind_context_model(m);
+    bind_deform_conv2d(m);
     bind_depth_conv_block(m);
     bind_entropy_parameters(m);
     bind_gdn(m);
     bind_integer_conv2d(m);
+    bind_integer_gate(m);
     bind_prior_head(m);
     bind_warp(m);
 

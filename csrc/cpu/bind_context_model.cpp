@@ -80,13 +80,20 @@ Image<const float> view_prior(const Model& model, py::handle prior) {
 }
 
 template <class Model>
-py::bytes encode(const Model& model, py::handle y, py::handle prior) {
+Image<float> view_decoded(const Model& model, py::handle y_hat, const Image<const float>& prior) {
+    const int reach = model.reach();
+    return view_sized<float>(y_hat, "y_hat", model.latent(), prior.h + reach, prior.w + 2 * reach);
+}
+
+template <class Model>
+py::bytes encode(const Model& model, py::handle y, py::handle prior, py::handle y_hat) {
     const auto given = view_prior(model, prior);
     const auto latent = view_sized<const float>(y, "y", model.latent(), given.h, given.w);
+    const auto to = view_decoded(model, y_hat, given);
     std::string bytes;
     {
         const py::gil_scoped_release release;
-        const rans::Writer writer = model.encode(latent, given);
+        const rans::Writer writer = model.encode(latent, given, to);
         bytes.resize(writer.size());
         writer.flush_to(reinterpret_cast<unsigned char*>(bytes.data()));
     }
@@ -98,8 +105,7 @@ void decode(const Model& model, const py::buffer& data, py::handle prior, py::ha
     const py::buffer_info bytes = data.request();
     SC_CHECK(bytes.ndim == 1 && bytes.itemsize == 1 && bytes.strides[0] == 1, "data: no contiguous bytes");
     const auto given = view_prior(model, prior);
-    const int reach = model.reach();
-    const auto to = view_sized<float>(y_hat, "y_hat", model.latent(), given.h + reach, given.w + 2 * reach);
+    const auto to = view_decoded(model, y_hat, given);
     const py::gil_scoped_release release;
     model.decode({static_cast<const unsigned char*>(bytes.ptr), static_cast<std::size_t>(bytes.size)}, given, to);
 }
@@ -107,11 +113,11 @@ void decode(const Model& model, const py::buffer& data, py::handle prior, py::ha
 // ContextRows with the tensors whose memory it uses.
 class RowsPlan {
   public:
-    RowsPlan(py::object weight, py::handle bias, const py::list& layers, py::handle thresholds,
-             std::shared_ptr<rans::Tables> tables, int block, std::uintptr_t gemv)
+    RowsPlan(py::object weight, py::handle bias, const py::list& layers, bool means_first,
+             py::handle thresholds, std::shared_ptr<rans::Tables> tables, int block, std::uintptr_t gemv)
         : networks_(std::move(weight), bias, layers),
           model_(networks_.context.sizes, networks_.context.bias_or_null(), networks_.layers,
-                 ScaleTable(copy_values<float>(thresholds, "thresholds")), std::move(tables), block,
+                 means_first, ScaleTable(copy_values<float>(thresholds, "thresholds")), std::move(tables), block,
                  reinterpret_cast<ContextRows::Gemv>(gemv)) {
         SC_CHECK(gemv != 0, "gemv: no address");
     }
@@ -135,25 +141,27 @@ class RowsPlan {
 
 void bind_context_model(py::module_& m) {
     py::class_<ContextModel>(m, "ContextModelPlan", "The context model of an autoregressive codec, wave by wave.")
-        .def(py::init([](py::object weight, py::handle bias, const py::list& layers, py::handle thresholds,
-                         std::shared_ptr<rans::Tables> tables) {
+        .def(py::init([](py::object weight, py::handle bias, const py::list& layers, bool means_first,
+                         py::handle thresholds, std::shared_ptr<rans::Tables> tables) {
                  const Networks networks(std::move(weight), bias, layers);
                  return std::make_unique<ContextModel>(
-                     networks.context.sizes, networks.context.bias_or_null(), networks.layers,
+                     networks.context.sizes, networks.context.bias_or_null(), networks.layers, means_first,
                      ScaleTable(copy_values<float>(thresholds, "thresholds")), std::move(tables));
              }),
-             "weight"_a, "bias"_a, "layers"_a, "thresholds"_a, "tables"_a)
-        .def("encode", &encode<ContextModel>, "y"_a, "prior"_a)
+             "weight"_a, "bias"_a, "layers"_a, "means_first"_a, "thresholds"_a, "tables"_a)
+        .def("encode", &encode<ContextModel>, "y"_a, "prior"_a, "y_hat"_a)
         .def("decode", &decode<ContextModel>, "data"_a, "prior"_a, "y_hat"_a);
     py::class_<RowsPlan>(m, "ContextRowsPlan", "The same row by row, in torch's arithmetic.")
-        .def(py::init<py::object, py::handle, const py::list&, py::handle, std::shared_ptr<rans::Tables>, int,
+        .def(py::init<py::object, py::handle, const py::list&, bool, py::handle, std::shared_ptr<rans::Tables>, int,
                       std::uintptr_t>(),
-             "weight"_a, "bias"_a, "layers"_a, "thresholds"_a, "tables"_a, "block"_a, "gemv"_a)
+             "weight"_a, "bias"_a, "layers"_a, "means_first"_a, "thresholds"_a, "tables"_a, "block"_a, "gemv"_a)
         .def("parameters", &RowsPlan::parameters, "y_hat"_a, "prior"_a)
         .def(
             "encode",
-            [](const RowsPlan& plan, py::handle y, py::handle prior) { return encode(plan.model(), y, prior); },
-            "y"_a, "prior"_a)
+            [](const RowsPlan& plan, py::handle y, py::handle prior, py::handle y_hat) {
+                return encode(plan.model(), y, prior, y_hat);
+            },
+            "y"_a, "prior"_a, "y_hat"_a)
         .def(
             "decode",
             [](const RowsPlan& plan, const py::buffer& data, py::handle prior, py::handle y_hat) {

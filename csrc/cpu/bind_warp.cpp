@@ -23,7 +23,7 @@ py::object run(py::handle x, py::handle flow, py::object out) {
     const auto to = view_nhwc<T>(out, "out");
     SC_CHECK(to.n == from.n && to.c == from.c && to.h == from.h && to.w == from.w, "out: not of the shape of x");
     const py::gil_scoped_release release;
-    warp(from, Flow{by.data, by.stride[0], by.stride[1], by.stride[2], by.stride[3]}, to);
+    warp(from, Planes{by.data, by.stride[0], by.stride[1], by.stride[2], by.stride[3]}, to);
     return out;
 }
 

@@ -42,9 +42,10 @@ void activate(float* values, int n, float slope) {
 }  // namespace
 
 ContextModel::ContextModel(const ConvKernel& context, const float* bias, const std::vector<Layer>& layers,
-                           ScaleTable table, std::shared_ptr<const rans::Tables> tables)
+                           bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables)
     : reach_(context.kh / 2),
-      symbols_(std::move(table), std::move(tables), context.k, layers.empty() ? 0 : layers.back().n),
+      symbols_(std::move(table), std::move(tables), context.k, layers.empty() ? 0 : layers.back().n,
+               means_first),
       from_prior_(first_layer(layers, 0, layers.empty() ? 0 : layers[0].k - context.n), layers[0].bias) {
     products_.push_back(cut(masked(context), bias, 1.0f));
     products_.push_back(cut(first_layer(layers, from_prior_.k(), context.n), nullptr, layers[0].slope));
@@ -164,10 +165,10 @@ void ContextModel::walk(const Image<const float>& prior, const Image<float>& y_h
     if (failure) std::rethrow_exception(failure);
 }
 
-rans::Writer ContextModel::encode(const Image<const float>& y, const Image<const float>& prior) const {
-    const std::ptrdiff_t latent = symbols_.latent, total = y.h * y.w * latent, row = (y.w + 2 * reach_) * latent;
-    std::vector<float> padded((y.h + reach_) * row);
-    const Image<float> y_hat{padded.data(), 1, latent, y.h + reach_, y.w + 2 * reach_, 0, row, latent};
+rans::Writer ContextModel::encode(const Image<const float>& y, const Image<const float>& prior,
+                                  const Image<float>& y_hat) const {
+    const std::ptrdiff_t latent = symbols_.latent, total = y.h * y.w * latent;
+    fill_zeros(y_hat);
     std::vector<std::int32_t> symbols(total);
     std::vector<std::int16_t> rows(total);
     std::ptrdiff_t coded = 0;
@@ -186,11 +187,7 @@ rans::Writer ContextModel::encode(const Image<const float>& y, const Image<const
 }
 
 void ContextModel::decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat) const {
-    for (std::ptrdiff_t row = 0; row < y_hat.h; ++row) {
-        for (std::ptrdiff_t column = 0; column < y_hat.w; ++column) {
-            std::fill_n(y_hat.pixel(0, row, column), y_hat.c, 0.0f);
-        }
-    }
+    fill_zeros(y_hat);
     const std::ptrdiff_t latent = symbols_.latent, most = prior.h * latent;  // symbols of a wave
     std::vector<std::int32_t> symbols(most);
     std::vector<std::int16_t> rows(most);

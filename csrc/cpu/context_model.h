@@ -35,12 +35,13 @@ class ContextModel {
     // column), count.
     // bias: [context.n] host or null. layers: at least one; the first takes the hyper-prior's channels followed by
     // context.n; the last gives the latent's scales or its scales and means.
-    // table: scale -> row of `tables`. Throws std::invalid_argument for sizes that do not fit.
-    ContextModel(const ConvKernel& context, const float* bias, const std::vector<Layer>& layers, ScaleTable table,
-                 std::shared_ptr<const rans::Tables> tables);
+    // means_first: whether means stand before scales. table: scale -> row of `tables`. Throws std::invalid_argument for
+    // sizes that do not fit.
+    ContextModel(const ConvKernel& context, const float* bias, const std::vector<Layer>& layers, bool means_first,
+                 ScaleTable table, std::shared_ptr<const rans::Tables> tables);
 
-    // y: [1, latent, h, w]; prior: [1, prior_channels, h, w].
-    rans::Writer encode(const Image<const float>& y, const Image<const float>& prior) const;
+    // y: [1, latent, h, w]; prior: [1, prior_channels, h, w]; y_hat: as for decode().
+    rans::Writer encode(const Image<const float>& y, const Image<const float>& prior, const Image<float>& y_hat) const;
 
     // y_hat: [1, latent, h + reach, w + 2 reach], written: row i, column j of the latent at row i + reach, column
     // j + reach, zeros around. Throws BitstreamError unless the stream holds exactly this latent.

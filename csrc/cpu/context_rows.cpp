@@ -61,13 +61,15 @@ ContextRows::Buffer ContextRows::allocate(std::size_t count) {
 }
 
 ContextRows::ContextRows(const ConvKernel& context, const float* bias, const std::vector<ContextModel::Layer>& layers,
-                         ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block, Gemv gemv)
+                         bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block,
+                         Gemv gemv)
     : size_(context.kh),
       reach_(context.kh / 2),
       channels_(context.n),
       padded_((context.n + kBlock - 1) / kBlock * kBlock),
       block_(block),
-      symbols_(std::move(table), std::move(tables), context.k, layers.empty() ? 0 : layers.back().n),
+      symbols_(std::move(table), std::move(tables), context.k, layers.empty() ? 0 : layers.back().n,
+               means_first),
       layers_(layers),
       gemv_(gemv) {
     SC_CHECK(supported(), "this CPU has no AVX2 and FMA");
@@ -189,10 +191,10 @@ void ContextRows::walk(const Image<const float>& prior, const Image<float>& y_ha
     }
 }
 
-rans::Writer ContextRows::encode(const Image<const float>& y, const Image<const float>& prior) const {
-    const std::ptrdiff_t latent = symbols_.latent, total = y.h * y.w * latent, step = (y.w + 2 * reach_) * latent;
-    std::vector<float> padded((y.h + reach_) * step);
-    const Image<float> y_hat{padded.data(), 1, latent, y.h + reach_, y.w + 2 * reach_, 0, step, latent};
+rans::Writer ContextRows::encode(const Image<const float>& y, const Image<const float>& prior,
+                                 const Image<float>& y_hat) const {
+    const std::ptrdiff_t latent = symbols_.latent, total = y.h * y.w * latent;
+    fill_zeros(y_hat);
     std::vector<std::int32_t> symbols(total);
     std::vector<std::int16_t> rows(total);
     walk(prior, y_hat, [&](std::ptrdiff_t number, const float* found, float* to) {
@@ -207,11 +209,7 @@ rans::Writer ContextRows::encode(const Image<const float>& y, const Image<const 
 }
 
 void ContextRows::decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat) const {
-    for (std::ptrdiff_t row = 0; row < y_hat.h; ++row) {
-        for (std::ptrdiff_t column = 0; column < y_hat.w; ++column) {
-            std::fill_n(y_hat.pixel(0, row, column), y_hat.c, 0.0f);
-        }
-    }
+    fill_zeros(y_hat);
     std::vector<std::int32_t> symbols(symbols_.latent);
     std::vector<std::int16_t> rows(symbols_.latent);
     std::vector<rans::Reader> readers{reader};

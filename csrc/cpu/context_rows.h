@@ -25,14 +25,14 @@ class ContextRows {
     // As for ContextModel, but the layers' weights are borrowed for the life of this object and used where they lie,
     // because the bits depend on their alignment. Throws std::invalid_argument without AVX2 and FMA.
     ContextRows(const ConvKernel& context, const float* bias, const std::vector<ContextModel::Layer>& layers,
-                ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block, Gemv gemv);
+                bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block, Gemv gemv);
 
     // The entropy parameters at the first position: y_hat: [1, latent, >= size, >= size]; prior: [1, P, >= 1, >= 1];
     // to: [entropy_parameters()].
     void parameters(const Image<const float>& y_hat, const Image<const float>& prior, float* to) const;
 
     // As in ContextModel, in another order and arithmetic.
-    rans::Writer encode(const Image<const float>& y, const Image<const float>& prior) const;
+    rans::Writer encode(const Image<const float>& y, const Image<const float>& prior, const Image<float>& y_hat) const;
     void decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat) const;
 
     int latent() const { return symbols_.latent; }

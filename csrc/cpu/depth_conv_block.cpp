@@ -19,7 +19,7 @@ using igemm::Layout;
 
 constexpr std::ptrdiff_t kColumn = 96;  // widest column
 constexpr std::ptrdiff_t kPixels = 96;  // of a group: enough to reuse the weights that each product streams through
-constexpr std::ptrdiff_t kHiddenPixels = 48;  // whose hidden layer exists at a time
+constexpr std::ptrdiff_t kHiddenPixels = 64;  // whose hidden layer exists at a time: a row of 512 pixels at 1/8
 
 std::ptrdiff_t round_up(std::ptrdiff_t value, std::ptrdiff_t to) { return (value + to - 1) / to * to; }
 
@@ -318,7 +318,8 @@ void DepthConvBlock<T>::run(const Image<const T>& x, const Image<T>& out, const 
     // A strip computes two rows of the first product twice; eight rows keep that below 3 % of the block.
     const std::ptrdiff_t wanted = threads == 1 ? 1 : (4 * threads + x.n * columns - 1) / (x.n * columns);
     const std::ptrdiff_t least = std::max<std::ptrdiff_t>(8, rows);
-    const std::ptrdiff_t strip = round_up(std::max((x.h + wanted - 1) / wanted, least), rows);
+    const std::ptrdiff_t most = std::max<std::ptrdiff_t>(1, x.h / least);  // strips
+    const std::ptrdiff_t strip = (x.h + std::min(wanted, most) - 1) / std::min(wanted, most);  // alike, for the threads
     const std::ptrdiff_t strips = (x.h + strip - 1) / strip;
     const std::ptrdiff_t tasks = x.n * columns * strips;
 #pragma omp parallel num_threads(std::min(threads, tasks)) if (tasks > 1)

@@ -2,49 +2,9 @@
 
 #include <algorithm>
 
-#include "cpu/igemm.h"
 
 namespace sparsecodec {
 namespace {
-
-// Upper left, upper right, lower left, lower right.
-template <class T>
-struct Samples {
-    const T* at[4];
-    float weight[4];
-};
-
-inline void put(float* to, float value) { *to = value; }
-inline void put(igemm::bf16* to, float value) { *to = igemm::to_bf16(value); }
-
-namespace scalar {
-#include "cpu/warp_pixels.inl"
-}  // namespace scalar
-
-#if defined(__x86_64__)
-#pragma GCC push_options
-#pragma GCC target("avx2")
-namespace avx2 {
-#include "cpu/warp_pixels.inl"
-}  // namespace avx2
-#pragma GCC pop_options
-
-#pragma GCC push_options
-#pragma GCC target("avx2,avx512f,avx512bw,avx512vl,avx512dq,prefer-vector-width=512")
-namespace avx512 {
-#include "cpu/warp_pixels.inl"
-}  // namespace avx512
-#pragma GCC pop_options
-#endif
-
-template <class T>
-auto blend_for(igemm::Isa isa) {
-#if defined(__x86_64__)
-    if (isa >= igemm::Isa::kAvx512) return avx512::blend<T>;
-    if (isa >= igemm::Isa::kAvx2) return avx2::blend<T>;
-#endif
-    return scalar::blend<T>;
-}
 
 // The two samples around a position and the second one's weight, which is NaN where the position is.
 struct Neighbours {
@@ -64,8 +24,8 @@ struct Neighbours {
 }  // namespace
 
 template <class T>
-void warp(const Image<const T>& x, const Flow& flow, const Image<T>& out) {
-    const auto blend = blend_for<T>(igemm::isa());
+void warp(const Image<const T>& x, const Planes& flow, const Image<T>& out) {
+    const Blend<T> blend = blend_kernel<T>();
     const std::ptrdiff_t rows = x.n * x.h;
 #pragma omp parallel for if (rows * x.w * x.c > 4096)
     for (std::ptrdiff_t row = 0; row < rows; ++row) {
@@ -84,7 +44,7 @@ void warp(const Image<const T>& x, const Flow& flow, const Image<T>& out) {
     }
 }
 
-template void warp(const Image<const float>&, const Flow&, const Image<float>&);
-template void warp(const Image<const igemm::bf16>&, const Flow&, const Image<igemm::bf16>&);
+template void warp(const Image<const float>&, const Planes&, const Image<float>&);
+template void warp(const Image<const igemm::bf16>&, const Planes&, const Image<igemm::bf16>&);
 
 }  // namespace sparsecodec

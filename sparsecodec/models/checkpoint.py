@@ -2,8 +2,15 @@
 
 from __future__ import annotations
 
+import pickle
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecodec.errors import UsageError
 
 _WRAPPERS = ("state_dict", "model_state_dict", "network", "net")
 
@@ -20,3 +27,26 @@ def unwrap_state_dict(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
         if isinstance(inner, Mapping):
             return unwrap_state_dict(inner)
     return {key.removeprefix("module."): value for key, value in checkpoint.items()}
+
+
+def read_checkpoint(path: str | Path, *needed: str) -> dict[str, Any]:
+    """The plain state dict in a file that ``torch.save`` wrote. Nothing but tensors and containers is unpickled.
+
+    Args:
+        path: of the file.
+        needed: keys that must be there.
+
+    Raises:
+        UsageError: the file is missing, holds other objects, or lacks a key.
+    """
+    try:
+        checkpoint = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path} is no checkpoint of plain tensors: {error}") from error
+    if not isinstance(checkpoint, Mapping):
+        raise UsageError(f"{path} holds a {type(checkpoint).__name__} (needs a dict of tensors)")
+    state_dict = unwrap_state_dict(checkpoint)
+    for key in needed:
+        if not isinstance(state_dict.get(key), Tensor):
+            raise UsageError(f"{path} has no tensor {key!r}: a checkpoint of another family")
+    return state_dict

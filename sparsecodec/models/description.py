@@ -9,11 +9,18 @@ from torch import nn
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.errors import UsageError
+from sparsecodec.models.dcvc import DCVC
+from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
+from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
+from sparsecodec.models.dcvc_rt_image import DCVCRTImage
+from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
 from sparsecodec.models.evc import EVC
+from sparsecodec.models.fvc import FVC
 from sparsecodec.models.scalable import ScalableEVC
 from sparsecodec.models.video import VideoCodec
 
-OURS = {cls.family: cls for cls in (EVC, ScalableEVC)}  # each has `config` and `from_config`
+_CODECS = (EVC, ScalableEVC, DCVCRTImage, DCVCRTVideo, DCVCHEMImage, DCVCHEMVideo, DCVC, FVC)
+OURS = {cls.family: cls for cls in _CODECS}  # each has `config` and `from_config`
 COMPRESSAI = {  # class -> the arguments of its constructor, which it keeps as attributes
     "FactorizedPrior": ("N", "M"),
     "ScaleHyperprior": ("N", "M"),

@@ -5,7 +5,6 @@ Attribute names follow the published checkpoints, so those load unchanged.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -13,31 +12,20 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
 from sparsecodec.errors import UsageError
 from sparsecodec.models.attention import AttentiveBlock, SwinBlock
 from sparsecodec.models.checkpoint import unwrap_state_dict
+from sparsecodec.models.dual_prior_image import DualPriorImage, check_picture
 from sparsecodec.nn import (
-    BitEstimator,
     DepthConvBlock,
-    DualPrior,
-    DualPriorCoder,
     PriorBlock,
     PriorBlockUp,
     ResidualBlockStride2,
     ResidualBlockUpsample,
-    factorized_tables,
-    first_pass,
-    gaussian_likelihood,
-    lower_bound,
-    round_ste,
     subpel_conv1x1,
 )
 
-STRIDE = 64  # of the hyper-latent: pictures are padded to multiples of it
-RATES = 4  # anchor rates in a checkpoint
 LAMBDAS = (0.0022, 0.0050, 0.012, 0.027)  # of the anchors, for images in [0, 1] with 255^2 * MSE
-Q_SCALE_RANGE = (0.01, 655.0)  # what a stream can carry, in steps of 1/100
 
 
 @dataclass(frozen=True)
@@ -108,7 +96,7 @@ def _decoder(widths: Widths) -> nn.Sequential:
     )
 
 
-class EVC(nn.Module):
+class EVC(DualPriorImage):
     """EVC image codec.
 
     Args:
@@ -122,15 +110,15 @@ class EVC(nn.Module):
     family = "evc"
 
     def __init__(self, encoder: str = "l", decoder: str = "l") -> None:
-        super().__init__()
         for preset in (encoder, decoder):
             if preset not in EVC_WIDTHS:
                 raise UsageError(f"EVC preset {preset!r} does not exist; there are {', '.join(EVC_WIDTHS)}")
         e, d = EVC_WIDTHS[encoder], EVC_WIDTHS[decoder]
         if e.latent != d.latent:
             raise UsageError(f"encoder {encoder!r} has {e.latent} latent channels, decoder {decoder!r} {d.latent}")
+        super().__init__()
         self.presets = (encoder, decoder)
-        n = self.latent_channels = d.latent
+        n = d.latent
         self.enc = _encoder(e)
         self.dec = _decoder(d)
         self.hyper_enc = nn.Sequential(
@@ -144,10 +132,7 @@ class EVC(nn.Module):
         self.y_spatial_prior = nn.Sequential(
             PriorBlock(4 * n, 3 * n), PriorBlock(3 * n, 2 * n), PriorBlock(2 * n, 2 * n)
         )
-        self.bit_estimator_z = BitEstimator(n)
-        self.q_basic = nn.Parameter(torch.ones(1, n, 1, 1))
-        steps = torch.exp(torch.linspace(math.log(1.8), math.log(0.5), RATES))
-        self.q_scale = nn.Parameter(steps.view(RATES, 1, 1, 1))
+        self._add_rates(n)
 
     @property
     def config(self) -> dict[str, Any]:
@@ -158,18 +143,6 @@ class EVC(nn.Module):
     def from_config(cls, config: Mapping[str, Any]) -> EVC:
         """Builds the architecture that `config` describes, with random weights."""
         return cls(config["encoder"], config["decoder"])
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Loads weights; wrappers (``state_dict``, ``net``) and ``module.`` prefixes are removed first.
-
-        Raises:
-            UsageError: keys are missing, unknown or of another shape; the message names them.
-        """
-        state_dict = unwrap_state_dict(state_dict)
-        try:
-            return super().load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint does not fit EVC {self.presets}: {error}") from error
 
     def load_backbone(self, state_dict: Mapping[str, Any]) -> None:
         """Loads the weights of the codec of these widths without attention; the attention stays as it is.
@@ -188,36 +161,6 @@ class EVC(nn.Module):
             raise UsageError(f"the backbone holds attention, such as {surplus[0]}; load it as a whole")
         self.load_state_dict({**state_dict, **attention})
 
-    def q_scales(self, count: int) -> list[float]:
-        """`count` global quantisation steps from the lowest to the highest rate, log-spaced between the outer anchors.
-
-        Each is rounded to 1/100, the precision of a stream. ``count=4`` does not give the inner anchors in general.
-        """
-        anchors = self.q_scale.detach().flatten().log()
-        if count == 1:
-            return [self.round_q_scale(float(anchors.mean().exp()))]
-        return [self.round_q_scale(float(step)) for step in torch.linspace(anchors[0], anchors[-1], count).exp()]
-
-    @staticmethod
-    def round_q_scale(q_scale: float) -> float:
-        """The nearest global step that a stream can carry.
-
-        Raises:
-            UsageError: not a positive finite number.
-        """
-        if not (math.isfinite(q_scale) and q_scale > 0):
-            raise UsageError(f"q_scale={q_scale} (needs a positive finite number)")
-        return round(min(max(q_scale, Q_SCALE_RANGE[0]), Q_SCALE_RANGE[1]) * 100) / 100
-
-    def curr_q(self, q_scale: Tensor | float) -> Tensor:
-        """Channel-wise step of the transform latent: ``max(q_basic, 0.5) * q_scale``, ``[1 or N, C, 1, 1]``."""
-        return lower_bound(self.q_basic, 0.5) * q_scale
-
-    @property
-    def prior(self) -> DualPrior:
-        """The networks between the hyper-latent and the tables."""
-        return DualPrior(self.hyper_dec, self.y_prior_fusion, self.y_spatial_prior)
-
     def forward(self, x: Tensor, q_scale: Tensor | float) -> dict[str, Tensor]:
         """One pass with an estimated rate.
 
@@ -234,66 +177,8 @@ class EVC(nn.Module):
             ``latent``: what the entropy model sees, ``[N, C, H/16, W/16]`` in quantisation steps: ``y`` before it is
             quantised, its ``means`` and ``scales``, and the ``likelihoods`` that the rate is taken from.
         """
-        self._check_picture(x)
+        check_picture(x)
         return self._code(x, self.enc(x), q_scale)
-
-    def _code(self, x: Tensor, y: Tensor, q_scale: Tensor | float) -> dict[str, Tensor]:
-        """`forward` from the transform latent `y` on, ``[N, C, H/16, W/16]``."""
-        q = self.curr_q(q_scale)
-        y = y.to(x.dtype) / q
-        z = self.hyper_enc(y).to(x.dtype)
-        z_hat = round_ste(z)
-        prior = self.prior
-        step, scales, means = prior.parameters(z_hat)
-        y = y / step
-
-        first = first_pass(y)
-        y_hat_first = (round_ste(y - means) + means) * first
-        scales_second, means_second = prior.refine(y_hat_first, step, scales, means)
-        scales = torch.where(first, scales, scales_second.flatten(1, 2))
-        means = torch.where(first, means, means_second.flatten(1, 2))
-        residual = y - means
-        y_hat = round_ste(residual) + means
-        x_hat = self.dec(y_hat * step * q).to(x.dtype)
-
-        if self.training:
-            coded_y, coded_z = residual + torch.rand_like(residual) - 0.5, z + torch.rand_like(z) - 0.5
-        else:
-            coded_y, coded_z, x_hat = residual.round(), z_hat, x_hat.clamp(0, 1)
-        pixels = x.shape[-2] * x.shape[-1]
-        likelihoods = gaussian_likelihood(coded_y, scales)
-        bpp_y = -likelihoods.log2().sum((1, 2, 3)) / pixels
-        bpp_z = -self.bit_estimator_z.likelihood(coded_z).log2().sum((1, 2, 3)) / pixels
-        bpp = bpp_y + bpp_z
-        latent = {"y": y, "means": means, "scales": scales, "likelihoods": likelihoods}
-        rate = {"bpp": bpp, "bpp_y": bpp_y, "bpp_z": bpp_z, "bit": bpp.sum() * pixels}
-        return {"x_hat": x_hat, **rate, "latent": latent}
-
-    def tables(self) -> tuple[EntropyTables, EntropyTables]:
-        """Of the latent and of the hyper-latent, computed from the present weights, on the CPU wherever those are."""
-        return evc_gaussian_tables(), factorized_tables(self.bit_estimator_z, self.latent_channels)
-
-    @torch.no_grad()
-    def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
-        """One picture to the family's payload.
-
-        Args:
-            x: ``[1, 3, H, W]`` float, in [0, 1]; H and W multiples of 64.
-            q_scale: global step; rounded to 1/100 first, as a file stores it.
-
-        Returns:
-            ``bit_stream``: bytes; ``x_hat``: ``[1, 3, H, W]`` in [0, 1], as `decompress` will give it.
-        """
-        self._check_picture(x, batch=1)
-        return self._compress(self.enc(x), q_scale)
-
-    def _compress(self, y: Tensor, q_scale: float) -> dict[str, Any]:
-        """`compress` from the transform latent `y` on, ``[1, C, H/16, W/16]``."""
-        q = self.curr_q(self.round_q_scale(q_scale))
-        y = y / q
-        coder = DualPriorCoder(self.prior, *self.tables(), y.device)
-        payload, y_hat = coder.encode(y, self.hyper_enc(y), q.flatten())
-        return {"bit_stream": payload, "x_hat": self.dec(y_hat).clamp(0, 1)}
 
     @torch.no_grad()
     def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:
@@ -311,19 +196,4 @@ class EVC(nn.Module):
             BitstreamError: the payload is damaged or belongs to other settings.
             UsageError: a size below 1.
         """
-        if height < 1 or width < 1:
-            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
-        q = self.curr_q(self.round_q_scale(q_scale))
-        z_shape = (1, self.latent_channels, -(-height // STRIDE), -(-width // STRIDE))
-        coder = DualPriorCoder(self.prior, *self.tables(), q.device)
-        x_hat = self.dec(coder.decode(bit_stream, z_shape, q.flatten())).clamp(0, 1)
-        return {"x_hat": x_hat[:, :, :height, :width]}
-
-    @staticmethod
-    def _check_picture(x: Tensor, batch: int | None = None) -> None:
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
-            raise UsageError(f"picture {tuple(x.shape)} {x.dtype} (needs [N, 3, H, W] floating point, not empty)")
-        if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
-            raise UsageError(f"picture is {x.shape[2]} x {x.shape[3]} (needs multiples of {STRIDE}; pad it)")
-        if batch is not None and x.shape[0] != batch:
-            raise UsageError(f"batch of {x.shape[0]} pictures (a payload holds {batch})")
+        return {"x_hat": self._decompress(bit_stream, height, width, q_scale)[:, :, :height, :width]}

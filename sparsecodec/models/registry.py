@@ -8,8 +8,15 @@ from functools import partial
 from torch import nn
 
 from sparsecodec.errors import UsageError
+from sparsecodec.models.dcvc import DCVC
+from sparsecodec.models.dcvc_hem_image import HEM_IMAGE_TINY, DCVCHEMImage
+from sparsecodec.models.dcvc_hem_video import HEM_VIDEO_TINY, DCVCHEMVideo
+from sparsecodec.models.dcvc_rt_image import RT_IMAGE_TINY, DCVCRTImage
+from sparsecodec.models.dcvc_rt_video import RT_VIDEO_TINY, DCVCRTVideo
 from sparsecodec.models.evc import EVC, EVC_WIDTHS
+from sparsecodec.models.fvc import FVC
 from sparsecodec.models.scalable import ScalableEVC
+from sparsecodec.models.video import VideoCodec
 
 _SIZES = [size for size in EVC_WIDTHS if len(size) == 1]
 _BUILDERS: dict[str, Callable[[], nn.Module]] = {
@@ -18,6 +25,16 @@ _BUILDERS: dict[str, Callable[[], nn.Module]] = {
     "scale-evc-tiny": partial(ScalableEVC, "tiny-s", "tiny"),
     "scale-evc-ss": partial(ScalableEVC, "s", "s"),
     "scale-evc-sl": partial(ScalableEVC, "s", "l"),
+    "dcvc": DCVC,
+    "dcvc-tiny": lambda: VideoCodec(EVC("tiny", "tiny"), DCVC("tiny")),
+    "fvc": FVC,
+    "fvc-tiny": lambda: VideoCodec(EVC("tiny", "tiny"), FVC("tiny")),
+    "dcvc-hem-image": DCVCHEMImage,
+    "dcvc-hem-video": DCVCHEMVideo,
+    "dcvc-hem-tiny": lambda: VideoCodec(DCVCHEMImage(HEM_IMAGE_TINY), DCVCHEMVideo(HEM_VIDEO_TINY)),
+    "dcvc-rt-image": DCVCRTImage,
+    "dcvc-rt-video": DCVCRTVideo,
+    "dcvc-rt-tiny": lambda: VideoCodec(DCVCRTImage(RT_IMAGE_TINY), DCVCRTVideo(RT_VIDEO_TINY)),
 }
 
 
@@ -25,7 +42,9 @@ def names() -> list[str]:
     """What `create` takes.
 
     ``evc-XY``, encoder X and decoder Y out of l, m, s; presets of ours, as ``evc-tiny``; ``scale-evc-...`` with several
-    encoders.
+    encoders; ``dcvc-rt-image`` and ``dcvc-rt-video`` with the published widths, ``dcvc-rt-tiny``, both of ours as one;
+    the same three of ``dcvc-hem``; ``dcvc`` and ``fvc``, which have no intra model of their own, and
+    ``dcvc-tiny`` and ``fvc-tiny`` with ``evc-tiny`` for one.
     """
     return list(_BUILDERS)
 

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
+from sparsecodec.models.dual_prior_image import check_picture
 from sparsecodec.models.evc import EVC, LAMBDAS
 
 ENCODERS = 4  # of the published models
@@ -111,7 +112,7 @@ class ScalableEVC(EVC):
 
     def forward(self, x: Tensor, q_scale: Tensor | float, prefix: int | None = None) -> dict[str, Tensor]:
         """As `EVC.forward`, through the encoders 0 to `prefix` (None: all of them)."""
-        self._check_picture(x)
+        check_picture(x)
         return self._code(x, self.latent(x, prefix), q_scale)
 
     @torch.no_grad()
@@ -121,7 +122,7 @@ class ScalableEVC(EVC):
         Returns:
             ``bit_stream``, ``x_hat`` as `EVC.compress`; ``prefix``: the one that was used.
         """
-        self._check_picture(x, batch=1)
+        check_picture(x, batch=1)
         q_scale = self.round_q_scale(q_scale)
         if prefix is not None:
             return {**self._compress(self.latent(x, prefix), q_scale), "prefix": prefix}

@@ -7,13 +7,15 @@ the other half on the odd ones, so a pass is a dense tensor of C/2 channels.
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
 from sparsecodec.nn.layers import lower_bound
-from sparsecodec.nn.routine import Coding, Routine, drive, pulling, pushing
+from sparsecodec.nn.likelihood import BitEstimator, round_ste
+from sparsecodec.nn.routine import Coding, Routine, channel_indexes, drive, pulling, pushing
 from sparsecodec.ops import evc_scale_thresholds
 from sparsecodec.ops._registry import deferred
 from sparsecodec.ops.entropy_parameters import ENTROPY_PARAMETERS
@@ -25,6 +27,7 @@ STREAMS = 2  # that each coding call is split over
 SYMBOL_MAX = 30000  # symbols are clipped to +- this when coded
 PASSES = ("even", "odd")  # of `sparsecodec.ops.entropy_parameters`
 Network = Callable[[Tensor], Tensor]
+Likelihood = Callable[[Tensor, Tensor], Tensor]
 
 
 def first_pass(latent: Tensor) -> Tensor:
@@ -44,12 +47,29 @@ def first_pass(latent: Tensor) -> Tensor:
     return torch.cat([even.expand(half, -1, -1), ~even.expand(channels - half, -1, -1)])[None]
 
 
+@dataclass(frozen=True)
+class Estimate:
+    """One differentiable pass through the entropy model.
+
+    Attributes:
+        y_hat: ``[N, C, H, W]``. Quantised latent, times the step.
+        bits_y, bits_z: ``[N]``.
+        latent: what the model saw, each ``[N, C, H, W]`` in quantisation steps: ``y`` before it was quantised, its
+            ``means`` and ``scales``, and the ``likelihoods`` that `bits_y` is taken from.
+    """
+
+    y_hat: Tensor
+    bits_y: Tensor
+    bits_z: Tensor
+    latent: dict[str, Tensor]
+
+
 class DualPrior:
     """The networks between the hyper-latent and the tables.
 
     Args:
-        hyper_dec: ``[N, C, h, w] -> [N, C, 4h, 4w]``.
-        fusion: ``[N, C, H, W] -> [N, 3C, H, W]``: step, scales, means.
+        hyper_dec: ``[N, C_z, h, w] -> [N, C_h, 4h, 4w]``.
+        fusion: what `hyper_dec` gives, or what `join` makes of it, ``-> [N, 3C, H, W]``: step, scales, means.
         spatial: ``[N, 4C, H, W] -> [N, 2C, H, W]``: per half of the channels scales, then means.
         head: what takes the place of `spatial` when coding: the same with the entropy parameters of the second pass in
             its last layer, ``[N, 4C, H, W] ->`` what `sparsecodec.ops.prior_head` returns.
@@ -61,10 +81,59 @@ class DualPrior:
         self._spatial = spatial
         self.head = head
 
-    def parameters(self, z_hat: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """Hyper-latent ``[N, C, h, w]`` -> (step >= 0.5, scales, means), each ``[N, C, 4h, 4w]``."""
-        step, scales, means = self._fusion(self._hyper_dec(z_hat)).to(z_hat.dtype).chunk(3, 1)
+    def parameters(self, z_hat: Tensor, join: Network | None = None) -> tuple[Tensor, Tensor, Tensor]:
+        """Hyper-latent ``[N, C_z, h, w]`` -> (step >= 0.5, scales, means), each ``[N, C, 4h, 4w]``.
+
+        Args:
+            z_hat: rounded.
+            join: adds to the hyper-decoder's output what else the fusion reads, such as earlier frames' latents.
+        """
+        hyper = self._hyper_dec(z_hat)
+        fused = self._fusion(hyper if join is None else join(hyper))
+        step, scales, means = fused.to(z_hat.dtype).chunk(3, 1)
         return lower_bound(step, STEP_MIN), scales, means
+
+    def estimate(
+        self,
+        y: Tensor,
+        z: Tensor,
+        z_model: BitEstimator,
+        likelihood: Likelihood,
+        *,
+        noisy: bool,
+        join: Network | None = None,
+    ) -> Estimate:
+        """What coding would cost and lose, with gradients: rounding passes them straight through.
+
+        Args:
+            y: ``[N, C, H, W]``. Transform latent divided by the gain.
+            z: ``[N, C_z, H/4, W/4]``. Hyper-latent, not yet rounded.
+            z_model: distribution of the hyper-latent.
+            likelihood: (symbols minus means, scales) -> mass of each.
+            noisy: the rate at uniform noise, as in training, and not at the symbols that would be coded.
+            join: as for `parameters`.
+        """
+        z_hat = round_ste(z)
+        step, scales, means = self.parameters(z_hat, join)
+        y = y / step
+        first = first_pass(y)
+        y_hat_first = (round_ste(y - means) + means) * first
+        scales_second, means_second = self.refine(y_hat_first, step, scales, means)
+        scales = torch.where(first, scales, scales_second.flatten(1, 2))
+        means = torch.where(first, means, means_second.flatten(1, 2))
+        residual = y - means
+        y_hat = round_ste(residual) + means
+        if noisy:
+            coded_y, coded_z = residual + torch.rand_like(residual) - 0.5, z + torch.rand_like(z) - 0.5
+        else:
+            coded_y, coded_z = residual.round(), z_hat
+        likelihoods = likelihood(coded_y, scales)
+        return Estimate(
+            y_hat * step,
+            -likelihoods.log2().sum((1, 2, 3)),
+            -z_model.likelihood(coded_z).log2().sum((1, 2, 3)),
+            {"y": y, "means": means, "scales": scales, "likelihoods": likelihoods},
+        )
 
     def refine(self, y_hat_first: Tensor, step: Tensor, scales: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:
         """(scales, means) of the second pass, each ``[N, 2, C/2, H, W]``: the halves of the channels apart.
@@ -83,10 +152,19 @@ class DualPrior:
         return torch.cat([y_hat_first, means, scales, step], 1)
 
 
-def _z_indexes(z_shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
-    """Table row = channel, ``[N, C, h, w]`` int16."""
-    rows = torch.arange(z_shape[1], dtype=torch.int16, device=device)
-    return rows[None, :, None, None].expand(z_shape).contiguous()
+@dataclass(frozen=True)
+class CodingLayout:
+    """What differs between the codecs that code alike.
+
+    Attributes:
+        streams: that each coding call is split over; one stream has no prefix.
+        symbol_max: symbols are clipped to +- this.
+        thresholds: gives the scales at which the table's row changes.
+    """
+
+    streams: int = STREAMS
+    symbol_max: int = SYMBOL_MAX
+    thresholds: Callable[[], Tensor] = evc_scale_thresholds
 
 
 class DualPriorCoder:
@@ -97,6 +175,7 @@ class DualPriorCoder:
         y_tables: rows of the scale index (`sparsecodec.entropy.evc_gaussian_tables`).
         z_tables: a row per channel of the hyper-latent.
         device: where the networks run.
+        layout: how payloads are made; EVC's by default.
     """
 
     def __init__(
@@ -105,13 +184,16 @@ class DualPriorCoder:
         y_tables: EntropyTables,
         z_tables: EntropyTables,
         device: torch.device | str = "cpu",
+        layout: CodingLayout | None = None,
     ) -> None:
+        layout = layout or CodingLayout()
         self._prior = prior
         self._y_tables = y_tables
         self._z_tables = z_tables
-        self._quantize_z = deferred(QUANTIZE_LATENT, limit=SYMBOL_MAX)
-        self._quantize = {part: deferred(QUANTIZE_LATENT, part=part, limit=SYMBOL_MAX) for part in PASSES}
-        thresholds = evc_scale_thresholds().to(device)
+        self._streams = layout.streams
+        self._quantize_z = deferred(QUANTIZE_LATENT, limit=layout.symbol_max)
+        self._quantize = {part: deferred(QUANTIZE_LATENT, part=part, limit=layout.symbol_max) for part in PASSES}
+        thresholds = layout.thresholds().to(device)
         self._index = {part: deferred(ENTROPY_PARAMETERS, thresholds=thresholds, part=part) for part in PASSES}
         self._restore = {part: deferred(RESTORE_LATENT, part=part) for part in PASSES}
 
@@ -121,7 +203,7 @@ class DualPriorCoder:
         Returns:
             The payload, and the latent as the decoder will have it, ``[1, C, H, W]``.
         """
-        encoder = Encoder(STREAMS)
+        encoder = Encoder(self._streams)
         y_hat = drive(self.encoding(y, z, gain), pushing(encoder))
         return encoder.finish(), y_hat
 
@@ -131,7 +213,7 @@ class DualPriorCoder:
         Raises:
             BitstreamError: the payload is damaged or belongs to another size, model or arithmetic.
         """
-        decoder = Decoder(payload, STREAMS)
+        decoder = Decoder(payload, self._streams)
         z_symbols = self.decode_z(decoder, z_shape)
         y_hat = drive(self.decoding(z_symbols.to(gain.device), gain), pulling(decoder))
         decoder.finish()
@@ -139,37 +221,45 @@ class DualPriorCoder:
 
     def decode_z(self, decoder: Decoder, z_shape: tuple[int, int, int, int]) -> Tensor:
         """The hyper-latent's symbols, the first call of a payload, int32 on the host."""
-        return decoder.decode(_z_indexes(z_shape), self._z_tables)
+        return decoder.decode(channel_indexes(z_shape), self._z_tables)
 
-    def encoding(self, y: Tensor, z: Tensor, gain: Tensor) -> Routine:
+    def encoding(self, y: Tensor, z: Tensor, gain: Tensor, join: Network | None = None) -> Routine:
         """Device work of `encode`.
 
         Args:
             y: ``[1, C, H, W]`` float32. Transform latent divided by `gain`.
             z: ``[1, C, H/4, W/4]`` float32. Hyper-latent, not yet rounded.
             gain: ``[C]`` float32. Global times channel-wise step.
+            join: as for `DualPrior.parameters`.
         """
         z_symbols = self._quantize_z(z)
-        yield Coding(self._z_tables, _z_indexes(z.shape, z.device), z_symbols)
+        yield Coding(self._z_tables, channel_indexes(z.shape, z.device), z_symbols)
 
         def push(indexes: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
             symbols = self._quantize[part](y, means, step)
             yield Coding(self._y_tables, indexes, symbols)
             return symbols
 
-        return (yield from self._two_passes(z_symbols, gain, push))
+        return (yield from self._two_passes(z_symbols, gain, push, join))
 
-    def decoding(self, z_symbols: Tensor, gain: Tensor) -> Routine:
-        """Device work of `decode`: ``z_symbols [1, C, h, w]`` int32 -> latent ``[1, C, 4h, 4w]``."""
+    def z_decoding(self, size: tuple[int, int], device: torch.device) -> Routine:
+        """The hyper-latent's symbols where other calls precede them: ``[1, C_z, *size]`` int32 on `device`."""
+        shape = (1, self._z_tables.rows, *size)
+        return (yield Coding(self._z_tables, channel_indexes(shape, device)))
+
+    def decoding(self, z_symbols: Tensor, gain: Tensor, join: Network | None = None) -> Routine:
+        """Device work of `decode`: ``z_symbols [1, C_z, h, w]`` int32 -> latent ``[1, C, 4h, 4w]``."""
 
         def pull(indexes: Tensor, means: Tensor, step: Tensor, part: str) -> Routine:
             return (yield Coding(self._y_tables, indexes))
 
-        return (yield from self._two_passes(z_symbols, gain, pull))
+        return (yield from self._two_passes(z_symbols, gain, pull, join))
 
-    def _two_passes(self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine]) -> Routine:
+    def _two_passes(
+        self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine], join: Network | None = None
+    ) -> Routine:
         """Both directions: `code` maps a pass' (indexes, means, step, part) to its symbols."""
-        step, scales, means = self._prior.parameters(z_symbols.to(torch.float32))
+        step, scales, means = self._prior.parameters(z_symbols.to(torch.float32), join)
         even, odd = PASSES
         symbols = yield from code(self._index[even](scales), means, step, even)
         first = self._restore[even](symbols, means)

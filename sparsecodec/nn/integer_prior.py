@@ -139,13 +139,13 @@ class IntegerPriorCoder(DualPriorCoder):
         quantize = deferred(QUANTIZE_LATENT, part=part, limit=SYMBOL_LIMIT - 1)
         return lambda y, means, step: quantize(y, as_float(means), as_float(step))
 
-    def _two_passes(self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine]) -> Routine:
+    def _two_passes(self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine], join: None = None) -> Routine:
         z_hat = fixed_point(z_symbols, self._medians)
         step, scales, means = self._parameters(narrowed(z_hat, self._parameters.exponent)).chunk(3, 1)
         step = step.clamp(min=STEP_MIN)
         even, odd = PASSES
         symbols = yield from code(self._index[even](scales), means, step, even)
-        first = _coded_only(fixed_point(_spread(symbols), split_groups(means, even, "means")), even)
+        first = coded_only(fixed_point(_spread(symbols), split_groups(means, even, "means")), even)
 
         context = (first, means, scales, step)
         read = torch.cat([narrowed(values, self._spatial.exponent) for values in context], 1)
@@ -161,7 +161,7 @@ def _spread(symbols: Tensor) -> Tensor:
     return symbols.unsqueeze(1)
 
 
-def _coded_only(values: Tensor, part: str) -> Tensor:
+def coded_only(values: Tensor, part: str) -> Tensor:
     """``[N, G, C/G, H, W]`` -> ``[N, C, H, W]`` channels_last, zero where the pass does not code."""
     groups, (height, width) = groups_of(part), values.shape[-2:]
     here = active_group(part, height, width, values.device) == torch.arange(groups, device=values.device).view(-1, 1, 1)

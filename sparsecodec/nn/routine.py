@@ -11,6 +11,7 @@ from collections.abc import Callable, Generator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
@@ -29,6 +30,12 @@ class Coding:
     tables: EntropyTables
     indexes: Tensor
     symbols: Tensor | None = None
+
+
+def channel_indexes(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
+    """Indexes of a factorised latent ``[N, C, H, W]``: table row = channel, int16."""
+    rows = torch.arange(shape[1], dtype=torch.int16, device=device)
+    return rows[None, :, None, None].expand(shape).contiguous()
 
 
 Routine = Generator[Coding, Tensor | None, Any]

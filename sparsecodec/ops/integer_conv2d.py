@@ -7,6 +7,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
 
 from sparsecodec.errors import UsageError
 from sparsecodec.ops._epilogue import channels_innermost
@@ -44,6 +45,10 @@ def integer_conv2d_reference(
     """`integer_conv2d` in plain torch."""
     if bits not in DTYPES:
         raise UsageError(f"bits={bits} (one of {', '.join(map(str, DTYPES))})")
+    if isinstance(x, FakeTensor):  # a plan asks for the shape alone, of every layer
+        rows, columns = (side + 2 * padding - k + 1 for side, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+        shape = (len(x), len(weight) // shuffle**2, rows * shuffle, columns * shuffle)
+        return torch.empty(shape, dtype=DTYPES[bits], device=x.device, memory_format=torch.channels_last)
     # float64 holds every partial sum exactly
     acc = F.conv2d(x.double(), weight.double(), bias.double(), 1, padding, 1, groups).round().long()
     shift = shift.long().view(-1, 1, 1)

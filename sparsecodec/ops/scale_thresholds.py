@@ -35,13 +35,70 @@ _EVC_BITS = """
 4256f3fb425c63184261f5574267aba5426d86ea427388154279b01d427ffffc
 """
 
+# The same for 256 Laplace distributions: EVC's rule with log(0.01) in the place of log(0.11). SHA-256 begins with
+# d2100907bb5d8cd9.
+_LAPLACE64_BITS = """
+3c2991a03c2f7f813c35a2753c3bfc523c428f0e3c495ca13c5067143c57b0933c5f3b4d3c6709823c6f1d9e3c777a0a3c8010a2
+3c848aff3c892d713c8df95b3c92f0393c9813863c9d64d03ca2e5b33ca897dc3cae7cfe3cb496e63cbae76d3cc170783cc83403
+3ccf341c3cd672dc3cddf2773ce5b5343cedbd653cf60d7d3cfea8013d03c7c23d08635f3d0d283c3d1217c83d1733833d1c7cf9
+3d21f5c13d279f833d2d7bfa3d338ce43d39d41c3d40538a3d470d1d3d4e02e43d5536fb3d5cab8a3d6462d63d6c5f363d74a30f
+3d7d30e33d8305a63d879a793d8c584e3d9140973d9654cb3d9b96783da107303da6a89b3dac7c703db2846b3db8c2633dbf383c
+3dc5e7eb3dccd3713dd3fce93ddb66803de3126d3deb03063df33ab63dfbbbf13e0244a63e06d2bb3e0b89943e106aa13e15775c
+3e1ab1483e2019fe3e25b3203e2b7e5b3e317d753e37b23e3e3e1e913e44c4673e4ba5bd3e52c4a73e5a23533e61c3f53e69a8db
+3e71d4703e7a49253e8184c43e860c233e8abc0c3e8f95e73e949b323e99cd6d3e9f2e293ea4bf0c3eaa81c13eb078043eb6a3a8
+3ebd06883ec3a28f3eca79c43ed18e333ed8e1ff3ee077673ee850af3ef070363ef8d8793f00c5fd3f0546af3f09efb13f0ec26a
+3f13c04f3f18eadf3f1e43b33f23cc633f2986983f2f74163f3596a43f3bf0173f4282663f494f883f5059853f57a28b3f5f2cc0
+3f66fa7b3f6f0e103f7769e93f80084e3f8482603f8924813f8df01f3f92e6aa3f98099e3f9d5a913fa2db1b3fa88ce03fae71a3
+3fb48b283fbadb403fc163e13fc826fe3fcf269d3fd664e73fdde4093fe5a63e3fedadec3ff5fd7e3ffe976b4003bf2f40085a81
+400d1f0b40120e46401729ae401c72c84021eb364027949d402d70ad403381344039c8084040470340470028404df58040552918
+405c9d2d406453fd406c4fd640749322407d206d4082fd21408791a5408c4f2f4091372540964b02409b8c5940a0fcb740a69dc2
+40ac713740b278cf40b8b65c40bf2bcd40c5db0b40ccc61b40d3ef2140db583a40e303a540eaf3c040f32ae440fbab8d41023c2f
+4106c9f6410b807f4110613e41156da3411aa73641200f954125a858412b7331413171eb4137a64b413e12314144b79b414b987d
+4152b6ee415a15234161b545416999a54171c4b5417a38dc41817c554186036c418ab305418f8c8e419491884199c36b419f23cc
+41a4b45541aa76a941b06c8741b697c741bcfa3b41c395d241ca6c9941d1809141d8d3e141e068ce41e8419241f0608b41f8c84e
+4200bd9c42053e084209e6b8420eb91c4213b6b64218e0f0421e39664223c1bd42297b92422f68a842358ad8423be3e2424275bd
+4249427142504bf94257947f425f1e4a4266eb7b426efe83427759d8427ffff4
+"""
+
+# The same for DCVC-RT's rule, trunc((log(clamp(s, 0.11, 16)) - log(0.11)) * (127 / (log(16) - log(0.11)))), with the
+# factor rounded to float32 before it multiplies. SHA-256 begins with f0ccf45534049dff.
+_RT_BITS = """
+3dea4a00 3df3a88c 3dfd6703 3e03c49d 3e090999 3e0e8486 3e14378e 3e1a24ef 3e204efe 3e26b829 3e2d62f7 3e345204 3e3b880e
+3e4307eb 3e4ad48f 3e52f10b 3e5b6092 3e642674 3e6d4627 3e76c342 3e8050c0 3e857264 3e8ac88f 3e90555d 3e961afc 3e9c1bb2
+3ea259dd 3ea8d7f0 3eaf987c 3eb69e27 3ebdebb7 3ec5840a 3ecd6a1d 3ed5a10f 3ede2c19 3ee70e98 3ef04c0e 3ef9e81b 3f01f345
+3f0725a4 3f0c8d37 3f122c1f 3f180491 3f1e18dd 3f246b64 3f2afea5 3f31d536 3f38f1c9 3f405729 3f480842 3f500819 3f5859d6
+3f6100bd 3f6a0037 3f735bd0 3f7d1735 3f839b1e 3f88de71 3f8e57a4 3f9408e1 3f99f464 3fa01c85 3fa683ab 3fad2c5e 3fb4193a
+3fbb4cff 3fc2ca7f 3fca94b1 3fd2aea0 3fdb1b7d 3fe3de9e 3fecfb70 3ff6758f 40002859 4005485e 400a9cdb 401027e9 4015ebb6
+401bea89 402226bc 4028a2c5 402f612f 403664a5 403dafe6 404545d6 404d296b 40555dc9 405de624 4066c5d6 40700065 4079996a
+4081ca5a 4086fb16 408c60f6 4091fe17 4097d4b4 409de713 40a4379d 40aac8cb 40b19d36 40b8b78a 40c01a98 40c7c941 40cfc698
+40d815b7 40e0b9e1 40e9b68c 40f30f2f 40fcc785 410371ac 4108b35a 410e2ad3 4113da44 4119c3e8 411fea1b 41264f3a 412cf5d5
+4133e082 413b1208 41428d29 414a54e5 41526c43 415ad680 416396de 416cb0cf 417627f8 417ffffe
+"""
+
+
+def _floats(text: str) -> Tensor:
+    """Hexadecimal words, eight digits each -> ``[L]`` float32 of those bits."""
+    digits = "".join(text.split())
+    bits = [int(digits[start : start + 8], 16) for start in range(0, len(digits), 8)]
+    return torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+
 
 @functools.cache
 def evc_scale_thresholds() -> Tensor:
     """Thresholds of EVC, DCVC-HEM-I, DCVC-DC-I and DCVC-FM-I: 256 Gaussians, scales 0.11 to 64. ``[255]`` float32."""
-    text = "".join(_EVC_BITS.split())
-    bits = [int(text[start : start + 8], 16) for start in range(0, len(text), 8)]
-    return torch.tensor(bits, dtype=torch.int32).view(torch.float32)
+    return _floats(_EVC_BITS)
+
+
+@functools.cache
+def laplace_scale_thresholds() -> Tensor:
+    """Thresholds of DCVC-HEM-P, DCVC-DC-P and DCVC-FM-P: 256 Laplace laws, scales 0.01 to 64. ``[255]`` float32."""
+    return _floats(_LAPLACE64_BITS)
+
+
+@functools.cache
+def rt_scale_thresholds() -> Tensor:
+    """Thresholds of DCVC-RT in float32: 128 Gaussians, scales 0.11 to 16. ``[127]`` float32."""
+    return _floats(_RT_BITS)
 
 
 def scale_table_thresholds(scale_table: Tensor, lower_bound: float = 0.0) -> Tensor:
@@ -57,3 +114,20 @@ def scale_table_thresholds(scale_table: Tensor, lower_bound: float = 0.0) -> Ten
     thresholds = scale_table.detach()[:-1].float().clone()
     thresholds[thresholds < torch.tensor(lower_bound, dtype=torch.float32)] = float("-inf")
     return thresholds
+
+
+# Entry k: bits of the float32 scale k of DCVC's table, exp(linspace(log(0.01), log(16), 64)) as torch computes it.
+# SHA-256 over the little-endian bytes begins with 0b703e0e2f4e0ded.
+_DCVC_BITS = """
+3c23d70a3c38320c3c4f14793c68ceb93c82dda33c931fe33ca5673f3cb9f3fa3cd10e4a3ceb07693d041d4f3d1487443d26fb48
+3d3bba333d530cf53d6d45823d8560053d95f2143da893293dbd84c43dd5107c3def89193e06a5d03e1760593e2a2ef13e3f53b3
+3e5718f03e71d2353e87eeb93e98d21d3eabcea63ec1270d3ed926593ef420e53f093ac23f1a47673f2d72503f42fedc3f5b38c8
+3f76753b3f8a89f83f9bc0433faf19fe3fc4db2d3fdd50463ff8cf41400bdc60401d3cb64030c5b64046bc08405f6cdf407b2f03
+408d3204409ebccc40b2758340c8a17b40e18ea240fd9496410e8ae84120408b4134296e414a8b904163b598
+"""
+
+
+@functools.cache
+def dcvc_scale_thresholds() -> Tensor:
+    """Thresholds of DCVC (2021): 64 Laplace distributions, scales 0.01 to 16. ``[63]`` float32."""
+    return _floats(_DCVC_BITS)

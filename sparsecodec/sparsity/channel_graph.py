@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 
 import numpy as np
 import torch
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError
 from sparsecodec.sparsity.layout import OPEN, LayerUse
-from sparsecodec.sparsity.tracing import Walk, walk
+from sparsecodec.sparsity.tracing import Bank, Walk, walk
 
 BRANCH = "branch:"
 
@@ -96,24 +97,30 @@ class ChannelGraph:
         spaces: by name, in execution order; branches follow the spaces of their transform.
         layers: by dotted name, in execution order.
         transforms: the paths that were traced.
+        banks: which channels the columns of a table of steps belong to, by the dotted name of the parameter; only those
+            whose channels the transforms make.
     """
 
     spaces: dict[str, Space]
     layers: dict[str, LayerChannels]
     transforms: tuple[str, ...]
+    banks: dict[str, ChannelMap] = field(default_factory=dict)
 
     @classmethod
-    def trace(cls, module: nn.Module, name_prefix: str = "") -> ChannelGraph:
+    def trace(
+        cls, module: nn.Module, name_prefix: str = "", banks: Mapping[str, Bank] = MappingProxyType({})
+    ) -> ChannelGraph:
         """Trace one transform. Its inputs and outputs are locked.
 
         Args:
             module: takes tensors ``[N, C, H, W]`` and gives such tensors.
             name_prefix: dotted path of `module` in its model; layer names start with it.
+            banks: tables of steps by the argument that takes a row, ``[N, C, 1, 1]``.
 
         Raises:
             GraphError: the forward cannot be traced; the message names the module and the cause.
         """
-        return _build(walk(module, name_prefix), name_prefix)
+        return _build(walk(module, name_prefix, banks), name_prefix)
 
     @property
     def prunable(self) -> dict[str, Space]:
@@ -132,6 +139,12 @@ class ChannelGraph:
             outputs = self.layers[space.producers[0]].outputs
             allowed[self.layers[space.producers[0]].branch_positions] = outputs.keep(masks)
         return allowed
+
+    def without_branches(self) -> ChannelGraph:
+        """This graph with whole spaces alone to prune: no branch is narrower than the sum that it ends in."""
+        spaces = {name: space for name, space in self.spaces.items() if space.joined is None}
+        layers = {name: replace(layer, branch=None) for name, layer in self.layers.items()}
+        return replace(self, spaces=spaces, layers=layers)
 
     @property
     def locks(self) -> str:
@@ -172,12 +185,31 @@ def trace_model(model: nn.Module, paths: Sequence[str]) -> ChannelGraph:
         except AttributeError as error:
             children = ", ".join(name for name, _ in model.named_children())
             raise GraphError(f"{type(model).__name__} has no module {path!r}; it has {children}") from error
-        graphs.append(ChannelGraph.trace(module, path))
+        graphs.append(ChannelGraph.trace(module, path, _banks(model, path)))
     return ChannelGraph(
         {name: space for graph in graphs for name, space in graph.spaces.items()},
         {name: layer for graph in graphs for name, layer in graph.layers.items()},
         paths,
+        {name: channels for graph in graphs for name, channels in graph.banks.items()},
     )
+
+
+def _banks(model: nn.Module, path: str) -> dict[str, Bank]:
+    """Those of the transform at `path`, as the model that owns the tables names them.
+
+    Its attribute ``banks`` maps ``"transform.argument"`` to the name of the parameter.
+    """
+    found = {}
+    names = path.split(".")
+    for depth in range(len(names)):
+        owner, inside = ".".join(names[:depth]), ".".join(names[depth:])
+        module = model.get_submodule(owner)
+        for target, parameter in getattr(module, "banks", {}).items():
+            transform, _, argument = target.rpartition(".")
+            if transform == inside:
+                name = f"{owner}.{parameter}" if owner else parameter
+                found[argument] = Bank(name, module.get_parameter(parameter).shape[1])
+    return found
 
 
 # --- from atoms to spaces ---------------------------------------------------------------------------------------
@@ -216,7 +248,12 @@ def _build(found: Walk, path: str) -> ChannelGraph:
         width = int(layer.branch_positions.max()) + 1
         joined = layer.outputs.parts[0][0]
         spaces[name] = Space(name, width, (layer_name,), spaces[joined].consumers, None, joined)
-    return ChannelGraph(spaces, layers, (path,))
+    banks = {
+        name: _channel_map(atoms, label, home)
+        for name, atoms in rec.banks.items()
+        if all(int(label[atom]) in home for atom in atoms)
+    }
+    return ChannelGraph(spaces, layers, (path,), banks)
 
 
 def _components(groups: Sequence[np.ndarray]) -> list[list[int]]:

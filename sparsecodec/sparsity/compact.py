@@ -97,6 +97,10 @@ def compact(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> nn.Mo
             scattered = ScatterConv2d(module, out_index, int(full.sum())).train(module.training)
             parent, _, name = layer.name.rpartition(".")
             setattr(model.get_submodule(parent), name, scattered)
+    for name, channels in graph.banks.items():
+        if not (keep := channels.keep(masks)).all():
+            owner, _, parameter = name.rpartition(".")
+            _replace(model.get_submodule(owner), parameter, ((1, keep),))
     return model
 
 

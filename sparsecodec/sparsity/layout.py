@@ -56,13 +56,14 @@ class LayerUse:
 
 @dataclass
 class Recorder:
-    """Collects atoms (one per filter), the equalities between them, the locks, and the layers."""
+    """Collects atoms (one per filter), the equalities between them, the locks, the layers, and the banks of steps."""
 
     prefix: str = ""
     count: int = 0
     edges: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)
     locks: list[tuple[np.ndarray, str]] = field(default_factory=list)
     layers: dict[str, LayerUse] = field(default_factory=dict)
+    banks: dict[str, np.ndarray] = field(default_factory=dict)
 
     def new(self, n: int) -> np.ndarray:
         self.count += n

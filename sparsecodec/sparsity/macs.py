@@ -64,12 +64,13 @@ class MacReport:
         return "\n".join(lines)
 
 
-def count(model: nn.Module, inputs: Mapping[str, Sequence[int]]) -> MacReport:
+def count(model: nn.Module, inputs: Mapping[str, Sequence[int] | Sequence[Sequence[int]]]) -> MacReport:
     """Count transforms of a model on given input shapes, without computing anything.
 
     Args:
         model: any module; not modified.
-        inputs: dotted path of a transform (``""`` is the model itself) -> shape ``(N, C, H, W)`` of its one input.
+        inputs: dotted path of a transform (``""`` is the model itself) -> shape ``(N, C, H, W)`` of its one input, or
+            the shapes of its inputs.
 
     Raises:
         UsageError: a layer does not accept the shape.
@@ -82,7 +83,8 @@ def count(model: nn.Module, inputs: Mapping[str, Sequence[int]]) -> MacReport:
         ]
         try:
             with torch.no_grad():
-                module(torch.empty(tuple(shape), device="meta"))
+                shapes = shape if isinstance(shape[0], Sequence) else (shape,)
+                module(*(torch.empty(tuple(one), device="meta") for one in shapes))
         except RuntimeError as error:
             raise UsageError(
                 f"{path or type(model).__name__} does not take an input {tuple(shape)}: {error}"

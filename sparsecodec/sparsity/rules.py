@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparsecodec.ops import deform_conv2d, warp
 from sparsecodec.sparsity.layout import OUTSIDE, Layout, Recorder
 
 
@@ -47,7 +48,7 @@ _CONSTANT_AT_ZERO_MODULES = (nn.Sigmoid, nn.Softplus, nn.Hardsigmoid)
 
 _ZERO_TO_ZERO = {
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.dropout, F.interpolate),
-    *(F.avg_pool2d, F.max_pool2d, F.softsign, F.tanh, F.hardtanh),
+    *(F.avg_pool2d, F.max_pool2d, torch.max_pool2d, F.softsign, F.tanh, F.hardtanh),
     *(torch.relu, torch.tanh, torch.abs, torch.square, torch.sqrt, torch.round, torch.neg, torch.floor, torch.ceil),
     *(torch.clone, operator.neg, operator.abs),
     *("relu", "relu_", "tanh", "abs", "square", "sqrt", "round", "neg", "floor", "ceil", "clone", "contiguous"),
@@ -59,11 +60,17 @@ _SUB = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 _MUL = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
 _DIV = {operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_"}
 _CLAMP = {torch.clamp, torch.clip, "clamp", "clamp_", "clip"}
+WARPS = {F.grid_sample, warp}
+DEFORMATIONS = {deform_conv2d}
 _MAXMIN = {torch.maximum, torch.minimum, torch.max, torch.min}
 
 
 def is_add(target: object) -> bool:
     return target in _ADD
+
+
+def is_multiply(target: object) -> bool:
+    return target in _MUL
 
 
 def is_activation(target: object, module: nn.Module | None) -> bool:
@@ -167,6 +174,11 @@ def apply_function(rec: Recorder, target: Callable | str, args: tuple, kwargs: d
         low, high = kwargs.get("min", low), kwargs.get("max", high)
         return Layout(x.parts, x.keeps_zero and (low is None or low <= 0) and (high is None or high >= 0))
     if target in (torch.pow, operator.pow, "pow") and isinstance(args[1], int | float) and args[1] > 0:
+        return x
+    if target in DEFORMATIONS:  # a group of channels shares its offsets, and its weight belongs to no layer
+        return lock_all(rec, args, kwargs, f"{_name(target)} ({where}) moves its channels in groups")
+    if target in WARPS:  # samples of each channel, wherever the second argument says
+        lock_all(rec, args[1:], kwargs, f"{_name(target)} ({where}) reads positions from it")
         return x
     if target in _ADD | _SUB | _MUL | _DIV | _MAXMIN and len(args) == 2 and not kwargs:
         return _binary(rec, target, args, where)

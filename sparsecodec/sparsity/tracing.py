@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
 from sparsecodec.sparsity import rules
-from sparsecodec.sparsity.layout import OUTSIDE, Recorder
+from sparsecodec.sparsity.layout import OUTSIDE, Layout, Recorder
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
 
@@ -27,7 +28,13 @@ class Walk:
 
 
 class Tracer(fx.Tracer):
-    """Stops at torch's own layers, at anything derived from a convolution, at GDN and at scattered convolutions."""
+    """Stops at torch's own layers, at anything derived from a convolution, at GDN and at scattered convolutions.
+
+    Also at those of our ops that a model calls as functions, which look at shapes.
+    """
+
+    def __init__(self) -> None:
+        super().__init__(autowrap_functions=(*rules.WARPS, *rules.DEFORMATIONS))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = rules.is_conv(m) or rules.is_gdn(m) or isinstance(m, ScatterConv2d)
@@ -35,19 +42,49 @@ class Tracer(fx.Tracer):
 
 
 def trace(module: nn.Module, name: str) -> fx.Graph:
-    """The graph of `module`, down to the layers at which `Tracer` stops.
+    """The graph of `module`, down to the layers at which `Tracer` stops; arguments that have a default keep it.
 
     Raises:
         GraphError: the forward depends on values that tracing does not have; `name` says whose.
     """
+    parameters = inspect.signature(module.forward).parameters.values()
+    optional = {
+        parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
+    }
     try:
-        return Tracer().trace(module)
+        graph = Tracer().trace(module, concrete_args=optional or None)
     except Exception as error:  # fx runs the module's own forward, which may raise anything
         raise GraphError(f"{name} cannot be traced: {type(error).__name__}: {error}") from error
+    _drop_arguments(graph, len(parameters) - len(optional))
+    return graph
 
 
-def walk(module: nn.Module, prefix: str) -> Walk:
+def _drop_arguments(graph: fx.Graph, kept: int) -> None:
+    """Removes all arguments but the first `kept`, and the assertions on their values that fx adds."""
+    arguments = [node for node in graph.nodes if node.op == "placeholder"]
+    dropped = dict.fromkeys(arguments[kept:])
+    for node in graph.nodes:
+        if node.all_input_nodes and all(source in dropped for source in node.all_input_nodes):
+            dropped[node] = None
+    for node in reversed(dropped):
+        graph.erase_node(node)
+
+
+@dataclass(frozen=True)
+class Bank:
+    """A table of steps, ``[rates, width, 1, 1]``, of which a transform is given a row; `name` is its dotted path."""
+
+    name: str
+    width: int
+
+
+def walk(module: nn.Module, prefix: str, banks: Mapping[str, Bank]) -> Walk:
     """Trace `module` and interpret it on channel layouts.
+
+    Args:
+        module: a transform.
+        prefix: its dotted path.
+        banks: by the argument of the transform that takes a row of it.
 
     Raises:
         GraphError: the forward depends on values that tracing does not have.
@@ -61,6 +98,11 @@ def walk(module: nn.Module, prefix: str) -> Walk:
     recorder = Recorder(prefix)
     env: dict[fx.Node, object] = {}
     for node in graph.nodes:
+        if node.op == "placeholder" and node.target in banks:
+            bank = banks[node.target]
+            recorder.banks[bank.name] = recorder.new(bank.width)
+            env[node] = Layout((recorder.banks[bank.name],), keeps_zero=False)
+            continue
         env[node] = _interpret(recorder, module, node, env)
     return Walk(recorder, tuple(prefix + name for name in _branches(module, graph)))
 

@@ -13,8 +13,10 @@ from sparsecodec.ops import (
     bind,
     entropy_parameters,
     evc_scale_thresholds,
+    laplace_scale_thresholds,
     quantize_latent,
     restore_latent,
+    rt_scale_thresholds,
     scale_table_thresholds,
     use_backend,
     why_unavailable,
@@ -48,16 +50,37 @@ def _look_up(scales: torch.Tensor, thresholds: torch.Tensor) -> torch.Tensor:
         return entropy_parameters(scales.view(1, 1, 1, -1), thresholds).flatten()
 
 
-def test_thresholds_are_the_rule_of_evc():
-    def rule(scales):  # DCVC's index rule in torch's float32 arithmetic
-        step = (math.log(64.0) - math.log(0.11)) / 255
-        return ((scales.clamp(min=1e-5).log() - math.log(0.11)) / step).clamp(0, 255).to(torch.int16)
+def _evc_rule(scales):  # the index rules in torch's float32 arithmetic
+    step = (math.log(64.0) - math.log(0.11)) / 255
+    return ((scales.clamp(min=1e-5).log() - math.log(0.11)) / step).clamp(0, 255).to(torch.int16)
 
-    thresholds = evc_scale_thresholds()
-    assert thresholds.shape == (255,) and bool((thresholds[1:] > thresholds[:-1]).all())
-    low = torch.full((255,), 1, dtype=torch.int64)
-    high = torch.full((255,), 0x7F800000, dtype=torch.int64)
-    wanted = torch.arange(1, 256)
+
+def _laplace_rule(scales):
+    step = (math.log(64.0) - math.log(0.01)) / 255
+    return ((scales.clamp(min=1e-5).log() - math.log(0.01)) / step).clamp(0, 255).to(torch.int16)
+
+
+def _rt_rule(scales):
+    step = (math.log(16.0) - math.log(0.11)) / 127
+    return ((scales.clamp(0.11, 16.0).log() - math.log(0.11)) * (1.0 / step)).to(torch.int16)
+
+
+@pytest.mark.parametrize(
+    ("thresholds", "rule"),
+    [
+        (evc_scale_thresholds(), _evc_rule),
+        (laplace_scale_thresholds(), _laplace_rule),
+        (rt_scale_thresholds(), _rt_rule),
+    ],
+    ids=["evc", "laplace", "rt"],
+)
+def test_thresholds_are_the_rule_of_the_family(thresholds, rule):
+    count = len(thresholds)
+    assert thresholds.shape == (int(rule(torch.tensor([1e6]))),)
+    assert bool((thresholds[1:] > thresholds[:-1]).all())
+    low = torch.full((count,), 1, dtype=torch.int64)
+    high = torch.full((count,), 0x7F800000, dtype=torch.int64)
+    wanted = torch.arange(1, count + 1)
     while bool((high - low > 1).any()):
         middle = (low + high) // 2
         reached = rule(middle.int().view(torch.float32)) >= wanted

@@ -1,0 +1,97 @@
+#include "cpu/deform_conv2d.h"
+
+#include <algorithm>
+#include <cmath>
+
+#include "check.h"
+
+namespace sparsecodec {
+namespace {
+
+constexpr std::ptrdiff_t kPixels = 48;  // of a task: a multiple of what fills the registers of a product
+
+// The sample before a position, -1 to size, and the weight of the next one, which is NaN where the position is.
+struct Below {
+    std::ptrdiff_t low;
+    float weight;
+
+    Below(float position, std::ptrdiff_t size) {
+        const float last = static_cast<float>(size);
+        position = position < -1.0f ? -1.0f : position;
+        position = position > last ? last : position;
+        low = position == position ? static_cast<std::ptrdiff_t>(std::floor(position)) : 0;
+        weight = position - static_cast<float>(low);
+    }
+};
+
+}  // namespace
+
+template <class T>
+DeformConv2d<T>::DeformConv2d(const ConvKernel& kernel, const float* bias)
+    : kh_(kernel.kh),
+      kw_(kernel.kw),
+      gemm_(igemm::Weights::oihw(kernel.data, kernel.n, kernel.k, kernel.kh, kernel.kw), bias),
+      zeros_(kernel.k) {
+    SC_CHECK(kh_ % 2 == 1 && kw_ % 2 == 1, "weight of ", kh_, " x ", kw_, " (needs odd sides)");
+}
+
+// All taps of a pixel: tap t at to + t * tap_step.
+template <class T>
+void DeformConv2d<T>::sample(const Image<const T>& x, const Planes& offset, const Planes* mask, int groups,
+                             std::ptrdiff_t pixel, Blend<T> blend, T* to, std::ptrdiff_t tap_step) const {
+    const std::ptrdiff_t n = pixel / (x.h * x.w), row = pixel / x.w % x.h, column = pixel % x.w;
+    const std::ptrdiff_t each = x.c / groups;
+    const int taps = kh_ * kw_;
+    const float* const moved = offset.data + n * offset.stride_n + row * offset.stride_h + column * offset.stride_w;
+    const float* const factors =
+        mask ? mask->data + n * mask->stride_n + row * mask->stride_h + column * mask->stride_w : nullptr;
+    for (int g = 0; g < groups; ++g) {
+        for (int t = 0; t < taps; ++t) {
+            const std::ptrdiff_t at = static_cast<std::ptrdiff_t>(g) * taps + t;
+            const float* const by = moved + 2 * at * offset.stride_c;
+            const Below down(static_cast<float>(row + t / kw_ - kh_ / 2) + by[0], x.h);
+            const Below across(static_cast<float>(column + t % kw_ - kw_ / 2) + by[offset.stride_c], x.w);
+            const float factor = factors ? factors[at * mask->stride_c] : 1.0f;
+            const float right = across.weight, left = 1 - right, lower = down.weight, upper = 1 - lower;
+            const auto pixel_at = [&](std::ptrdiff_t y, std::ptrdiff_t z) {
+                const bool inside = y >= 0 && y < x.h && z >= 0 && z < x.w;
+                return (inside ? x.pixel(n, y, z) : zeros_.data()) + g * each;
+            };
+            const Samples<T> samples{{pixel_at(down.low, across.low), pixel_at(down.low, across.low + 1),
+                                      pixel_at(down.low + 1, across.low), pixel_at(down.low + 1, across.low + 1)},
+                                     {left * upper * factor, right * upper * factor, left * lower * factor,
+                                      right * lower * factor}};
+            blend(samples, each, to + t * tap_step + g * each);
+        }
+    }
+}
+
+template <class T>
+void DeformConv2d<T>::run(const Image<const T>& x, const Planes& offset, const Planes* mask, int groups,
+                          const Image<T>& out) const {
+    const Blend<T> blend = blend_kernel<T>();
+    const std::ptrdiff_t pixels = x.n * x.h * x.w, tasks = (pixels + kPixels - 1) / kPixels;
+    const std::ptrdiff_t k = inputs(), taps = this->taps(), step = kPixels * k;
+#pragma omp parallel if (tasks > 1)
+    {
+        std::vector<T> columns(taps * step);
+        std::vector<const T*> rows(taps * kPixels);
+        igemm::fill_rows<const T>(rows.data(), columns.data(), k, static_cast<int>(taps * kPixels));
+        std::vector<T*> to(kPixels);
+#pragma omp for schedule(dynamic)
+        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+            const std::ptrdiff_t first = task * kPixels, m = std::min(kPixels, pixels - first);
+            for (std::ptrdiff_t i = 0; i < m; ++i) {
+                const std::ptrdiff_t pixel = first + i;
+                sample(x, offset, mask, groups, pixel, blend, columns.data() + i * k, step);
+                to[i] = out.pixel(pixel / (x.h * x.w), pixel / x.w % x.h, pixel % x.w);
+            }
+            gemm_.run(rows.data(), kPixels, static_cast<int>(m), igemm::Epilogue<T>{to.data()});
+        }
+    }
+}
+
+template class DeformConv2d<float>;
+template class DeformConv2d<igemm::bf16>;
+
+}  // namespace sparsecodec

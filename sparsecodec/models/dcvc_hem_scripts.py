@@ -1,0 +1,155 @@
+"""What the scripts of DCVC-HEM's published software call beside compress and decompress, for both models."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables, FrameFile
+from sparsecodec.errors import UsageError
+from sparsecodec.models.checkpoint import read_checkpoint
+from sparsecodec.models.steps import round_step
+
+
+class _Adopting:
+    """Tables of a foreign model in the place of those of the weights.
+
+    Attributes:
+        TABLES: the foreign model's parts that have tables, in the order of `tables`.
+    """
+
+    TABLES: tuple[str, ...]
+    _adopted: tuple[EntropyTables, ...] | None = None
+
+    def adopt(self, foreign: nn.Module) -> None:
+        """Takes over the tables that a model of the published software has computed, if it has.
+
+        It computes them in the arithmetic of its machine, where an exponential may have moved a value by one; its
+        streams need just these.
+        """
+        helpers = [getattr(getattr(foreign, name, None), "cdf_helper", None) for name in self.TABLES]
+        if all(helper is not None for helper in helpers):
+            rows = [helper.get_cdf_info() for helper in helpers]
+            self._adopted = tuple(EntropyTables(*(np.asarray(part, np.int32) for part in info)) for info in rows)
+
+    def update(self, force: bool = False) -> None:
+        """Drops adopted tables. Others need no update: they follow the weights at every call."""
+        self._adopted = None
+
+
+class ImageScripts(_Adopting):
+    """Of the codec of single frames."""
+
+    TABLES = ("gaussian_encoder", "bit_estimator_z")
+
+    @staticmethod
+    def get_q_scales_from_ckpt(path: str) -> Tensor:
+        """The anchors ``[4]`` of a checkpoint, without building a model.
+
+        Raises:
+            UsageError: no checkpoint of this family.
+        """
+        return read_checkpoint(path, "q_scale")["q_scale"].reshape(-1)
+
+    @torch.no_grad()
+    def encode_decode(
+        self,
+        x: Tensor,
+        q_scale: float,
+        output_path: str | None = None,
+        pic_width: int | None = None,
+        pic_height: int | None = None,
+    ) -> dict[str, Any]:
+        """A picture through a file, or, without a path, through an estimate.
+
+        Args:
+            x, q_scale: as for `compress`.
+            output_path: of the file of one frame.
+            pic_width, pic_height: of the picture before padding.
+
+        Returns:
+            ``bit``: of the file, or an estimate; ``x_hat`` ``[1, 3, H, W]``, as decoded from the file.
+        """
+        if output_path is None:
+            out = self(x, torch.tensor([float(q_scale)], device=x.device))
+            return {**out, "bit": float(out["bit"])}
+        payload = self.compress(x, q_scale)["bit_stream"]
+        fields = {"height": _given(pic_height), "width": _given(pic_width), "step": _hundredths(q_scale)}
+        file, bits = _through(output_path, FrameFile("hem-intra", fields, (payload,)))
+        height, width, step = (file.fields[name] for name in ("height", "width", "step"))
+        return {"bit": bits, "x_hat": self.decompress(file.strings[0], height, width, step / 100)["x_hat"]}
+
+
+class VideoScripts(_Adopting):
+    """Of the codec of predicted frames."""
+
+    TABLES = ("gaussian_encoder", "bit_estimator_z_mv", "bit_estimator_z")
+
+    @staticmethod
+    def get_q_scales_from_ckpt(path: str) -> tuple[Tensor, Tensor]:
+        """The anchors of a checkpoint, without building a model: of the latent, of the motion; each ``[4]``.
+
+        Raises:
+            UsageError: no checkpoint of this family.
+        """
+        checkpoint = read_checkpoint(path, "y_q_scale", "mv_y_q_scale")
+        return checkpoint["y_q_scale"].reshape(-1), checkpoint["mv_y_q_scale"].reshape(-1)
+
+    @torch.no_grad()
+    def encode_decode(
+        self,
+        x: Tensor,
+        dpb: Mapping[str, Tensor | None],
+        output_path: str | None = None,
+        pic_width: int | None = None,
+        pic_height: int | None = None,
+        mv_y_q_scale: float | None = None,
+        y_q_scale: float | None = None,
+    ) -> dict[str, Any]:
+        """A frame through a file, or, without a path, through an estimate.
+
+        Args:
+            x, dpb, mv_y_q_scale, y_q_scale: as for `compress`.
+            output_path: of the file of one frame.
+            pic_width, pic_height: of the picture before padding.
+
+        Returns:
+            ``dpb``: the next frame's; ``bit``: of the file, or an estimate; ``decoding_time``: seconds, or 0.
+        """
+        if mv_y_q_scale is None or y_q_scale is None:
+            raise UsageError(f"mv_y_q_scale={mv_y_q_scale}, y_q_scale={y_q_scale} (needs both)")
+        if output_path is None:
+            steps = torch.tensor([[float(mv_y_q_scale), float(y_q_scale)]], device=x.device)
+            out = self(x, self.state_of(dpb), steps)
+            bits = {name.replace("bpp", "bit"): float(out[name]) * x[0, 0].numel() for name in out if "bpp_" in name}
+            return {"dpb": self.dpb_of(out["state"]), "bit": float(out["bit"]), **bits, "decoding_time": 0}
+        payload = self.compress(x, dpb, mv_y_q_scale, y_q_scale)["bit_stream"]
+        fields = {"mv_step": _hundredths(mv_y_q_scale), "step": _hundredths(y_q_scale)}
+        file, bits = _through(output_path, FrameFile("hem-inter", fields, (payload,)))
+        steps = file.fields["mv_step"] / 100, file.fields["step"] / 100
+        start = time.perf_counter()
+        decoded = self.decompress(dpb, file.strings[0], _given(pic_height), _given(pic_width), *steps)["dpb"]
+        return {"dpb": decoded, "bit": bits, "decoding_time": time.perf_counter() - start}
+
+
+def _through(path: str, file: FrameFile) -> tuple[FrameFile, int]:
+    """Writes a file and reads it back; and its number of bits."""
+    Path(path).write_bytes(file.to_bytes())
+    data = Path(path).read_bytes()
+    return FrameFile.from_bytes(file.kind, data), 8 * len(data)
+
+
+def _hundredths(step: float) -> int:
+    return round(100 * round_step(step))
+
+
+def _given(side: int | None) -> int:
+    if side is None:
+        raise UsageError("pic_width and pic_height are missing (a file needs the size of the picture before padding)")
+    return side

@@ -1,0 +1,227 @@
+"""What the two models of DCVC-RT share (arXiv 2502.20762)."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Mapping
+from dataclasses import asdict, fields
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsecodec.entropy import Decoder32, Encoder32, EntropyTables, dcvc_gaussian16_tables
+from sparsecodec.errors import UsageError
+from sparsecodec.models.checkpoint import unwrap_state_dict
+from sparsecodec.nn import rate_factorized_tables
+from sparsecodec.nn.part_coder import PartCoder
+from sparsecodec.nn.part_prior import PartPrior
+from sparsecodec.nn.routine import Routine, drive, pulling, pushing
+from sparsecodec.ops import rt_scale_thresholds
+
+STRIDE = 16  # of the latent: pictures are padded to multiples of it
+HYPER = 4  # positions of the latent per position of the hyper-latent, per side
+QUALITIES = 64
+SHIFTS = (0, 8, 4)  # of the quality of predicted frames, by feature adaptor
+SHIFT_OF_FRAME = (0, 1, 0, 2, 0, 2, 0, 2)  # which of them a frame has, by frame index mod 8
+INTER_QUALITIES = QUALITIES + max(SHIFTS)
+
+
+def quality_bank(rates: int, channels: int, spread: float) -> nn.Parameter:
+    """``[rates, C, 1, 1]``: ``exp(-spread) .. exp(spread)`` from the lowest to the highest quality, log-spaced."""
+    gains = torch.linspace(-spread, spread, rates).exp().view(-1, 1, 1, 1)
+    return nn.Parameter(gains.expand(-1, channels, -1, -1).clone())
+
+
+def pad_latent(y: Tensor) -> Tensor:
+    """Replicates the last rows and columns until both sides are multiples of 4: ``[N, C, H, W]``."""
+    bottom, right = -y.shape[2] % HYPER, -y.shape[3] % HYPER
+    return F.pad(y, (0, right, 0, bottom), mode="replicate")
+
+
+class RTModel(nn.Module):
+    """Base of both models.
+
+    Attributes:
+        family: name in descriptions.
+        rates: how many rows the banks of qualities have.
+        widths: of the networks.
+        banks: the table of steps that an argument of a transform is a row of; pruning the transform shrinks both.
+        force_zero_thres: predicted scales up to here are not coded; None: all are. Streams do not say it.
+    """
+
+    family: ClassVar[str]
+    rates: ClassVar[int]
+    widths_class: ClassVar[type]
+    banks: ClassVar[Mapping[str, str]]
+
+    def __init__(self, widths: Any) -> None:
+        super().__init__()
+        self.widths = widths
+        self.force_zero_thres: float | None = None
+        self._two_streams = False
+        self._y_tables = dcvc_gaussian16_tables()
+        self._z_tables: EntropyTables | None = None
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """What `from_config` needs to build the same architecture; JSON-able."""
+        return {"family": self.family, **asdict(self.widths)}
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]):
+        """Builds the architecture that `config` describes, with random weights."""
+        return cls(cls.widths_class(**{field.name: config[field.name] for field in fields(cls.widths_class)}))
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """Loads weights; wrappers (``state_dict``, ``net``) and ``module.`` prefixes are removed first.
+
+        Raises:
+            UsageError: keys are missing, unknown or of another shape; the message names them.
+        """
+        try:
+            return super().load_state_dict(unwrap_state_dict(state_dict), strict=strict, assign=assign)
+        except RuntimeError as error:
+            raise UsageError(f"the checkpoint does not fit {self.family} of {self.widths}: {error}") from error
+
+    @property
+    @abstractmethod
+    def prior(self) -> PartPrior:
+        """The networks between the hyper-latent and the tables."""
+
+    # --- what the published software calls ------------------------------------------------------------------------
+
+    @staticmethod
+    def get_qp_num() -> int:
+        """How many qualities a user chooses from."""
+        return QUALITIES
+
+    @staticmethod
+    def get_padding_size(height: int, width: int, p: int = 64) -> tuple[int, int]:
+        """Columns and rows to pad so that both sides are multiples of `p`: (right, bottom)."""
+        return -width % p, -height % p
+
+    def update(self, force_zero_thres: float | None = None) -> None:
+        """Computes the coding tables of the present weights, in float32; call it before coding and before `half`.
+
+        Args:
+            force_zero_thres: predicted scales up to here are not coded, where 0.12 is the published setting. Both ends
+                must know it: streams do not say it.
+
+        Raises:
+            UsageError: not positive.
+        """
+        if force_zero_thres is not None and not force_zero_thres > 0:
+            raise UsageError(f"force_zero_thres={force_zero_thres} (needs a positive scale, or None)")
+        self.force_zero_thres = force_zero_thres
+        self._z_tables = rate_factorized_tables(self.bit_estimator_z)
+
+    def set_use_two_entropy_coders(self, use_two_entropy_coders: bool) -> None:
+        """Whether `compress` writes two streams side by side (``ec_part`` of the parameter set) instead of one."""
+        self._two_streams = bool(use_two_entropy_coders)
+
+    # --- coding ---------------------------------------------------------------------------------------------------
+
+    def coder(self) -> PartCoder:
+        """The routines that turn latents into coding calls, on the device of the weights.
+
+        Raises:
+            UsageError: `update` was not called.
+        """
+        if self._z_tables is None:
+            raise UsageError(f"{self.family} has no coding tables yet: call update()")
+        device = self.bit_estimator_z.f1.h.device
+        tables = self._y_tables, self._z_tables
+        return PartCoder(self.prior, *tables, rt_scale_thresholds(), self.force_zero_thres, device)
+
+    @property
+    def hyper_channels(self) -> int:
+        """Channels of the hyper-latent, also of a pruned model."""
+        return self.bit_estimator_z.f1.h.shape[1]
+
+    @property
+    def y_tables(self) -> EntropyTables:
+        """Of the latent: the stored rows, or those of the foreign model that this one was made of."""
+        return self._y_tables
+
+    @property
+    def z_tables(self) -> EntropyTables | None:
+        """Of the hyper-latent, as `update` computed them."""
+        return self._z_tables
+
+    def adopt(self, foreign: nn.Module) -> None:
+        """Takes over the threshold of a model of the published software, and its tables if it has computed them.
+
+        Where such a model computed tables itself, a machine's exponential may have moved a value of them by one.
+        """
+        coder = getattr(foreign, "gaussian_encoder", None)
+        skip = getattr(coder, "force_zero_thres", None)
+        self.force_zero_thres = None if skip is None else float(skip)
+        for name, source in (("_y_tables", coder), ("_z_tables", foreign.bit_estimator_z)):
+            rows = tuple(getattr(source, field, None) for field in ("_quantized_cdf", "_cdf_length", "_offset"))
+            if all(value is not None for value in rows):
+                setattr(self, name, EntropyTables(*(np.asarray(value, np.int32) for value in rows)))
+
+    def _write(self, routine: Routine) -> tuple[bytes, Any]:
+        """Runs an encoding routine: (payload, what it returns)."""
+        encoder = Encoder32(1 + self._two_streams)
+        result = drive(routine, pushing(encoder))
+        return encoder.finish(), result
+
+    @staticmethod
+    def _read(payload: bytes, routine: Routine, streams: int) -> Any:
+        """Runs a decoding routine on all of `payload`."""
+        decoder = Decoder32(payload, streams)
+        result = drive(routine, pulling(decoder))
+        decoder.finish()
+        return result
+
+    # --- checks ---------------------------------------------------------------------------------------------------
+
+    @staticmethod
+    def check_parameter_set(sps: Mapping[str, int]) -> tuple[int, int, int]:
+        """Height and width of the latent, and the number of streams, of a parameter set of the family.
+
+        Raises:
+            UsageError: a size below 1.
+        """
+        height, width = sps["height"], sps["width"]
+        if height < 1 or width < 1:
+            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
+        return -(-height // STRIDE), -(-width // STRIDE), 1 + (sps["ec_part"] == 1)
+
+    def check_rate(self, rate: Tensor | int, batch: int) -> Tensor | int:
+        """`rate` as `rate_rows` takes it.
+
+        Raises:
+            UsageError: out of range, or not one per picture.
+        """
+        if isinstance(rate, int):
+            values, fits = (rate,), True
+        else:
+            values = (int(rate.min()), int(rate.max())) if rate.numel() else ()
+            fits = rate.dim() == 1 and len(rate) in (1, batch) and not rate.is_floating_point()
+        if not fits or not all(0 <= value < self.rates for value in values):
+            raise UsageError(f"qp={rate} for {batch} pictures (needs 0 .. {self.rates - 1}, an int or an [N] tensor)")
+        return rate
+
+    @staticmethod
+    def check_picture(x: Tensor, batch: int | None = None) -> None:
+        """Raises `UsageError` unless `x` is ``[N, 3, H, W]`` float with sides that are multiples of 16."""
+        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
+            raise UsageError(f"picture {tuple(x.shape)} {x.dtype} (needs [N, 3, H, W] floating point, not empty)")
+        if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
+            raise UsageError(f"picture is {x.shape[2]} x {x.shape[3]} (needs multiples of {STRIDE}; pad it)")
+        if batch is not None and x.shape[0] != batch:
+            raise UsageError(f"batch of {x.shape[0]} pictures (a payload holds {batch})")
+
+    @staticmethod
+    def outcome(x: Tensor, x_hat: Tensor, coded: dict[str, Tensor]) -> dict[str, Any]:
+        """What both `forward`s return of a picture, its reconstruction and what `estimate` gave."""
+        pixels = x.shape[-2] * x.shape[-1]
+        bpp_y, bpp_z = coded.pop("bits_y") / pixels, coded.pop("bits_z") / pixels
+        bpp = bpp_y + bpp_z
+        rate = {"bpp": bpp, "bpp_y": bpp_y, "bpp_z": bpp_z, "bit": bpp.sum() * pixels}
+        return {"x_hat": x_hat, **rate, "latent": coded}

@@ -1,0 +1,392 @@
+"""DCVC-RT's video codec: frames from the feature of the frame before, without motion (arXiv 2502.20762).
+
+Attribute names follow the published checkpoints, so those load unchanged.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.errors import UsageError
+from sparsecodec.models.dcvc_rt import HYPER, INTER_QUALITIES, SHIFTS, RTModel, pad_latent, quality_bank
+from sparsecodec.models.fitting import filled, numbered
+from sparsecodec.nn import BitEstimator
+from sparsecodec.nn.likelihood import rate_rows
+from sparsecodec.nn.part_prior import estimate
+from sparsecodec.nn.routine import Routine
+from sparsecodec.nn.rt_layers import (
+    DCB,
+    PATCH_CHANNELS,
+    Down,
+    Stack,
+    SubpelConv,
+    Up,
+    blocks,
+    from_patches,
+    to_patches,
+)
+from sparsecodec.nn.rt_prior import InterPrior
+from sparsecodec.nn.rt_state import RTState
+
+
+@dataclass(frozen=True)
+class RTVideoWidths:
+    """Channels and depths; the defaults are those of the published checkpoint.
+
+    Attributes:
+        latent: channels of the latent, even.
+        hyper: of the hyper-latent.
+        main: of all that works at 1/8 of the size.
+        recon: of the network that makes the picture.
+        shared_blocks, context_blocks: of the extractor, up to the temporal context, and behind it.
+        recon_blocks: of the network that makes the picture, behind its first.
+    """
+
+    latent: int = 128
+    hyper: int = 128
+    main: int = 256
+    recon: int = 320
+    shared_blocks: int = 2
+    context_blocks: int = 4
+    recon_blocks: int = 3
+
+
+RT_VIDEO_TINY = RTVideoWidths(64, 32, 96, 96, shared_blocks=1, context_blocks=2, recon_blocks=1)
+
+
+@dataclass
+class ReferenceFrame:
+    """An entry of the decoded-picture buffer, as the published scripts see it.
+
+    Attributes:
+        frame: ``[1, 3, H, W]`` in [0, 1], or None: an encoder makes no pictures.
+        feature: ``[1, C, H/8, W/8]``, or None.
+        poc: number of the frame.
+    """
+
+    frame: Tensor | None
+    feature: Tensor | None
+    poc: int
+
+
+class FeatureExtractor(nn.Module):
+    """Reference to contexts: ``[N, C, H/8, W/8]`` -> (context, temporal context), both of that shape."""
+
+    def __init__(self, widths: RTVideoWidths) -> None:
+        super().__init__()
+        self.conv1 = nn.Sequential(*blocks(widths.shared_blocks, widths.main))
+        self.conv2 = nn.Sequential(*blocks(widths.context_blocks, widths.main))
+
+    def forward(self, x: Tensor, quant_step: Tensor) -> tuple[Tensor, Tensor]:
+        shared = self.conv1(x)
+        return self.conv2(shared), shared * quant_step
+
+
+class Encoder(nn.Module):
+    """Picture and context to latent: ``[N, 3, H, W]``, ``[N, C, H/8, W/8]`` -> ``[N, M, H/16, W/16]``."""
+
+    def __init__(self, widths: RTVideoWidths) -> None:
+        super().__init__()
+        d = widths.main
+        self.conv1 = nn.Conv2d(PATCH_CHANNELS, d, 1)
+        self.conv2 = nn.Sequential(DCB(2 * d, d), DCB(d, d))
+        self.conv3 = DCB(d, d)
+        self.down = nn.Conv2d(d, widths.latent, 3, stride=2, padding=1)
+
+    def forward(self, x: Tensor, context: Tensor, quant_step: Tensor) -> Tensor:
+        patches = self.conv1(to_patches(x))
+        return self.down(self.conv3(self.conv2(torch.cat((patches, context), 1)), quant_step=quant_step))
+
+
+class Decoder(nn.Module):
+    """Latent and context to feature: ``[N, M, H/16, W/16]``, ``[N, C, H/8, W/8]`` -> ``[N, C, H/8, W/8]``."""
+
+    def __init__(self, widths: RTVideoWidths) -> None:
+        super().__init__()
+        d = widths.main
+        self.up = SubpelConv(widths.latent, d, 3)
+        self.conv1 = nn.Sequential(DCB(2 * d, d), DCB(d, d), DCB(d, d))
+        self.conv2 = nn.Conv2d(d, d, 1)
+
+    def forward(self, y_hat: Tensor, context: Tensor, quant_step: Tensor) -> Tensor:
+        return self.conv2(self.conv1(torch.cat((self.up(y_hat), context), 1))) * quant_step
+
+
+class ReconGeneration(nn.Module):
+    """Feature to picture: ``[N, C, H/8, W/8] -> [N, 3, H, W]``, not clamped."""
+
+    def __init__(self, widths: RTVideoWidths) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(DCB(widths.main, widths.recon), *blocks(widths.recon_blocks, widths.recon))
+        self.head = nn.Conv2d(widths.recon, PATCH_CHANNELS, 1)
+
+    def forward(self, feature: Tensor, quant_step: Tensor) -> Tensor:
+        return from_patches(self.head(self.conv(feature) * quant_step))
+
+
+def _run(model: DCVCRTVideo) -> None:
+    """A frame from a picture, and one from a feature."""
+    x = torch.empty(1, 3, 64, 64)
+    model(x, model(x, model.start(x), 0)["state"], 0)
+
+
+class DCVCRTVideo(RTModel):
+    """DCVC-RT's model of predicted frames (there `DMC`).
+
+    Pictures are YCbCr 4:4:4, BT.709, full range, Cb and Cr around 0.5.
+
+    Args:
+        widths: channels and depths.
+    """
+
+    family = "dcvc-rt-video"
+    rates = INTER_QUALITIES
+    widths_class = RTVideoWidths
+    banks = {
+        "feature_extractor.quant_step": "q_feature",
+        "encoder.quant_step": "q_encoder",
+        "decoder.quant_step": "q_decoder",
+        "recon_generation_net.quant_step": "q_recon",
+    }
+    SIGNATURE = (
+        "feature_adaptor_p.weight",
+        "feature_extractor.conv2.0.dc.0.weight",
+        "hyper_encoder.conv.0.dc.0.weight",
+        "recon_generation_net.head.weight",
+        "q_recon",
+    )
+
+    def __init__(self, widths: RTVideoWidths | None = None) -> None:
+        widths = widths or RTVideoWidths()
+        super().__init__(widths)
+        d, m, z = widths.main, widths.latent, widths.hyper
+        self.feature_adaptor_i = DCB(PATCH_CHANNELS, d)
+        self.feature_adaptor_p = nn.Conv2d(d, d, 1)
+        self.feature_extractor = FeatureExtractor(widths)
+        self.encoder = Encoder(widths)
+        self.hyper_encoder = Stack(DCB(m, z), Down(z, z), Down(z, z))
+        self.hyper_decoder = Stack(Up(z, z), Up(z, z), DCB(z, m))
+        self.temporal_prior_encoder = Down(d, 2 * m)
+        self.y_prior_fusion = Stack(*blocks(3, 3 * m), nn.Conv2d(3 * m, 3 * m, 1))
+        self.y_spatial_prior = Stack(DCB(4 * m, 3 * m), DCB(3 * m, 3 * m), nn.Conv2d(3 * m, 2 * m, 1))
+        self.decoder = Decoder(widths)
+        self.recon_generation_net = ReconGeneration(widths)
+        self.bit_estimator_z = BitEstimator(z, self.rates)
+        self.q_encoder = quality_bank(self.rates, d, 1.5)
+        self.q_decoder = quality_bank(self.rates, d, -1.5)
+        self.q_feature = quality_bank(self.rates, d, 0)
+        self.q_recon = quality_bank(self.rates, widths.recon, 0)
+        self.dpb: list[ReferenceFrame] = []
+        self.curr_poc = 0
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> DCVCRTVideo:
+        """A model of the widths and with the weights of `state`, which may be pruned; in eval mode.
+
+        Raises:
+            UsageError: keys are missing or unknown, or the widths do not fit together, as they do where the published
+                software has folded `encoder.conv1` into the next layer, on its first run on a GPU.
+        """
+        widths = RTVideoWidths(
+            latent=state["encoder.down.weight"].shape[0],
+            hyper=state["bit_estimator_z.f1.h"].shape[1],
+            main=state["q_encoder"].shape[1],
+            recon=state["q_recon"].shape[1],
+            shared_blocks=numbered(state, "feature_extractor.conv1.{}.dc.0.weight"),
+            context_blocks=numbered(state, "feature_extractor.conv2.{}.dc.0.weight"),
+            recon_blocks=numbered(state, "recon_generation_net.conv.{}.dc.0.weight") - 1,
+        )
+        patches, inside = state["encoder.conv1.weight"].shape[:2]
+        read = state["encoder.conv2.0.adaptor.weight"].shape[1] - state["q_feature"].shape[1]
+        if read == inside != patches:
+            raise UsageError("encoder.conv1 is folded into encoder.conv2.0.adaptor already: load the weights afresh")
+        return filled(lambda: cls(widths), state, _run)
+
+    @property
+    def prior(self) -> InterPrior:
+        """The networks between the hyper-latent and the tables."""
+        return InterPrior(self.hyper_decoder, self.y_prior_fusion, self.y_spatial_prior)
+
+    @staticmethod
+    def start(x_hat: Tensor) -> RTState:
+        """The state after a frame that stands alone: its reconstruction ``[N, 3, H, W]``, in [0, 1]."""
+        return RTState(frame=x_hat)
+
+    def reset(self, state: RTState, rate: Tensor | int) -> RTState:
+        """The state with the picture in place of the feature, so that errors of the feature do not pile up.
+
+        Args:
+            state: after a frame.
+            rate: the quality of that frame, shifted.
+        """
+        return state if state.feature is None else RTState(frame=self.picture(state.feature, rate))
+
+    def picture(self, feature: Tensor, rate: Tensor | int) -> Tensor:
+        """The frame of a feature: ``[N, C, H/8, W/8] -> [N, 3, H, W]`` in [0, 1]."""
+        return self.recon_generation_net(feature, rate_rows(self.q_recon, rate)).clamp(0, 1)
+
+    def adapt(self, state: RTState) -> Tensor:
+        """The reference as the extractor reads it, ``[N, C, H/8, W/8]``."""
+        if state.feature is None:
+            return self.feature_adaptor_i(to_patches(state.frame))
+        return self.feature_adaptor_p(state.feature)
+
+    def forward(self, x: Tensor, state: RTState, rate: Tensor | int) -> dict[str, Any]:
+        """One frame with an estimated rate; training and eval mode as in `DCVCRTImage.forward`.
+
+        Args:
+            x: ``[N, 3, H, W]`` float, in [0, 1]; H and W multiples of 16.
+            state: from `start`, or from the frame before.
+            rate: shifted quality 0 .. 71 (`shift_qp`), an int or ``[N]`` int.
+
+        Returns:
+            As `DCVCRTImage.forward`, and ``state``: the next one.
+        """
+        self.check_picture(x)
+        rate = self.check_rate(rate, x.shape[0])
+        context, temporal = self.feature_extractor(self.adapt(state), rate_rows(self.q_feature, rate))
+        y = self.encoder(x, context, rate_rows(self.q_encoder, rate)).to(x.dtype)
+        z = self.hyper_encoder(pad_latent(y)).to(x.dtype)
+        temporal = self.temporal_prior_encoder(temporal)
+        y_hat, coded = estimate(
+            self.prior,
+            y,
+            z,
+            self.bit_estimator_z,
+            rate,
+            training=self.training,
+            skip=self.force_zero_thres,
+            temporal=temporal,
+        )
+        feature = self.decoder(y_hat, context, rate_rows(self.q_decoder, rate))
+        x_hat = self.recon_generation_net(feature, rate_rows(self.q_recon, rate)).to(x.dtype)
+        outcome = self.outcome(x, x_hat if self.training else x_hat.clamp(0, 1), coded)
+        return {**outcome, "state": RTState(feature=feature)}
+
+    # --- one frame, the state in the caller's hands -----------------------------------------------------------------
+
+    @torch.no_grad()
+    def compress_frame(self, x: Tensor, state: RTState, qp: int) -> tuple[bytes, RTState]:
+        """One predicted frame to the family's payload.
+
+        Args:
+            x: ``[1, 3, H, W]`` float, in [0, 1]; H and W multiples of 16.
+            state: as the decoder will have it; not changed.
+            qp: shifted quality 0 .. 71 (`shift_qp`).
+
+        Returns:
+            The payload, and the state after this frame.
+
+        Raises:
+            UsageError: `update` was not called; another shape or quality.
+        """
+        self.check_picture(x, batch=1)
+        self.check_rate(qp, 1)
+        payload, feature = self._write(self._encoding(x, state, qp))
+        return payload, RTState(feature=feature)
+
+    @torch.no_grad()
+    def decompress_frame(
+        self, payload: bytes, state: RTState, sps: Mapping[str, int], qp: int
+    ) -> tuple[Tensor, RTState]:
+        """A payload to the picture; the inverse of `compress_frame` on the same machine and thread count.
+
+        Args:
+            payload: from `compress_frame`.
+            state, qp: as given to that.
+            sps: ``height``, ``width`` of the picture before padding, ``ec_part`` (1: two streams).
+
+        Returns:
+            ``[1, 3, H, W]`` in [0, 1], padded to multiples of 16, and the state after this frame.
+
+        Raises:
+            BitstreamError: the payload is damaged or belongs to other settings.
+            UsageError: `update` was not called; a size below 1; another quality.
+        """
+        self.check_rate(qp, 1)
+        height, width, streams = self.check_parameter_set(sps)
+        feature = self._read(payload, self._decoding(state, height, width, qp), streams)
+        return self.picture(feature, qp), RTState(feature=feature)
+
+    def _encoding(self, x: Tensor, state: RTState, qp: int) -> Routine:
+        context, temporal = self.feature_extractor(self.adapt(state), rate_rows(self.q_feature, qp))
+        y = self.encoder(x, context, rate_rows(self.q_encoder, qp))
+        z = self.hyper_encoder(pad_latent(y))
+        y_hat = yield from self.coder().encoding(y, z, qp, self.temporal_prior_encoder(temporal))
+        return self.decoder(y_hat, context, rate_rows(self.q_decoder, qp))
+
+    def _decoding(self, state: RTState, height: int, width: int, qp: int) -> Routine:
+        coder = self.coder()
+        z_shape = (1, self.hyper_channels, -(-height // HYPER), -(-width // HYPER))
+        z_symbols = (yield coder.z_request(z_shape, qp)).to(self.q_decoder.device)
+        context, temporal = self.feature_extractor(self.adapt(state), rate_rows(self.q_feature, qp))
+        temporal = self.temporal_prior_encoder(temporal)
+        y_hat = yield from coder.decoding(z_symbols, (height, width), temporal, dtype=self.q_decoder.dtype)
+        return self.decoder(y_hat, context, rate_rows(self.q_decoder, qp))
+
+    # --- the same with the state inside, as the published scripts call it -------------------------------------------
+
+    @property
+    def state(self) -> RTState:
+        """What the next frame is predicted from.
+
+        Raises:
+            UsageError: there is no reference yet.
+        """
+        if not self.dpb:
+            raise UsageError("no reference frame: call add_ref_frame first")
+        last = self.dpb[0]
+        return RTState(frame=last.frame) if last.feature is None else RTState(feature=last.feature)
+
+    def clear_dpb(self) -> None:
+        """Forgets the reference."""
+        self.dpb.clear()
+
+    def add_ref_frame(
+        self, feature: Tensor | None = None, frame: Tensor | None = None, increase_poc: bool = True
+    ) -> None:
+        """Makes `feature` and `frame`, each possibly None, the reference; shapes as in `ReferenceFrame`."""
+        self.dpb[:] = [ReferenceFrame(frame, feature, self.curr_poc)]
+        self.curr_poc += bool(increase_poc)
+
+    def reset_ref_feature(self) -> None:
+        """The next frame is predicted from the picture."""
+        for reference in self.dpb:
+            reference.feature = None
+
+    @torch.no_grad()
+    def prepare_feature_adaptor_i(self, last_qp: int) -> None:
+        """The next frame is predicted from the picture, which an encoder makes here if it has none.
+
+        Args:
+            last_qp: the shifted quality of the frame before.
+        """
+        if self.state.feature is not None and self.dpb[0].frame is None:
+            self.dpb[0].frame = self.reset(self.state, last_qp).frame
+            self.reset_ref_feature()
+
+    def set_curr_poc(self, poc: int) -> None:
+        """The number that the next reference gets."""
+        self.curr_poc = poc
+
+    @staticmethod
+    def shift_qp(qp: int, fa_idx: int) -> int:
+        """The quality 0 .. 71 of a predicted frame in a clip of quality `qp`; `fa_idx` 0 .. 2 (`SHIFT_OF_FRAME`)."""
+        return qp + SHIFTS[fa_idx]
+
+    def compress(self, x: Tensor, qp: int) -> dict[str, bytes]:
+        """`compress_frame` against the reference, which the frame then replaces: ``bit_stream``."""
+        payload, state = self.compress_frame(x, self.state, qp)
+        self.add_ref_frame(state.feature, None)
+        return {"bit_stream": payload}
+
+    def decompress(self, bit_stream: bytes, sps: Mapping[str, int], qp: int) -> dict[str, Tensor]:
+        """`decompress_frame` against the reference, which the frame then replaces: ``x_hat``."""
+        x_hat, state = self.decompress_frame(bit_stream, self.state, sps, qp)
+        self.add_ref_frame(state.feature, x_hat)
+        return {"x_hat": x_hat}

@@ -1,0 +1,42 @@
+"""What DCVC-RT keeps from one frame to the next."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from sparsecodec.errors import UsageError
+
+
+@dataclass(frozen=True)
+class RTState:
+    """The reference of the next predicted frame: exactly one of the two.
+
+    Attributes:
+        frame: ``[N, 3, H, W]`` float in [0, 1]. Picture, after a frame that stands alone or a reset.
+        feature: ``[N, C, H/8, W/8]`` float. After a predicted frame: the decoder's feature, before `q_recon`.
+
+    Raises:
+        UsageError: both are given, or none.
+    """
+
+    frame: Tensor | None = None
+    feature: Tensor | None = None
+
+    def __post_init__(self) -> None:
+        if (self.frame is None) == (self.feature is None):
+            raise UsageError("a state of DCVC-RT is a frame or a feature, and not both")
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """What a fingerprint is taken over."""
+        return (self.reference,)
+
+    @property
+    def reference(self) -> Tensor:
+        """The one that is there."""
+        return self.frame if self.feature is None else self.feature
+
+    def detach(self) -> RTState:
+        """The same values without their gradients."""
+        return RTState(*(None if value is None else value.detach() for value in (self.frame, self.feature)))
