@@ -19,6 +19,7 @@ from sparsecodec.quant.model import (
     quantize_layers,
     quantized_layers,
     stored_bytes,
+    trained_numbers,
 )
 from sparsecodec.quant.portable import W8A8, W8A16, W16A16, is_portable, on_dyadic_integers, portable
 from sparsecodec.quant.refine import post_training, refine
@@ -54,4 +55,5 @@ __all__ = [
     "sensitivities",
     "set_scales",
     "stored_bytes",
+    "trained_numbers",
 ]

@@ -12,7 +12,7 @@ from torch import nn
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.quant.fixed_point import ACCUMULATOR_BITS
 from sparsecodec.quant.layers import Precision, QuantConv2d, QuantConvTranspose2d, quantized, why_float
-from sparsecodec.quant.tables import IntegerTables
+from sparsecodec.quant.tables import IntegerTables, VideoTables
 from sparsecodec.sparsity.rules import is_conv, is_gdn
 
 CONFIG_FORMAT = 1
@@ -99,13 +99,17 @@ def freeze(model: nn.Module) -> nn.Module:
 def quantization_config(model: nn.Module) -> dict[str, Any]:
     """What `apply_quantization` needs beside the float architecture: ``{"format": 1, "layers": {path: bits}}``.
 
-    Of a portable codec also ``"portable": True``: it stores its tables (`IntegerTables`).
+    Of a portable codec also ``"portable": True``: it stores its tables (`IntegerTables`); of a portable video codec
+    ``["intra", "inter"]``, whose models store theirs (`VideoTables`).
 
     Raises:
         UsageError: no layer is quantised, and it stores no tables either.
     """
     layers = {name: layer.precision.to_json() for name, layer in quantized_layers(model).items()}
     tables = {"portable": True} if hasattr(model, "portable") else {}
+    parts = [name for name, part in model.named_children() if hasattr(part, "portable")]
+    if parts:
+        tables = {"portable": parts}
     if not layers and not tables:
         raise UsageError(f"{type(model).__name__} has no quantised layer")
     return {"format": CONFIG_FORMAT, "layers": layers, **tables}
@@ -129,8 +133,14 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
     if not all(isinstance(values, Mapping) for values in layers.values()):
         raise UsageError("quantisation: a layer's entry is no table of bits")
     model = quantize_layers(model, {name: Precision.from_json(values) for name, values in layers.items()})
-    if config.get("portable"):
+    parts = config.get("portable")
+    if parts is True:
         model.portable = IntegerTables()
+    elif parts:
+        if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
+            raise UsageError(f"quantisation: portable={parts!r} (needs true or the names of models)")
+        for part in parts:
+            _submodule(model, part).portable = VideoTables()
     return freeze(model)
 
 
@@ -154,6 +164,13 @@ def prove_no_overflow(model: nn.Module, bits: int = ACCUMULATOR_BITS) -> dict[st
 def stored_bytes(model: nn.Module) -> int:
     """Bytes of the state dict as `zoo.save` writes it."""
     return sum(value.numel() * value.element_size() for value in model.state_dict().values())
+
+
+def trained_numbers(model: nn.Module) -> int:
+    """How many numbers training gave: parameters, and weights and biases that are buffers because they are frozen."""
+    integers = [layer for layer in quantized_layers(model).values() if not list(layer.parameters())]
+    frozen = [tensor for layer in integers for tensor in (layer.weight, layer.bias) if tensor is not None]
+    return sum(tensor.numel() for tensor in (*model.parameters(), *frozen))
 
 
 def _submodule(model: nn.Module, path: str) -> nn.Module:

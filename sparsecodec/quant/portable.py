@@ -15,6 +15,7 @@ from sparsecodec.ops import evc_scale_thresholds, scale_table_thresholds
 from sparsecodec.quant.calibration import correct_biases, observe, set_scales
 from sparsecodec.quant.layers import Precision
 from sparsecodec.quant.model import find_layers, freeze, quantize_layers, quantized_layers
+from sparsecodec.quant.portable_video import float_layers, is_portable_video, is_video, portable_video
 from sparsecodec.quant.tables import IntegerTables
 
 W8A8, W8A16, W16A16 = Precision(8, 8, dyadic=True), Precision(8, 16, dyadic=True), Precision(16, 16, dyadic=True)
@@ -42,14 +43,19 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
 
 
 def is_portable(model: nn.Module) -> bool:
-    """Whether `model` stores its integer tables and holds dyadic integers in all of its entropy networks."""
+    """Whether `model` stores its integer tables and holds dyadic integers in all networks that have to be exact.
+
+    Of a picture codec those between bytes and symbols, of a video codec all that a decoder computes.
+    """
+    if is_video(model):
+        return is_portable_video(model)
     return isinstance(getattr(model, "portable", None), IntegerTables) and on_dyadic_integers(model)
 
 
 def on_dyadic_integers(model: nn.Module) -> bool:
     """Whether `portable` takes `model` without pictures: its family has portable streams, and no layer is float."""
     try:
-        return not _float_layers(model)
+        return not (float_layers(model) if is_video(model) else _float_layers(model))
     except UsageError:
         return False
 
@@ -63,7 +69,8 @@ def portable(
     Another machine may calibrate to other integers, so the copy, not the float codec, is what has to be kept: save it.
 
     Args:
-        model: EVC, or CompressAI's without a context model; dense, compact or quantised.
+        model: EVC, or CompressAI's without a context model; dense, compact or quantised. Or a video codec of DCVC-RT's
+            models: see `portable_video` for what `images` are then, and what else it raises.
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
@@ -77,10 +84,13 @@ def portable(
     """
     if not precision.dyadic:
         raise UsageError(f"precision={precision} (needs dyadic=True)")
-    names = _float_layers(model)
+    video = is_video(model)
+    names = [] if video else _float_layers(model)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UsageError(f"{key} is not finite")
+    if video:
+        return portable_video(model, images, precision)
     model = _with_tables(copy.deepcopy(model).eval())
     if names:
         if images is None:

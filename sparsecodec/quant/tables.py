@@ -78,9 +78,24 @@ class IntegerTables(nn.Module):
         faults = []
         if self.z_medians.shape != (rows,):
             faults.append(f"z_medians: {len(self.z_medians)} values for {rows} rows")
-        if bool((self.thresholds.diff() < 0).any()):
+        if bool((self.thresholds.long().diff() < 0).any()):
             faults.append("thresholds: not ascending")
         return faults
+
+
+class VideoTables(IntegerTables):
+    """`IntegerTables` of one model of a video codec, and exponents that no layer's scale gives.
+
+    Attributes:
+        z_cdf: ``[Q * C, L]`` int32; row = rate * C + channel. The medians are zeros.
+        thresholds: ``[R]`` int32: first the scale up to which nothing is coded, or `NEVER`.
+        exponents: ``[E]`` int32, of what the factors of a rate multiply: an intra model's synthesis; an inter model's
+            decoder and the network that makes its picture.
+    """
+
+    NAMES = (*IntegerTables.NAMES, "exponents")
+
+    exponents: Tensor
 
 
 def in_fixed_point(values: Tensor) -> Tensor:

@@ -8,10 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
+from sparsecodec.models.foreign import from_foreign, is_foreign
+from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import is_portable, portable
-from sparsecodec.runtime.adapters import ADAPTERS, PORTABLE_ADAPTERS
+from sparsecodec.runtime.adapters import ADAPTERS, PORTABLE_ADAPTERS, VIDEO_ADAPTERS
 from sparsecodec.runtime.codec import CompiledCodec
+from sparsecodec.runtime.foreign_object import compile_object, is_codec
 from sparsecodec.runtime.numerics import default_dtype
+from sparsecodec.runtime.video import CompiledVideo
 
 STREAMS = {"native": ADAPTERS, "portable": PORTABLE_ADAPTERS}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
@@ -25,23 +29,30 @@ def compile_codec(
     sample: Tensor | None = None,
     strict: bool = True,
     calibration: Tensor | Sequence[Tensor] | None = None,
-) -> CompiledCodec:
+    original: bool = False,
+) -> CompiledCodec | CompiledVideo | nn.Module:
     """Compiles a codec, dense or compact, for inference.
 
     Args:
-        model: ours or CompressAI's; recognised by structure. It is copied, never modified.
+        model: ours, CompressAI's, or an object of a published software, such as DCVC's; recognised by structure and
+            state dict, never by where it comes from. It is copied, never modified.
         device: where to run.
-        dtype: of the synthesis and analysis transforms; the entropy networks are always float32. Default: bfloat16
-            where the machine has instructions for it, else float32.
+        dtype: of the synthesis and analysis transforms, and of the loop of a video codec; the entropy networks are
+            always float32. Default: bfloat16 where the machine has instructions for it, else float32.
         stream: ``"native"``: the family's own strings, and our container around the same coder. ``"portable"``: only
             ``encode`` and ``decode``, whose symbols are the same on every device; not for autoregressive codecs.
         sample: ``[1, 3, H, W]`` picture to choose kernels and plan buffers with; default is a grey one of 64 x 64.
         strict: raise `NoBackendError` if a layer with a rule finds no kernel although the device has kernels.
         calibration: pictures for a portable stream of a model that is not portable yet (`quant.portable`, which also
             has other precisions). Files then need the very integers found here: keep ``codec.portable_model``.
+        original: for video: the model's own layers in float32, as the published software runs them, for its streams.
+            What is decoded feeds the next frame, so a compiled loop cannot open those.
 
     Returns:
-        A `CompiledCodec` that answers the family's calls, and ``encode``, ``decode`` and ``report``.
+        A `CompiledCodec` that answers the family's calls, and ``encode``, ``decode`` and ``report``; for a `VideoCodec`
+        a `CompiledVideo`; for one model of a video codec one that answers the same calls as the model itself. Foreign
+        objects of a family that we have are such models first (`from_foreign`); others (DCVC-DC, DCVC-FM) stay what
+        they are, with compiled networks (`compile_object`).
 
     Raises:
         UsageError: an argument is wrong, or no family matches the model.
@@ -59,12 +70,27 @@ def compile_codec(
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={device}: torch sees no CUDA device")
+    sample = torch.full((1, 3, 64, 64), 0.5) if sample is None else sample
+    if is_foreign(model):
+        model = from_foreign(model)
+    settings = (device, dtype or default_dtype(device), strict)
+    for video in VIDEO_ADAPTERS:
+        if stream == "native" and video.matches(model):
+            if not isinstance(model, VideoCodec):
+                return video.half(model, *settings, original)
+            codec = video(model, *settings, original)
+            codec.warm_up(sample)
+            return codec
+    if original:
+        raise UsageError("original=True is for video codecs: compress and decompress of an image codec always are that")
     if stream == "portable" and not is_portable(model):
         model = portable(model, calibration)
     for adapter in STREAMS[stream]:
         if adapter.matches(model):
-            codec = adapter(model, device, dtype or default_dtype(device), strict)
-            codec.warm_up(torch.full((1, 3, 64, 64), 0.5) if sample is None else sample)
+            codec = adapter(model, *settings)
+            codec.warm_up(sample)
             return codec
-    known = ", ".join(adapter.__name__ for adapter in STREAMS[stream])
+    if stream == "native" and is_codec(model):
+        return compile_object(model, device, dtype)
+    known = ", ".join(adapter.__name__ for adapter in (*STREAMS[stream], *VIDEO_ADAPTERS))
     raise UsageError(f"{type(model).__name__} has the structure of no known family ({known})")

@@ -61,22 +61,35 @@ class ContextModel:
         context: masked convolution, no tap from its centre on. `why_not_native` accepts it and the next.
         parameters: 1x1 convolutions, over the hyper-prior's channels followed by those of `context`.
         thresholds: scale -> row of `tables`, as for `entropy_parameters`.
+        means_first: whether `parameters` gives means before scales, as in DCVC, or behind them, as in CompressAI.
     """
 
-    def __init__(self, context: nn.Conv2d, parameters: nn.Module, thresholds: Tensor, tables: EntropyTables) -> None:
+    def __init__(
+        self,
+        context: nn.Conv2d,
+        parameters: nn.Module,
+        thresholds: Tensor,
+        tables: EntropyTables,
+        means_first: bool = False,
+    ) -> None:
         self._context = context
         self._native = native().ContextModelPlan(
-            context.weight.contiguous(), context.bias, _layers(parameters), thresholds, tables.native
+            context.weight.contiguous(), context.bias, _layers(parameters), means_first, thresholds, tables.native
         )
 
-    def encode(self, y: Tensor, prior: Tensor) -> bytes:
+    def encode(self, y: Tensor, prior: Tensor) -> tuple[bytes, Tensor]:
         """One latent to a string.
 
         Args:
             y: ``[1, M, H, W]`` float32.
             prior: ``[1, P, H, W]`` float32.
+
+        Returns:
+            The string, and what `decode` will make of it.
         """
-        return self._native.encode(*(x.contiguous(memory_format=torch.channels_last) for x in (y, prior)))
+        y, prior = (x.contiguous(memory_format=torch.channels_last) for x in (y, prior))
+        padded, y_hat = self._empty(prior)
+        return self._native.encode(y, prior, padded), y_hat
 
     def decode(self, string: bytes, prior: Tensor) -> Tensor:
         """The latent of a string as its encoder had it, ``[1, M, H, W]`` float32, channels innermost.
@@ -84,13 +97,17 @@ class ContextModel:
         Raises:
             BitstreamError: the string does not hold exactly a latent of the size of `prior`.
         """
+        padded, y_hat = self._empty(prior)
+        self._native.decode(string, prior.contiguous(memory_format=torch.channels_last), padded)
+        observed(y_hat.contiguous().numpy().view(np.int32))  # for the symbols, which do not leave the native call
+        return y_hat
+
+    def _empty(self, prior: Tensor) -> tuple[Tensor, Tensor]:
+        """Memory for the latent with what its context sees around it, and the latent's part of it."""
         reach, (h, w) = self._context.kernel_size[0] // 2, prior.shape[2:]
         size = (1, self._context.in_channels, h + reach, w + 2 * reach)
-        y_hat = torch.empty(size, memory_format=torch.channels_last)
-        self._native.decode(string, prior.contiguous(memory_format=torch.channels_last), y_hat)
-        latent = y_hat[:, :, reach:, reach : reach + w]
-        observed(latent.contiguous().numpy().view(np.int32))  # for the symbols, which do not leave the native call
-        return latent
+        padded = torch.empty(size, memory_format=torch.channels_last)
+        return padded, padded[:, :, reach:, reach : reach + w]
 
 
 class ContextRows(ContextModel):
@@ -113,6 +130,7 @@ class ContextRows(ContextModel):
         thresholds: Tensor,
         tables: EntropyTables,
         parameters_at: Callable[[Tensor, Tensor], Tensor],
+        means_first: bool = False,
     ) -> None:
         self._context = context
         self._parameters_at = parameters_at
@@ -120,7 +138,7 @@ class ContextRows(ContextModel):
         self._prior_channels = layers[0][0].shape[1] - context.out_channels
         self._plans = []
         if gemv and torch.cpu._is_avx2_supported():
-            constants = (context.weight.contiguous(), context.bias, layers, thresholds, tables.native)
+            constants = (context.weight.contiguous(), context.bias, layers, means_first, thresholds, tables.native)
             self._plans = [native().ContextRowsPlan(*constants, block, gemv) for block in self.BLOCKS]
 
     def matches(self) -> bool:

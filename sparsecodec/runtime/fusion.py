@@ -6,7 +6,6 @@ They match what layers do (conv, activation, depthwise, conv, add), so every cod
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +13,8 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from sparsecodec.ops._epilogue import scale_channels
+from sparsecodec.runtime.gates import Gate, apply, chunk_sum, gate, scale, shortcut
 from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step
 
 
@@ -25,18 +26,19 @@ def fuse(program: Program, head: dict[str, Any] | None = None) -> Program:
         head: the constants that make a `prior_head` of the last 1x1; then the program returns table indexes and means,
             if it ends in one (`ends_in_head`).
     """
+    apply(program, gate)
     fuse_neighbours(program)
     if head is not None:
         _prior_head(program, head)
-    for pattern in (_depth_conv_block, _half_block, _plain):
-        _apply(program, pattern)
+    for pattern in (_depth_conv_block, _half_block, shortcut, scale, _plain):
+        apply(program, pattern)
     return program
 
 
 def fuse_neighbours(program: Program) -> None:
     """Convolutions take up the activation, the pixel shuffle and the addition that follow them; in place."""
-    for pattern in (_activation, _pixel_shuffle, _activation, _residual):
-        _apply(program, pattern)
+    for pattern in (_activation, chunk_sum, _pixel_shuffle, _activation, _residual):
+        apply(program, pattern)
 
 
 def ends_in_head(program: Program) -> bool:
@@ -44,28 +46,11 @@ def ends_in_head(program: Program) -> bool:
     return program.output.op == "prior_head"
 
 
-def _apply(program: Program, pattern: Callable[[Program, Step], None]) -> None:
-    for step in list(program.steps):
-        if step in program.steps:
-            pattern(program, step)
-
-
 def _prior_head(program: Program, head: dict[str, Any]) -> None:
     """The last 1x1 of a network of entropy parameters -> indexes and means."""
     last = program.output
-    if last.op == "pointwise" and not {"out_index", "shuffle"} & last.constants.keys():
+    if last.op == "pointwise" and not {"out_index", "shuffle", "chunks"} & last.constants.keys():
         program.merge([last], Step("prior_head", last.inputs, {**last.constants, **head}, last.paths))
-
-
-def _merged(into: Step, absorbed: Step, inputs: dict | None = None, **constants) -> Step:
-    """`into` with more constants and inputs, and the paths of both."""
-    return Step(
-        into.op,
-        {**into.inputs, **(inputs or {})},
-        {**into.constants, **constants},
-        into.paths + absorbed.paths,
-        function=into.function,
-    )
 
 
 def _activation(program: Program, step: Step) -> None:
@@ -76,7 +61,7 @@ def _activation(program: Program, step: Step) -> None:
     if conv.op not in (*CONVOLUTIONS, "depthwise") or program.only_user(conv) is not step:
         return
     if "activation" not in conv.constants:
-        program.merge([conv, step], _merged(conv, step, activation="leaky_relu", slope=step.constants["slope"]))
+        program.merge([conv, step], conv.joined(step, **{"activation": "leaky_relu", **step.constants}))
 
 
 def _pixel_shuffle(program: Program, step: Step) -> None:
@@ -85,7 +70,7 @@ def _pixel_shuffle(program: Program, step: Step) -> None:
         return
     conv = step.inputs["x"]
     if conv.op in ("pointwise", "conv2d_act") and program.only_user(conv) is step and "out_index" not in conv.constants:
-        program.merge([conv, step], _merged(conv, step, shuffle=step.constants["shuffle"]))
+        program.merge([conv, step], conv.joined(step, shuffle=step.constants["shuffle"]))
 
 
 def _residual(program: Program, step: Step) -> None:
@@ -114,7 +99,7 @@ def _residual(program: Program, step: Step) -> None:
         return
     conv = operands[-1]
     (other,) = (operand for operand in step.inputs.values() if operand is not conv)
-    program.merge([conv, step], _merged(conv, step, {"residual": other}))
+    program.merge([conv, step], conv.joined(step, {"residual": other}))
 
 
 def _same_shape(program: Program, a: Step, b: Step) -> bool:
@@ -129,26 +114,36 @@ def _width(program: Program, step: Step) -> int | None:
         if "out_index" in step.constants:
             return step.function.out_channels
         channels = step.constants["weight"].shape[1 if step.op == "conv_transpose2d_act" else 0]
-        return channels // step.constants.get("shuffle", 1) ** 2
-    if step.op in ("activation", "gdn"):
+        return channels // (step.constants.get("shuffle", 1) ** 2 * step.constants.get("chunks", 1))
+    if step.op in ("activation", "gdn", "scale"):
         return _width(program, step.inputs["x"])
     if step.op == "add":
         widths = {_width(program, operand) for operand in step.inputs.values()}
         return widths.pop() if len(widths) == 1 else None
+    return _width_as_read(program, step)
+
+
+def _width_as_read(program: Program, step: Step) -> int | None:
+    """Number of channels by who reads them, maybe behind an activation; None if unknown."""
     for user in program.users(step):
+        width = None
         if user.inputs.get("x") is step and user.op in CONVOLUTIONS:
-            return user.constants["weight"].shape[0 if user.op == "conv_transpose2d_act" else 1]
+            width = user.constants["weight"].shape[0 if user.op == "conv_transpose2d_act" else 1]
+        elif user.op == "activation":
+            width = _width_as_read(program, user)
+        if width is not None:
+            return width
     return None
 
 
 def _extent(step: Step) -> tuple:
     """Height and width as a chain: where they come from, then ``(up or down, factor, what it starts from)`` each."""
-    if step.op not in (*CONVOLUTIONS, "depthwise", "activation", "gdn", "add"):
+    if step.op not in (*CONVOLUTIONS, "depthwise", "activation", "gdn", "scale", "add"):
         return (step,)
     before, constants = _extent(step.inputs["x"]), step.constants
     if step.op == "add":
         return before if before == _extent(step.inputs["residual"]) else (step,)
-    if step.op in ("depthwise", "activation", "gdn"):
+    if step.op in ("depthwise", "activation", "gdn", "scale"):
         return before
     stride, reach = constants.get("stride", 1), constants["weight"].shape[-1] if step.op != "pointwise" else 1
     reach -= 2 * constants.get("padding", 0)
@@ -165,6 +160,10 @@ def _slope(step: Step) -> float:
     return step.constants.get("slope", 1.0)
 
 
+def _gated(step: Step) -> bool:
+    return step.constants.get("activation") == "sigmoid_gate"
+
+
 @dataclass
 class _Half:
     """1x1, depthwise, 1x1 + skip, with or without an adaptor in the skip."""
@@ -173,6 +172,7 @@ class _Half:
     steps: list[Step]  # in order, then the adaptor
     constants: dict[str, Any]
     slopes: tuple[float, float, float]
+    gated: bool  # after the first product
 
 
 def _half_before(program: Program, middle: Step) -> _Half | None:
@@ -192,7 +192,9 @@ def _half_before(program: Program, middle: Step) -> _Half | None:
         inner.append(skip)
     if any("residual" in step.inputs or "out_index" in step.constants for step in inner):
         return None
-    if any("shuffle" in step.constants for step in (*inner, middle)):
+    if any({"shuffle", "chunks"} & step.constants.keys() for step in (*inner, middle)):
+        return None
+    if any(map(_gated, (depthwise, middle))):
         return None
     if not all(program.only_user(step) is not None for step in inner):
         return None
@@ -208,7 +210,7 @@ def _half_before(program: Program, middle: Step) -> _Half | None:
         "out2_index": middle.constants.get("out_index"),
     }
     steps = [first, depthwise, middle, *([adaptor] if adaptor else [])]
-    return _Half(x, steps, constants, tuple(map(_slope, (first, depthwise, middle))))
+    return _Half(x, steps, constants, tuple(map(_slope, (first, depthwise, middle))), _gated(first))
 
 
 def _depth_conv_block(program: Program, last: Step) -> None:
@@ -220,7 +222,9 @@ def _depth_conv_block(program: Program, last: Step) -> None:
     half = _half_before(program, middle) if ffn_in.inputs["x"] is middle else None
     if half is None or middle is program.output:
         return
-    if "residual" in ffn_in.inputs or {"out_index", "shuffle"} & ffn_in.constants.keys() or "shuffle" in last.constants:
+    if "residual" in ffn_in.inputs or {"out_index", "shuffle"} & ffn_in.constants.keys():
+        return
+    if {"shuffle", "chunks"} & last.constants.keys() or _gated(last) or _gated(ffn_in) != half.gated:
         return
     if program.only_user(ffn_in) is None or set(program.users(middle)) != {ffn_in, last}:
         return
@@ -232,6 +236,8 @@ def _depth_conv_block(program: Program, last: Step) -> None:
         "b4": last.constants["bias"],
         "out4_index": last.constants.get("out_index"),
         "slopes": (*half.slopes, _slope(ffn_in), _slope(last)),
+        "gated": half.gated,
+        **{name: ffn_in.constants[name] for name in ("chunks", "interleaved") if name in ffn_in.constants},
     }
     absorbed = [*half.steps[:3], ffn_in, last, *half.steps[3:]]
     paths = tuple(path for step in absorbed for path in step.paths)
@@ -253,13 +259,16 @@ def _half_block(program: Program, middle: Step) -> None:
         **nothing,
         "out4_index": torch.empty(0, dtype=torch.int32, device=w2.device),
         "slopes": (*half.slopes, 1.0, 1.0),
+        "gated": half.gated,
     }
     paths = tuple(path for step in half.steps for path in step.paths)
     program.merge(half.steps, Step("depth_conv_block", {"x": half.x}, constants, paths))
 
 
 def _with_activation(step: Step) -> nn.Module:
-    return nn.Sequential(step.function, nn.LeakyReLU(_slope(step))) if "activation" in step.constants else step.function
+    if "activation" not in step.constants:
+        return step.function
+    return nn.Sequential(step.function, Gate() if _gated(step) else nn.LeakyReLU(_slope(step)))
 
 
 def _plain(program: Program, step: Step) -> None:
@@ -268,14 +277,18 @@ def _plain(program: Program, step: Step) -> None:
         step.args, step.reason = (step.inputs["x"],), "a depthwise convolution outside a block"
         step.function = _with_activation(step)
     elif step.op == "activation":
-        step.function, step.args = nn.LeakyReLU(step.constants["slope"]), (step.inputs["x"],)
-        step.reason = "an activation that does not follow a convolution"
+        gated = "slope" not in step.constants
+        step.function = Gate() if gated else nn.LeakyReLU(step.constants["slope"])
+        step.args, step.reason = (step.inputs["x"],), "an activation that does not follow a convolution"
     elif step.op == "pixel_shuffle":
         step.function, step.args = F.pixel_shuffle, (step.inputs["x"], step.constants["shuffle"])
         step.reason = "a pixel shuffle that does not follow a convolution"
     elif step.op == "add":
         step.function, step.args = operator.add, tuple(step.inputs.values())
         step.reason = "an addition that does not follow a convolution"
+    elif step.op == "scale":
+        step.function, step.args = scale_channels, tuple(step.inputs.values())
+        step.reason = "factors of what no 1x1 and no block gives"
     elif "out_index" in step.constants and "residual" not in step.inputs:
         step.args, step.reason = (step.inputs["x"],), "kept channels that are scattered outside an addition"
         step.function = _with_activation(step)

@@ -1,6 +1,6 @@
-"""From frozen dyadic layers to a program of `integer_conv2d` steps, and the proof that nothing in it overflows.
+"""From frozen dyadic layers to a program of `integer_conv2d` and `integer_gate` steps, none of which overflows.
 
-docs/portable.md, section 2, says what a network computes; everything is decided from the stored integers.
+docs/portable.md, sections 2 and 6, say what a network computes; everything is decided from the stored integers.
 """
 
 from __future__ import annotations
@@ -14,8 +14,11 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.nn.integer_functions import gate_table
 from sparsecodec.ops.integer_conv2d import shifted
 from sparsecodec.runtime.fusion import fuse_neighbours
+from sparsecodec.runtime.gates import apply, gate
+from sparsecodec.runtime.integer_steps import GATE, SUM, is_unshuffle, split_additions, split_downsampling, split_gates
 from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step, lower, lower_conv
 from sparsecodec.sparsity.rules import is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
@@ -28,15 +31,19 @@ ACCUMULATOR_LIMIT = 2**31
 INPUT_LIMIT = 2**15
 
 
-def integer_program(networks: Mapping[str, nn.Module]) -> tuple[Program, int]:
+def integer_program(
+    networks: Mapping[str, nn.Module], source: int | None = None, result: int | None = None
+) -> tuple[Program, int]:
     """Lowers networks that follow each other, taken as one.
 
     Args:
         networks: path in the model -> module of frozen dyadic layers, in order of execution.
+        source: exponent of the input, at least that which the layers ask for; None = that one.
+        result: exponent of an int16 result; None: the result is int32 in units of ``2^RESULT_EXPONENT``.
 
     Returns:
-        The program, each step but the input one call of `integer_conv2d`, and the exponent of its int16 input. Its
-        result is int32 in units of ``2^RESULT_EXPONENT``.
+        The program, each step but the input one call of `integer_conv2d` or `integer_gate`, or a pixel unshuffle, and
+        the exponent of its int16 input.
 
     Raises:
         UsageError: a layer is float, or on other integers.
@@ -44,17 +51,32 @@ def integer_program(networks: Mapping[str, nn.Module]) -> tuple[Program, int]:
             names the layer.
     """
     name = "+".join(networks)
-    program = lower(nn.Sequential(OrderedDict(networks)), "")
+    named = OrderedDict((path.replace(".", "/"), module) for path, module in networks.items())  # torch wants no dots
+    program = lower(nn.Sequential(named), "")
+    for step in program.steps:
+        step.paths = tuple(path.replace("/", ".") for path in step.paths)
     for step in list(program.steps):
         if step.op == PLAIN and isinstance(step.function, nn.Module) and is_quantized(_convolution(step)):
             program.merge([step], _as_convolution(step))
+    apply(program, gate)
     fuse_neighbours(program)
+    for rule in (split_downsampling, split_gates, split_additions):
+        rule(program)
     for step in program.steps[1:]:
         _check(step, name)
-    exponents = {step: _exponent(program, step, name) for step in program.steps}
+    exponents = _exponents(program, source, result, name)
+    wide = {step for step in program.steps if not _readers(program, step)}
+    if result is not None:
+        wide.discard(program.output)
+    device = next(tensor for module in networks.values() for tensor in module.buffers()).device
     for step in program.steps[1:]:
-        constants = _constants(step, exponents)
-        step.op, step.constants, step.function = "integer_conv2d", constants, None
+        if step.op == GATE:
+            step.constants["table"] = gate_table(exponents[step]).to(device)
+        elif step.op == SUM:
+            step.op, step.constants = "integer_conv2d", _sum_constants(step, exponents, device)
+        elif not is_unshuffle(step):
+            constants = _constants(step, exponents, 32 if step in wide else 16)
+            step.op, step.constants, step.function = "integer_conv2d", constants, None
     return program, exponents[program.steps[0]]
 
 
@@ -74,6 +96,8 @@ def _as_convolution(step: Step) -> Step:
 
 def _check(step: Step, name: str) -> None:
     label = ", ".join(step.paths) or step.op
+    if step.op in (GATE, SUM) or is_unshuffle(step):
+        return
     if step.op not in (*CONVOLUTIONS, "depthwise"):
         raise GraphError(f"{name}: {label} has no rule for integers {step.reason}".rstrip())
     layer = None if step.function is None else _convolution(step)
@@ -95,15 +119,74 @@ def _power_of_two(scale: Tensor) -> int:
     return int(exponent) - 1
 
 
-def _exponent(program: Program, step: Step, name: str) -> int:
-    """Of what a step gives: the coarsest that a convolution reads it with, and that of results where none does."""
-    readers = [user for user in program.users(step) if user.inputs["x"] is step]
-    if step is program.output and readers:
-        raise GraphError(f"{name}: {', '.join(step.paths)} is both a result and read by {readers[0].paths[0]}")
-    return max((_power_of_two(_convolution(user).input_scale) for user in readers), default=RESULT_EXPONENT)
+def _readers(program: Program, step: Step) -> list[Step]:
+    """Who reads a step's result as int16: all but the additions."""
+    return [user for user in program.users(step) if user.op != SUM and step in (user.inputs.get("x"), *user.args)]
 
 
-def _constants(step: Step, exponents: Mapping[Step, int]) -> dict[str, Any]:
+def _exponents(program: Program, source: int | None, result: int | None, name: str) -> dict[Step, int]:
+    """Of each result: the coarsest that a convolution reads it with; a gate reads what it gives; else the network's."""
+    exponents: dict[Step, int] = {}
+    for step in reversed(program.steps):
+        readers = _readers(program, step)
+        if step is program.output:
+            if readers:
+                raise GraphError(f"{name}: {', '.join(step.paths)} is both a result and read by {readers[0].paths[0]}")
+            if result is None and step.op == GATE:
+                raise GraphError(f"{name}: a result of 32 bits cannot be a gate's")
+            exponents[step] = RESULT_EXPONENT if result is None else result
+            continue
+        wanted = [
+            exponents[user] if user.op == GATE or is_unshuffle(user) else _power_of_two(_convolution(user).input_scale)
+            for user in readers
+        ]
+        if step.op == GATE and not wanted:
+            raise GraphError(f"{name}: what a gate gives is only added, {', '.join(step.paths)}")
+        exponents[step] = max(wanted, default=RESULT_EXPONENT)
+    first = program.steps[0]
+    if source is not None:
+        if source < exponents[first]:
+            raise GraphError(f"{name}: an input of exponent {source} (needs {exponents[first]} or more)")
+        exponents[first] = source
+    return exponents
+
+
+def _sum_constants(step: Step, exponents: Mapping[Step, int], device: torch.device) -> dict[str, Any]:
+    """Arguments of the depthwise 1x1 of ones that adds two tensors."""
+    width, (x, residual), label = step.constants["width"], step.inputs.values(), ", ".join(step.paths)
+    ones = torch.ones(width, device=device)
+    return scale_constants(ones, exponents[x], exponents[step], 32, label) | {
+        "residual_shift": _residual_shift(exponents[residual], exponents[step], label)
+    }
+
+
+def scale_constants(factors: Tensor, source: int, result: int, bits: int, label: str) -> dict[str, Any]:
+    """Arguments of `integer_conv2d`, beside the tensors, of the product of each channel with a factor.
+
+    Args:
+        factors: ``[C]`` float32, each an integer of magnitude below 2^15 times a power of two.
+        source, result: exponents.
+        bits: of the result, 16 or 32.
+        label: for messages.
+    """
+    multiplier, shift = _factors(factors.abs(), source - result, 1.0, label)
+    return {
+        "weight": torch.where(factors < 0, -1, 1).to(torch.int8).view(-1, 1, 1, 1),
+        "bias": torch.zeros(len(factors), dtype=torch.int32, device=factors.device),
+        "multiplier": multiplier.to(torch.int32).contiguous(),
+        "shift": shift.to(torch.int32),
+        "groups": len(factors),
+        "bits": bits,
+    }
+
+
+def _residual_shift(source: int, result: int, label: str) -> int:
+    if abs(source - result) > MAX_RESIDUAL_SHIFT:
+        raise GraphError(f"{label} adds a tensor whose unit is 2^{source - result} of its own (needs 2^-30 to 2^30)")
+    return source - result
+
+
+def _constants(step: Step, exponents: Mapping[Step, int], bits: int) -> dict[str, Any]:
     """The arguments of `integer_conv2d` beside the tensors."""
     layer, label = _convolution(step), ", ".join(step.paths)
     source, result = exponents[step.inputs["x"]], exponents[step]
@@ -121,9 +204,7 @@ def _constants(step: Step, exponents: Mapping[Step, int]) -> dict[str, Any]:
         multiplier = _scattered(multiplier.T, place, width).T
         shift = shift.clamp(min=1)
     residual = step.inputs.get("residual")
-    residual_shift = 0 if residual is None else exponents[residual] - result
-    if abs(residual_shift) > MAX_RESIDUAL_SHIFT:
-        raise GraphError(f"{label} adds a tensor whose unit is 2^{residual_shift} of its own (needs 2^-30 to 2^30)")
+    residual_shift = 0 if residual is None else _residual_shift(exponents[residual], result, label)
     return {
         "weight": weight.contiguous(),
         "bias": bias.to(torch.int32),
@@ -132,13 +213,9 @@ def _constants(step: Step, exponents: Mapping[Step, int]) -> dict[str, Any]:
         "residual_shift": residual_shift,
         "padding": padding,
         "groups": layer.groups,
-        "bits": 16 if _is_read_by_a_convolution(step, exponents) else 32,
+        "bits": bits,
         "shuffle": shuffle * step.constants.get("shuffle", 1),
     }
-
-
-def _is_read_by_a_convolution(step: Step, exponents: Mapping[Step, int]) -> bool:
-    return any(step is other.inputs.get("x") for other in exponents)
 
 
 def _scattered(values: Tensor, place: Tensor, width: int) -> Tensor:
@@ -156,6 +233,8 @@ def _plain_convolution(step: Step, layer: nn.Module) -> tuple[Tensor, Tensor, in
     weight = layer.weight
     channels = layer.out_channels
     bias = torch.zeros(channels, dtype=torch.int64, device=weight.device) if layer.bias is None else layer.bias.long()
+    if step.op == "pointwise":  # also what reads an unshuffled tensor, whose channels are the taps
+        return weight.flatten(1)[:, :, None, None], bias, 0, 1
     if step.op != "conv_transpose2d_act":
         return weight, bias, layer.padding[0], 1
     stride, padding, kernel = layer.stride[0], layer.padding[0], layer.kernel_size[0]

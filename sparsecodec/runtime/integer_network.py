@@ -1,14 +1,16 @@
-"""A compiled integer network: every step one call of `integer_conv2d`, bound to one implementation."""
+"""A compiled integer network: every step one call of an integer op, bound to one implementation."""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.runtime.integer_lowering import integer_program
+from sparsecodec.ops import bind
+from sparsecodec.ops.integer_conv2d import INTEGER_CONV2D
+from sparsecodec.runtime.integer_lowering import integer_program, scale_constants
 from sparsecodec.runtime.transform import CompiledTransform
 
 
@@ -20,6 +22,7 @@ class IntegerNetwork(CompiledTransform):
     Args:
         networks: path in the model -> module; not modified.
         strict: as for `CompiledTransform`.
+        source, result: exponents of the input and of an int16 result, as for `integer_program`.
 
     Attributes:
         exponent: of the input: its integers v stand for ``v 2^exponent``.
@@ -29,15 +32,45 @@ class IntegerNetwork(CompiledTransform):
         GraphError: integers have no rule for a structure, or an accumulator could overflow.
     """
 
-    def __init__(self, networks: Mapping[str, nn.Module], *, strict: bool = True) -> None:
+    def __init__(
+        self,
+        networks: Mapping[str, nn.Module],
+        *,
+        strict: bool = True,
+        source: int | None = None,
+        result: int | None = None,
+    ) -> None:
         self.name = "+".join(networks)
         self.dtype = torch.int16
         self.strict = strict
-        self._program, self.exponent = integer_program(networks)
+        self._program, self.exponent = integer_program(networks, source, result)
         self._bound = {}
         self._plans = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
 
     def __call__(self, x: Tensor) -> Tensor:
-        """``[N, C, H, W]`` int16 in units of ``2^exponent`` -> int32 in units of 2^-16, channels_last."""
+        """``[N, C, H, W]`` int16 in units of ``2^exponent`` -> int32 in units of 2^-16, or `result`; channels_last."""
         return super().__call__(x)
+
+
+class IntegerScale:
+    """Multiplies each channel by a factor that depends on the quality, on integers only.
+
+    Args:
+        factors: ``[Q, C, 1, 1]`` float32, of `integer_lowering.scale_constants`' kind.
+        source, result: exponents of the input and of the int16 result.
+        name: of the factors in the model, for messages.
+    """
+
+    def __init__(self, factors: Tensor, source: int, result: int, name: str) -> None:
+        self._factors = factors.detach().flatten(1)
+        self._source, self._result, self._name = source, result, name
+        self._bound: dict[int, Callable[..., Tensor]] = {}
+
+    def __call__(self, x: Tensor, quality: int) -> Tensor:
+        """``[N, C, H, W]`` int16, channels_last -> the same of exponent `result`; quality: 0 to Q - 1."""
+        run = self._bound.get(quality)
+        if run is None:
+            constants = scale_constants(self._factors[quality], self._source, self._result, 16, self._name)
+            run = self._bound[quality] = bind(INTEGER_CONV2D, x=x, **constants).run
+        return run(x)

@@ -6,7 +6,7 @@ Layers are recognised by structure, never by the name of a codec's class.
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -16,12 +16,13 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
-from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn, is_quantized
+from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn, is_multiply, is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
 from sparsecodec.sparsity.tracing import trace
 
 CONVOLUTIONS = ("pointwise", "conv2d_act", "conv_transpose2d_act")
 PLAIN = "torch"
+INPUTS = ("input", "factors")
 
 
 @dataclass(eq=False)
@@ -29,7 +30,8 @@ class Step:
     """One call.
 
     Attributes:
-        op: name of a registered op; ``"input"``; or `PLAIN` for a torch layer or function, then `function` is called.
+        op: name of a registered op; ``"input"``, or ``"factors"`` for an input that is a factor of each channel; or
+            `PLAIN` for a torch layer or function, then `function` is called.
         inputs: argument name -> the step whose result is passed. Plain steps have ``function``'s arguments in `args`.
         constants: the op's other arguments.
         paths: the module paths that this step stands for.
@@ -52,6 +54,21 @@ class Step:
         fx.node.map_aggregate((self.args, self.kwargs), lambda value: found.append(value) if _is_step(value) else None)
         return found
 
+    @property
+    def target(self) -> Any:
+        """What a plain step calls: a function, the name of a method, or a module."""
+        return self.function.args[0] if isinstance(self.function, partial) else self.function
+
+    def joined(self, absorbed: Step, inputs: dict[str, Step] | None = None, **constants: Any) -> Step:
+        """This step with more constants and inputs, and the paths of `absorbed` as well."""
+        return Step(
+            self.op,
+            {**self.inputs, **(inputs or {})},
+            {**self.constants, **constants},
+            self.paths + absorbed.paths,
+            function=self.function,
+        )
+
     def replace_source(self, old: Step, new: Step) -> None:
         """Reads `new` wherever it read `old`."""
 
@@ -69,10 +86,15 @@ def _is_step(value: object) -> bool:
 
 @dataclass
 class Program:
-    """Steps in order of execution; the first is the input, `output` is what the module returns."""
+    """Steps in order of execution; the inputs are the first, `output` is what the module returns: maybe a tuple."""
 
     steps: list[Step]
     output: Step
+
+    @property
+    def inputs(self) -> list[Step]:
+        """The module's arguments, in their order."""
+        return [step for step in self.steps if step.op in INPUTS]
 
     def users(self, step: Step) -> list[Step]:
         """Who reads `step`, each once."""
@@ -93,15 +115,16 @@ class Program:
         self.steps = [step for step in self.steps if step is result or step not in absorbed]
 
 
-def lower(module: nn.Module, name: str) -> Program:
-    """Traces a module of one tensor argument and lowers each node to a step.
+def lower(module: nn.Module, name: str, factors: Sequence[str] = ()) -> Program:
+    """Traces a module and lowers each node to a step.
 
     Args:
-        module: in eval mode.
+        module: in eval mode; maps tensors to a tensor or a tuple of them.
         name: its path in the model, for the report.
+        factors: names of the arguments that are ``[1, C, 1, 1]``: steps of quantisation, the factors of channels.
 
     Raises:
-        GraphError: the module cannot be traced, or does not take exactly one tensor or return one.
+        GraphError: the module cannot be traced, takes nothing, or returns something else than tensors.
     """
     wrapped = module if list(module.children()) else nn.Sequential(module)  # fx would trace into a lone layer
     graph = trace(wrapped, name)
@@ -109,18 +132,15 @@ def lower(module: nn.Module, name: str) -> Program:
     steps: list[Step] = []
     for node in graph.nodes:
         if node.op == "output":
-            result = env.get(node.args[0]) if isinstance(node.args[0], fx.Node) else None
-            if result is None:
-                raise GraphError(f"{name} returns more than one tensor")
-            inputs = [step for step in steps if step.op == "input"]
-            if len(inputs) != 1:
-                raise GraphError(f"{name} takes {len(inputs)} arguments (one is supported)")
-            return Program(steps, result)
+            return _program(steps, fx.map_arg(node.args[0], env.get), name)
         if node.op == "get_attr":
             env[node] = _attribute(wrapped, node.target)
             continue
         path = name if wrapped is not module else f"{name}.{node.target}".lstrip(".")
-        step = _lower_node(wrapped, node, env, path)
+        if node.op == "placeholder":
+            step = Step("factors" if node.target in factors else "input")
+        else:
+            step = _lower_node(wrapped, node, env, path)
         if _in_place(wrapped, node):  # whoever reads the changed tensor later reads the result
             changed = env[node.args[0]]
             env.update({other: step for other, value in env.items() if value is changed})
@@ -128,6 +148,26 @@ def lower(module: nn.Module, name: str) -> Program:
         if step not in steps:
             steps.append(step)
     raise GraphError(f"{name} returns nothing")
+
+
+def _program(steps: list[Step], result: Any, name: str) -> Program:
+    """The program that returns `result`, a step or a tuple of steps, without the steps that it does not need."""
+    if isinstance(result, tuple | list) and result and all(map(_is_step, result)):
+        result = Step(PLAIN, function=_together, args=tuple(result), reason="several results")
+        steps = [*steps, result]
+    if not _is_step(result):
+        raise GraphError(f"{name} returns something else than a tensor or a tuple of them")
+    if not any(step.op == "input" for step in steps):
+        raise GraphError(f"{name} takes no tensor")
+    needed = {result}
+    for step in reversed(steps):
+        if step in needed:
+            needed.update(step.sources)
+    return Program([step for step in steps if step in needed or step.op in INPUTS], result)
+
+
+def _together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    return tensors
 
 
 def _in_place(root: nn.Module, node: fx.Node) -> bool:
@@ -149,8 +189,6 @@ def _attribute(root: nn.Module, path: str) -> Any:
 
 
 def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: str) -> Step:
-    if node.op == "placeholder":
-        return Step("input")
     args = fx.map_arg(node.args, env.__getitem__)
     kwargs = fx.map_arg(node.kwargs, env.__getitem__)
     if node.op == "call_module":
@@ -158,6 +196,12 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
         if len(args) == 1 and not kwargs and _is_step(args[0]):
             return _lower_module(module, args[0], path)
         return Step(PLAIN, paths=(path,), function=module, args=args, kwargs=kwargs, reason="more than one input")
+    if len(args) == 2 and all(map(_is_step, args)) and not kwargs:  # by an operator, a function or a method
+        if is_add(node.target):
+            return Step("add", {"x": args[0], "residual": args[1]}, paths=())
+        x, factors = args if args[1].op == "factors" else args[::-1]
+        if is_multiply(node.target) and factors.op == "factors" and x.op != "factors":
+            return Step("scale", {"x": x, "scale": factors})
     if node.op == "call_method":
         return Step(
             PLAIN,
@@ -166,8 +210,11 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
             kwargs=kwargs,
             reason=f"Tensor.{node.target} has no rule",
         )
-    if is_add(node.target) and len(args) == 2 and all(map(_is_step, args)) and not kwargs:
-        return Step("add", {"x": args[0], "residual": args[1]}, paths=())
+    if len(args) == 2 and not kwargs and isinstance(args[1], int):
+        if node.target is F.pixel_shuffle:
+            return Step("pixel_shuffle", {"x": args[0]}, {"shuffle": args[1]})
+        if node.target is F.pixel_unshuffle:
+            return _unshuffle(args[0], args[1], ())
     if len(args) == 1 and _is_step(args[0]):
         if node.target in (F.relu, torch.relu) and set(kwargs) <= {"inplace"}:
             return Step("activation", {"x": args[0]}, {"slope": 0.0})
@@ -179,6 +226,17 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
 
 def _call_method(name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:
     return getattr(tensor, name)(*args, **kwargs)
+
+
+def _unshuffle(x: Step, factor: int, paths: tuple[str, ...]) -> Step:
+    return Step(PLAIN, paths=paths, function=pixel_unshuffle, args=(x, factor), reason="one copy, by torch")
+
+
+def pixel_unshuffle(x: Tensor, factor: int) -> Tensor:
+    """`torch.nn.functional.pixel_unshuffle` whose result is channels_last: one copy."""
+    n, c, h, w = x.shape
+    cells = x.reshape(n, c, h // factor, factor, w // factor, factor).permute(0, 2, 4, 1, 3, 5)
+    return cells.reshape(n, h // factor, w // factor, c * factor**2).permute(0, 3, 1, 2)
 
 
 def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
@@ -199,6 +257,8 @@ def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
     if isinstance(module, nn.LeakyReLU | nn.ReLU):
         slope = float(getattr(module, "negative_slope", 0.0))
         return Step("activation", {"x": x}, {"slope": slope}, (path,))
+    if isinstance(module, nn.PixelUnshuffle):
+        return _unshuffle(x, module.downscale_factor, (path,))
     if isinstance(module, nn.PixelShuffle):
         return Step("pixel_shuffle", {"x": x}, {"shuffle": module.upscale_factor}, (path,))
     if is_gdn(module):

@@ -4,9 +4,12 @@ from __future__ import annotations
 
 import importlib.metadata
 import zlib
+from collections.abc import Collection
 from dataclasses import dataclass
 
 import torch
+
+from sparsecodec.ops._registry import resolve
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -31,6 +34,7 @@ class Numerics:
 
 PINNED = Numerics("fma32 (our float32 kernels: the same bits on every CPU, batch and thread count)", 1)
 PORTABLE = Numerics("integers only between bytes and symbols: the same symbols on every device and backend", 2)
+PORTABLE_VIDEO = Numerics("integers only between bytes and pictures: no frame differs on any device or backend", 3)
 
 
 def eager_numerics(device: torch.device) -> Numerics:
@@ -60,9 +64,33 @@ def kernel_numerics(backends: frozenset[str], device: torch.device) -> Numerics:
     return eager_numerics(device)
 
 
+def video_numerics(
+    backends: frozenset[str], dtypes: Collection[str], device: torch.device, threads: int | None = None
+) -> Numerics:
+    """What the loop of a video codec computes with: kernels of `backends` in `dtypes`, and torch's sums and copies.
+
+    Everything in it feeds the next frame. Between processors float32 products agree (they are pinned) and bfloat16 ones
+    do not.
+
+    Args:
+        threads: how many there are, where torch also reduces or multiplies matrices; None: its share does not depend on
+            their number.
+    """
+    if device.type == "cuda":
+        where = torch.cuda.get_device_name(device)
+    else:
+        where = torch.backends.cpu.get_cpu_capability()
+        if "bfloat16" in dtypes and "cpu" in backends:
+            where += f", {resolve('sparsecodec._C:cpu_isa')()}"
+    if threads is not None:
+        where += f", {threads} threads"
+    kinds = "+".join(sorted(dtypes)) + " on " + "+".join(sorted(backends))
+    return _unnumbered(f"video loop in {kinds}, torch {torch.__version__}, {where}")
+
+
 def described(tag: int) -> str:
     """What is known of the arithmetic behind a stream's tag, for people."""
-    for numerics in (PINNED, PORTABLE):
+    for numerics in (PINNED, PORTABLE, PORTABLE_VIDEO):
         if numerics.tag == tag:
             return numerics.name
     return "of one machine and its library versions" if tag & 0x8000 else "unknown to this release"

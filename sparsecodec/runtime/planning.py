@@ -16,7 +16,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 from sparsecodec.errors import GraphError, ResourceLimitError
 from sparsecodec.ops._registry import specs
-from sparsecodec.runtime.lowering import PLAIN, Program, Step
+from sparsecodec.runtime.lowering import INPUTS, PLAIN, Program, Step
 
 
 @dataclass
@@ -53,19 +53,20 @@ def hold(plan: Plan) -> None:
         held.append(plan)
 
 
-def make_plan(program: Program, name: str, x: Tensor) -> Plan:
+def make_plan(program: Program, name: str, *inputs: Tensor) -> Plan:
     """Buffers for the steps that can write into a given tensor, before anything runs.
 
     Args:
-        program: its first step is the input.
+        program: what runs.
         name: of the transform, for messages.
-        x: an input, for its shape, dtype and device.
+        inputs: for their shapes, dtypes and device.
 
     Raises:
         GraphError: the shape of a step's result cannot be inferred.
         ResourceLimitError: the buffers do not fit into memory; the message says how large they are and what would fit.
     """
-    results = _infer(program, name, x)
+    results = _infer(program, name, inputs)
+    x = inputs[0]
     pool, assigned = _share(program, results)
     planned, free = sum(pool), available_bytes(x.device)
     if free is not None and planned > free:  # before a system that overcommits would promise it
@@ -78,20 +79,23 @@ def make_plan(program: Program, name: str, x: Tensor) -> Plan:
     return Plan(out, planned)
 
 
-def footprint(program: Program, name: str, shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> int:
+def footprint(
+    program: Program, name: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
+) -> int:
     """Bytes that a call holds at its peak: its plan's buffers, and what steps that allocate hold. Allocates nothing.
 
     Args:
         program, name: as for `make_plan`.
-        shape, dtype, device: of the input.
+        shapes: of the inputs.
+        dtype, device: of all of them.
     """
     with FakeTensorMode():
-        x = torch.empty(*shape, dtype=dtype, device=device)
-    results = _infer(program, name, x)
+        inputs = [torch.empty(*shape, dtype=dtype, device=device) for shape in shapes]
+    results = _infer(program, name, inputs)
     pool, assigned = _share(program, results)
     until = list(_last_uses(program).values())
     own = [
-        0 if buffer is not None or result is None else result.numel() * result.element_size()
+        0 if buffer is not None or not isinstance(result, Tensor) else result.numel() * result.element_size()
         for buffer, result in zip(assigned, results, strict=True)
     ]
     held = (sum(own[i] for i in range(now + 1) if until[i] >= now) for now in range(len(own)))
@@ -119,22 +123,26 @@ def available_bytes(device: torch.device) -> int | None:
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
 
 
-def _infer(program: Program, name: str, x: Tensor) -> list[Any]:
+def _infer(program: Program, name: str, inputs: Sequence[Tensor]) -> list[Any]:
     """Every step's result as a tensor without memory."""
+    given = dict(zip(program.inputs, inputs, strict=True))
     results: dict[Step, Any] = {}
     with FakeTensorMode(allow_non_fake_inputs=True):
         for step in program.steps:
             try:
-                results[step] = _infer_one(step, results, x)
+                results[step] = _like(given[step]) if step in given else _infer_one(step, results)
             except Exception as error:  # a step may be any torch layer of the model's, which may raise anything
                 label = ", ".join(step.paths) or step.op
                 raise GraphError(f"{name}: the shape of {label} cannot be inferred: {error}") from error
     return list(results.values())
 
 
-def _infer_one(step: Step, results: dict[Step, Any], x: Tensor) -> Any:
-    if step.op == "input":
-        return torch.empty(x.shape, dtype=x.dtype, device=x.device).contiguous(memory_format=torch.channels_last)
+def _like(x: Tensor) -> Tensor:
+    empty = torch.empty(x.shape, dtype=x.dtype, device=x.device)
+    return empty.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else empty
+
+
+def _infer_one(step: Step, results: dict[Step, Any]) -> Any:
     if step.op == "prior_head":
         return None  # two results, which it allocates; nothing comes after it
     if step.op != PLAIN:
@@ -171,7 +179,7 @@ def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | 
     for index, step in enumerate(steps):
         free += [buffer for until, buffer in held if until < index]
         held = [(until, buffer) for until, buffer in held if until >= index]
-        if step.op in ("input", "prior_head", PLAIN):
+        if step.op in (*INPUTS, "prior_head", PLAIN):
             assigned.append(None)
             continue
         need = results[index].numel() * results[index].element_size()

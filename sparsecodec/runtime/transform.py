@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections import OrderedDict
+from collections.abc import Sequence
 from functools import partial
 from typing import Any
 
@@ -14,7 +15,7 @@ from sparsecodec.errors import NoBackendError
 from sparsecodec.ops._epilogue import channels_innermost
 from sparsecodec.ops._registry import Bound, bind, forced_backend, specs, why_unavailable
 from sparsecodec.runtime.fusion import ends_in_head, fuse
-from sparsecodec.runtime.lowering import PLAIN, Step, lower
+from sparsecodec.runtime.lowering import INPUTS, PLAIN, Step, lower
 from sparsecodec.runtime.planning import Plan, footprint, hold, make_plan
 from sparsecodec.runtime.report import Row
 
@@ -27,11 +28,13 @@ class CompiledTransform:
     The result of a call lives in a buffer of the plan and is overwritten by the next call with the same shape.
 
     Args:
-        module: maps one tensor to one tensor; not modified.
+        module: maps tensors to a tensor or a tuple of them; not modified.
         name: its path in the model.
         dtype: of activations and weights.
         strict: raise if a layer with a rule finds no kernel although its device has kernels.
         head: as for `fuse`.
+        factors: as for `lower`.
+        prefix: what the paths of its layers begin with in the model, if it is not `name`.
     """
 
     def __init__(
@@ -42,17 +45,19 @@ class CompiledTransform:
         *,
         strict: bool = True,
         head: dict[str, Any] | None = None,
+        factors: Sequence[str] = (),
+        prefix: str | None = None,
     ) -> None:
         self.name = name
         self.dtype = dtype
         self.strict = strict
-        self._program = fuse(lower(module, name), head)
+        self._program = fuse(lower(module, name if prefix is None else prefix, factors), head)
         for step in self._program.steps:
             if isinstance(step.function, nn.Module):
                 step.function = copy.deepcopy(step.function).to(dtype)
             step.args, step.kwargs = fx.node.map_aggregate((step.args, step.kwargs), self._in_dtype)
         self._bound: dict[Step, Bound] = {}
-        self._plans: OrderedDict[torch.Size, Plan] = OrderedDict()
+        self._plans: OrderedDict[tuple[torch.Size, ...], Plan] = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
 
     @property
@@ -60,22 +65,40 @@ class CompiledTransform:
         """Whether calls return (indexes, means) as `prior_head` does."""
         return ends_in_head(self._program)
 
-    def __call__(self, x: Tensor) -> Any:
-        """``[N, C, H, W]``, any float dtype -> the transform's output in `dtype`, channels_last; or see `has_head`."""
-        if x.dtype != self.dtype:
-            x = x.to(self.dtype, memory_format=torch.channels_last)  # one pass for both
-        x = x.contiguous(memory_format=torch.channels_last)
-        plan = self._plans.get(x.shape)
+    def __call__(self, *inputs: Tensor) -> Any:
+        """Runs the transform.
+
+        Args:
+            inputs: ``[N, C, H, W]``, any float dtype; factors ``[1, C, 1, 1]``.
+
+        Returns:
+            The transform's output in `dtype`, channels_last; or see `has_head`.
+        """
+        given = self._program.inputs
+        inputs = [self._ready(step, x) for step, x in zip(given, inputs, strict=True)]
+        key = tuple(x.shape for x in inputs)
+        plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[x.shape] = make_plan(self._program, self.name, x)
+            plan = self._plans[key] = make_plan(self._program, self.name, *inputs)
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
-        self._plans.move_to_end(x.shape)
+        self._plans.move_to_end(key)
         hold(plan)
-        values: list[Any] = [x, *([None] * (len(self._program.steps) - 1))]
-        for index, step in enumerate(self._program.steps[1:], 1):
-            values[index] = self._run(step, values, plan.out[index])
+        values: list[Any] = [None] * len(self._program.steps)
+        for step, x in zip(given, inputs, strict=True):
+            values[self._index[step]] = x
+        for index, step in enumerate(self._program.steps):
+            if step.op not in INPUTS:
+                values[index] = self._run(step, values, plan.out[index])
         return values[self._index[self._program.output]]
+
+    def _ready(self, step: Step, x: Tensor) -> Tensor:
+        """An argument as the steps read it."""
+        if step.op == "factors":
+            return x.flatten().float()
+        if x.dtype != self.dtype:
+            x = x.to(self.dtype, memory_format=torch.channels_last)  # one pass for both
+        return x if channels_innermost(x) else x.contiguous(memory_format=torch.channels_last)
 
     def _run(self, step: Step, values: list[Any], out: Tensor | None) -> Any:
         if step.op == PLAIN:
@@ -86,7 +109,7 @@ class CompiledTransform:
             return step.function(*fx.node.map_aggregate(step.args, take), **fx.node.map_aggregate(step.kwargs, take))
         inputs = {name: values[self._index[source]] for name, source in step.inputs.items()}
         for name, source in step.inputs.items():
-            if source.op == PLAIN and not channels_innermost(inputs[name]):
+            if source.op == PLAIN and not channels_innermost(inputs[name]):  # factors never come from a plain step
                 inputs[name] = inputs[name].contiguous(memory_format=torch.channels_last)
         bound = self._bound.get(step)
         if bound is None:
@@ -110,7 +133,7 @@ class CompiledTransform:
     @property
     def backends(self) -> frozenset[str]:
         """Who runs the steps; ``torch`` for those that stayed torch layers."""
-        steps = self._program.steps[1:]
+        steps = [step for step in self._program.steps if step.op not in INPUTS]
         return frozenset(self._bound[step].backend if step in self._bound else PLAIN for step in steps)
 
     @property
@@ -120,12 +143,14 @@ class CompiledTransform:
 
     def footprint(self, shape: tuple[int, ...], device: torch.device) -> int:
         """Bytes that a call with an input of that shape holds at its peak, without allocating them."""
-        return footprint(self._program, self.name, shape, self.dtype, device)
+        return footprint(self._program, self.name, (shape,), self.dtype, device)
 
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
         """Rows of the report. `shapes` maps layer paths to (macs, dense macs) of a picture with that many pixels."""
         rows = []
-        for step in self._program.steps[1:]:
+        for step in self._program.steps:
+            if step.op in INPUTS:
+                continue
             bound = self._bound.get(step)
             macs, dense = (sum(shapes.get(path, (0, 0))[i] for path in step.paths) / pixels for i in (0, 1))
             op = step.op if step.op != PLAIN else _label(step)
@@ -187,4 +212,4 @@ def _label(step: Step) -> str:
     function = step.function
     if isinstance(function, nn.Module):
         return type(function).__name__
-    return function.args[0] if isinstance(function, partial) else getattr(function, "__name__", str(function))
+    return step.target if isinstance(function, partial) else getattr(function, "__name__", str(function))

@@ -19,7 +19,20 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
-NAMES = ("container", "header", "decode-native", "decode-portable", "differential", "checkpoint")
+NAMES = (
+    "container",
+    "header",
+    "decode-native",
+    "decode-portable",
+    "differential",
+    "checkpoint",
+    "video",
+    "decode-video",
+    "decode-video-rt",
+    "units",
+    "payload-32",
+    "decode-units",
+)
 LIMIT_S = 20  # of processor time for one input
 LIMIT_BYTES = 12 << 30  # of address space: an allocation without bounds fails here
 

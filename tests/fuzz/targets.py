@@ -6,13 +6,15 @@ import json
 import random
 import sys
 import tempfile
-from abc import ABC, abstractmethod
 from functools import cache
 from pathlib import Path
 
 import torch
 from mutations import mutate
+from promises import Broken, Target
 from resealing import damaged_header, damaged_payload, invented
+from unit_targets import Payloads32, UnitClips, Units
+from video_targets import Clips, ResealedClips
 
 from sparsecodec.entropy import (
     Container,
@@ -25,7 +27,7 @@ from sparsecodec.entropy import (
     evc_gaussian_tables,
 )
 from sparsecodec.entropy.bitstream import Header
-from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
+from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models import create
 from sparsecodec.quant import portable
 from sparsecodec.runtime import CompiledCodec, compile_codec
@@ -37,24 +39,6 @@ from spc_oracle import Damaged, lanes, rans, tables  # noqa: E402
 from spc_oracle.container import parse  # noqa: E402
 
 MAX_PIXELS = 1 << 16
-
-
-class Broken(AssertionError):
-    """What no input may bring about."""
-
-
-class Target(ABC):
-    """One part of the package. `pool` holds valid inputs; `refusals` is all that a bad one may raise."""
-
-    pool: list[bytes]
-    refusals: tuple[type[Exception], ...] = (BitstreamError, ResourceLimitError, ModelMismatchError)
-
-    def make(self, rng: random.Random) -> bytes:
-        return mutate(rng.choice(self.pool), self.pool, rng)
-
-    @abstractmethod
-    def run(self, data: bytes) -> bool:
-        """Whether it was accepted; may raise `refusals`, or `Broken`."""
 
 
 @cache
@@ -237,4 +221,10 @@ TARGETS = {
     "decode-portable": lambda: Decoding("portable"),
     "differential": Differential,
     "checkpoint": Checkpoints,
+    "video": lambda: Clips("toy"),
+    "decode-video": lambda: ResealedClips("toy"),
+    "decode-video-rt": lambda: ResealedClips("dcvc-rt-tiny"),
+    "units": Units,
+    "payload-32": Payloads32,
+    "decode-units": UnitClips,
 }

@@ -16,7 +16,19 @@ from sparsecodec.models import create
 from sparsecodec.zoo import load, save
 
 SCRIPT = Path(__file__).parent / "fuzz.py"
-EXECUTIONS = {"container": 3000, "header": 3000, "decode-native": 60, "decode-portable": 60, "differential": 1500}
+EXECUTIONS = {
+    "container": 3000,
+    "header": 3000,
+    "decode-native": 60,
+    "decode-portable": 60,
+    "differential": 1500,
+    "video": 3000,
+    "decode-video": 400,
+    "decode-video-rt": 12,
+    "units": 2000,
+    "payload-32": 3000,
+    "decode-units": 40,
+}
 
 
 @pytest.mark.parametrize("name", [*EXECUTIONS, "checkpoint"])
@@ -36,6 +48,22 @@ def test_a_broken_promise_is_found(tmp_path):
     done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True)
     assert done.returncode == 1 and "FAIL header" in done.stdout, done.stdout + done.stderr
     assert [path for path in tmp_path.iterdir() if path.name.startswith("header-")]
+
+
+BREAKS = {
+    "video": "import sparsecodec.entropy.video_file as f; f.VideoReader._read_end = lambda self, head: None; ",
+    "decode-video": "import sparsecodec.runtime.video as v; v.fingerprint = lambda state: 0; ",
+}
+
+
+@pytest.mark.parametrize("name", BREAKS)
+def test_a_clip_that_shows_something_else_is_found(name, tmp_path):
+    """Without a look at the end, and without fingerprints of states."""
+    broken = BREAKS[name] + "import runpy, sys; "
+    broken += f"sys.argv = ['fuzz.py', {name!r}, '--executions', '3000', '--folder', {str(tmp_path)!r}]; "
+    broken += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"
+    done = subprocess.run([sys.executable, "-c", broken], capture_output=True, text=True)
+    assert done.returncode == 1 and f"FAIL {name}" in done.stdout, done.stdout + done.stderr
 
 
 class Bomb:

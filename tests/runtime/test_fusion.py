@@ -127,6 +127,13 @@ def test_residual(form: str, kernel: int):
     assert "add" not in dict(rows)
 
 
+@pytest.mark.parametrize("alone", [True, False])
+def test_residual_of_a_block_that_activates_first(alone: bool):
+    """As in DCVC: x + conv(relu(conv(relu(x)))), where only an activation and the addition read x."""
+    block = Lambda(lambda m, x: x + m.b(m.act(m.a(m.act(x)))), a=conv(), b=conv(), act=nn.ReLU())
+    assert "add" not in dict(compile_and_check(block if alone else nn.Sequential(block, conv())))
+
+
 def test_residual_joins_equal_sizes_made_in_different_ways():
     """As in cheng2020: 3x3 and 1x1 with stride 2 meet, and sub-pixel convolutions meet."""
     down = Lambda(lambda m, x: m.b(m.a(x)) + m.skip(x), a=conv(stride=2), b=conv(), skip=conv(kernel=1, stride=2))
@@ -331,9 +338,9 @@ def test_what_cannot_be_traced_is_named():
 
     with pytest.raises(GraphError, match="t cannot be traced"):
         CompiledTransform(Branching(), "t", torch.float32)
-    two = Lambda(lambda m, x: (m.a(x), x), a=conv())
-    with pytest.raises(GraphError, match="more than one"):
-        CompiledTransform(two, "t", torch.float32)
+    named = Lambda(lambda m, x: {"y": m.a(x)}, a=conv())
+    with pytest.raises(GraphError, match="something else than a tensor"):
+        CompiledTransform(named, "t", torch.float32)
 
 
 @pytest.mark.parametrize("layer", [conv(), nn.ReLU(), nn.PixelShuffle(2)], ids=lambda layer: type(layer).__name__)

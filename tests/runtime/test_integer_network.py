@@ -15,10 +15,11 @@ from torch import Tensor, nn
 from sparsecodec import zoo
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn import PriorBlock, PriorBlockUp
+from sparsecodec.nn.rt_layers import DCB, Down, SubpelConv, Up
 from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant import W8A16, W16A16, Precision, freeze, observe, quantize_layers, quantized_layers, set_scales
 from sparsecodec.runtime.integer_lowering import _factors, as_convolution
-from sparsecodec.runtime.integer_network import IntegerNetwork
+from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
 from sparsecodec.sparsity import ScatterConv2d
 
 NETWORKS = {
@@ -28,6 +29,9 @@ NETWORKS = {
         nn.ConvTranspose2d(8, 6, 5, 2, 2, 1), nn.LeakyReLU(0.01), nn.Conv2d(6, 10, 3, padding=1), nn.ReLU()
     ),
     "transposed, no output padding": lambda: nn.Sequential(nn.ConvTranspose2d(8, 4, 4, 2, 1)),
+    "gates": lambda: nn.Sequential(DCB(8, 12), DCB(12, 12)),  # sums of chunks, an adaptor
+    "gates, up": lambda: Up(8, 4),  # three terms: what is added is summed before
+    "subpel": lambda: SubpelConv(8, 4, 3),
     "lone": lambda: nn.Conv2d(8, 4, 3, padding=1),
 }
 
@@ -114,6 +118,69 @@ def test_a_transposed_convolution_that_crops_is_refused():
     x = torch.randn(1, 8, 6, 5)
     model = frozen(nn.Sequential(nn.ConvTranspose2d(8, 4, 5, 2, 2, 0)), x)
     with pytest.raises(GraphError, match="does not grow by its stride"):
+        IntegerNetwork({"net": model.net})
+
+
+@torch.no_grad()
+def test_strides_are_unshuffled_tensors():
+    torch.manual_seed(0)
+    x = 3 * torch.randn(2, 8, 6, 4)
+    model = frozen(nn.Sequential(Down(8, 8), Down(8, 12)).eval(), torch.randn(1, 8, 8, 8) * 3)
+    x = 3 * torch.randn(2, 8, 8, 12)
+    network = IntegerNetwork({"net": model.net})
+    x = integers(x, network.exponent)
+    found, expected = fixed(network(x)), model(x * 2.0**network.exponent)
+    assert float((found - expected).abs().max()) < 2e-3 * float(expected.abs().max())
+    with use_backend("reference"):
+        assert torch.equal(fixed(IntegerNetwork({"net": model.net})(x)), found)
+
+
+@torch.no_grad()
+def test_networks_pass_int16_on():
+    """The first writes what the second reads; a coarser input costs no more than its own rounding."""
+    torch.manual_seed(0)
+    x = torch.randn(1, 8, 6, 4)
+    net = nn.Sequential(DCB(8, 8), DCB(8, 8), nn.Conv2d(8, 4, 1)).eval()
+    model = frozen(net, x).net
+    whole, last = IntegerNetwork({"net": model}), IntegerNetwork({"net": model[2]}, source=-8)
+    first = IntegerNetwork({"net": model[:2]}, result=last.exponent)
+    x = integers(x, whole.exponent)
+    assert last.exponent == -8 and first(x).dtype == torch.int16
+    found, expected = fixed(last(first(x))), fixed(whole(x))
+    bound = 2.0**-8 * float(model[2].weight.abs().float().mul(model[2].weight_scale.view(-1, 1, 1, 1)).sum(1).max())
+    assert float((found - expected).abs().max()) < bound
+    with pytest.raises(GraphError, match="an input of exponent -30"):
+        IntegerNetwork({"net": model[2]}, source=-30)
+
+
+def test_factors_of_a_quality():
+    factors = torch.tensor([[1.0, -0.75, 2.0**-9, 0.0], [3.0, 1.0, 1.0, 1.0]]).view(2, 4, 1, 1)
+    x = torch.tensor([[100, 100, 1, 5], [-32768, 32767, 256, -7]], dtype=torch.int16).view(2, 4, 1, 1)
+    x = x.contiguous(memory_format=torch.channels_last)
+    scale = IntegerScale(factors, -10, -9, "q")
+    assert scale(x, 0).flatten().tolist() == [50, -37, 0, 0, -16384, -12288, 0, 0]
+    assert scale(x, 1).flatten().tolist() == [150, 50, 1, 3, -32768, 16384, 128, -3]
+
+
+class Gated(nn.Module):
+    """A gate whose result is added to other layers' result."""
+
+    def __init__(self, *others: nn.Module) -> None:
+        super().__init__()
+        self.a, self.others = nn.Conv2d(8, 8, 1), nn.Sequential(*others)
+
+    def forward(self, x: Tensor) -> Tensor:
+        y = self.a(x)
+        return self.others(x) + y * torch.sigmoid(4 * y)
+
+
+@pytest.mark.parametrize(
+    ("layers", "reason"), [(1, "a gate between a convolution and an addition"), (2, "what a gate gives is only added")]
+)
+def test_gates_that_only_additions_read_are_refused(layers, reason):
+    others = [nn.Conv2d(8, 8, 1) for _ in range(layers)]
+    model = frozen(Gated(*others).eval(), torch.randn(1, 8, 4, 4))
+    with pytest.raises(GraphError, match=reason):
         IntegerNetwork({"net": model.net})
 
 

@@ -100,7 +100,7 @@ def test_plans_are_held_while_someone_asks():
     with holding() as held:
         transform(torch.zeros(1, 8, 4, 4))
     transform(torch.zeros(1, 8, 4, 5))
-    assert held == [transform._plans[torch.Size((1, 8, 4, 4))]]
+    assert held == [transform._plans[(torch.Size((1, 8, 4, 4)),)]]
 
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")

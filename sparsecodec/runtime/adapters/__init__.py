@@ -2,13 +2,18 @@
 
 from sparsecodec.runtime.adapters.autoregressive import AutoregressiveCodec
 from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec
+from sparsecodec.runtime.adapters.dcvc import DCVCCodec
+from sparsecodec.runtime.adapters.dcvc_hem import DCVCHEMCodec
+from sparsecodec.runtime.adapters.dcvc_rt import DCVCRTCodec
 from sparsecodec.runtime.adapters.evc import EVCCodec
+from sparsecodec.runtime.adapters.fvc import FVCCodec
 from sparsecodec.runtime.adapters.portable import (
     PortableEVCCodec,
     PortableFactorizedCodec,
     PortableHyperpriorCodec,
     PortableScalableEVCCodec,
 )
+from sparsecodec.runtime.adapters.portable_rt import PortableRTCodec
 from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
 from sparsecodec.runtime.adapters.variable_rate import VariableRateCodec, VariableRateContextCodec
 
@@ -22,22 +27,30 @@ ADAPTERS = (
     VariableRateContextCodec,
 )
 PORTABLE_ADAPTERS = (
+    PortableRTCodec,
     PortableEVCCodec,
     PortableScalableEVCCodec,
     PortableFactorizedCodec,
     PortableHyperpriorCodec,
 )
+VIDEO_ADAPTERS = (DCVCRTCodec, DCVCHEMCodec, DCVCCodec, FVCCodec)
 
 __all__ = [
     "ADAPTERS",
     "PORTABLE_ADAPTERS",
+    "VIDEO_ADAPTERS",
     "AutoregressiveCodec",
+    "DCVCCodec",
+    "DCVCHEMCodec",
+    "DCVCRTCodec",
     "EVCCodec",
+    "FVCCodec",
     "FactorizedCodec",
     "HyperpriorCodec",
     "PortableEVCCodec",
     "PortableFactorizedCodec",
     "PortableHyperpriorCodec",
+    "PortableRTCodec",
     "PortableScalableEVCCodec",
     "ScalableEVCCodec",
     "VariableRateCodec",

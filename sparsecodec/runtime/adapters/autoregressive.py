@@ -77,7 +77,7 @@ class AutoregressiveCodec(HyperpriorCodec):
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))
         context = self._native(networks)
         if context is not None:
-            strings = [context.encode(y[i : i + 1], prior[i : i + 1]) for i in range(len(y))]
+            strings = [context.encode(y[i : i + 1], prior[i : i + 1])[0] for i in range(len(y))]
             return [strings, *calls.strings], calls.shape
         margin = self._context.kernel_size[0] // 2
         padded = F.pad(y.contiguous(), (margin,) * 4)

@@ -10,8 +10,9 @@ def _entry(byte: int) -> int:
 _TABLE = [_entry(byte) for byte in range(256)]
 
 
-def crc32c(data: bytes) -> int:
-    crc = 0xFFFFFFFF
+def crc32c(data: bytes, start: int = 0) -> int:
+    """Of `data`, continued from the CRC of what stands in front."""
+    crc = start ^ 0xFFFFFFFF
     for byte in data:
         crc = crc >> 8 ^ _TABLE[(crc ^ byte) & 0xFF]
     return crc ^ 0xFFFFFFFF

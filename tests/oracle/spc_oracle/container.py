@@ -60,7 +60,7 @@ class _Reader:
             place += 7
             if byte < 0x80:
                 break
-            if place > 35:
+            if place > max(35, high.bit_length() + 6):
                 raise Damaged("a number without end")
         if (byte == 0 and place > 7) or not low <= value <= high:
             raise Damaged(f"number {value}")

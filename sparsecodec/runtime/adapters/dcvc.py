@@ -1,0 +1,238 @@
+"""DCVC (2021): frames under a context made of the frame before, coded position by position (arXiv 2109.15047)."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import FrameFile, dcvc_laplace16_tables
+from sparsecodec.errors import UsageError
+from sparsecodec.models.dcvc import DCVC, FILE, DCVCState
+from sparsecodec.models.video import VideoCodec
+from sparsecodec.nn.autoregressive import PositionCoder
+from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, LatentCoder
+from sparsecodec.nn.flow import estimate_flow
+from sparsecodec.ops import dcvc_scale_thresholds, warp
+from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain, check_size
+from sparsecodec.runtime.context_model import ContextModel, ContextRows, why_not_native
+from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.video_networks import VideoNetworks
+
+
+class CompiledFlow(nn.Module):
+    """`FlowNetwork` with compiled steps, in float32."""
+
+    def __init__(self, *steps: nn.Module) -> None:
+        super().__init__()
+        self._steps = nn.ModuleList(steps)
+
+    def forward(self, x: Tensor, reference: Tensor) -> Tensor:
+        return estimate_flow(self._steps, x, reference, _warp)
+
+
+class RowsOrLayers:
+    """Codes latents in the published order with the bits of torch's layers: natively where those are matched.
+
+    Args:
+        rows: compared with torch at each call, as what torch computes depends on its threads.
+        layers: what codes where they differ.
+        reach: of the context.
+    """
+
+    def __init__(self, rows: ContextRows | None, layers: PositionCoder, reach: int) -> None:
+        self._rows = rows
+        self._layers = layers
+        self._reach = reach
+
+    @property
+    def native(self) -> bool:
+        """Whether the native rows are at work here and now."""
+        return self._rows is not None and self._rows.matches()
+
+    def encode(self, y: Tensor, prior: Tensor) -> tuple[bytes, Tensor]:
+        """As `PositionCoder.encode`."""
+        if not self.native:
+            return self._layers.encode(y, prior)
+        string, y_hat = self._rows.encode(y, prior)
+        return string, self._framed(y_hat)
+
+    def decode(self, string: bytes, prior: Tensor) -> Tensor:
+        """As `PositionCoder.decode`."""
+        if not self.native:
+            return self._layers.decode(string, prior)
+        return self._framed(self._rows.decode(string, prior))
+
+    def _framed(self, y_hat: Tensor) -> Tensor:
+        """With the strides that it has among torch's layers, by which torch chooses how to compute what follows."""
+        n, channels, height, width = y_hat.shape
+        reach = self._reach
+        frame = y_hat.new_zeros(n, channels, height + 2 * reach, width + 2 * reach)
+        return frame[:, :, reach : reach + height, reach : reach + width].copy_(y_hat)
+
+
+class OriginalDCVC(DCVC):
+    """The model's own layers in float32, with native coding of the published strings."""
+
+    def __init__(self, model: DCVC) -> None:
+        with torch.device("meta"):  # for its structure: everything in it is replaced
+            super().__init__(model.widths)
+        for name, module in model.named_children():
+            setattr(self, name, module)
+        self.eval().requires_grad_(False)
+        plain = DCVC.coder(self)
+        coders = {part: self._coder_of(part, layers) for part, layers in plain.coders.items()}
+        self._coder = DCVCCoder(self.get_submodule, coders, plain.z_tables)
+
+    def _coder_of(self, part: str, layers: PositionCoder) -> RowsOrLayers:
+        context, parameters, _ = self.entropy_networks(part)
+        rows, constants = None, (context, parameters, dcvc_scale_thresholds(), dcvc_laplace16_tables())
+        if not why_not_native(context, parameters, context.weight.device):
+            rows = ContextRows(*constants, layers.parameters_at, means_first=True)
+        return RowsOrLayers(rows, layers, context.kernel_size[0] // 2)
+
+    def coder(self) -> DCVCCoder:
+        return self._coder
+
+
+class CompiledDCVC(DCVC):
+    """`DCVC` on compiled networks: it answers the same calls. Both ends need the same compiled arithmetic.
+
+    Latents are coded wave by wave (`ContextModel`), so strings hold other positions first than the published ones.
+
+    Args:
+        model: on a CPU, in eval mode.
+        networks: of the whole codec; this model's are added to them.
+        prefix: what paths in this model begin with there.
+        dtype: of the transforms; entropy networks, motion and the last layer of the picture are float32.
+    """
+
+    ENTROPY: ClassVar = ("mvpriorDecoder", "priorDecoder", "temporalPriorEncoder")
+    MOTION: ClassVar = ("mvDecoder_part1", "mvDecoder_part2")
+    LATENTS: ClassVar = ("mvEncoder", "mvpriorEncoder", "contextualEncoder", "priorEncoder")
+    FEATURES: ClassVar = ("feature_extract", "context_refine", "contextualDecoder_part1")
+    PICTURE: ClassVar = tuple(f"contextualDecoder_part2.{i}" for i in range(4))
+
+    def __init__(self, model: DCVC, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
+        with torch.device("meta"):  # for its structure: everything in it is replaced
+            super().__init__(model.widths)
+        for path in (*self.ENTROPY, *self.MOTION):
+            setattr(self, path, networks.add(prefix + path, torch.float32))
+        for path in (*self.LATENTS, *self.FEATURES):
+            setattr(self, path, networks.add(prefix + path, dtype))
+        steps = range(len(model.opticFlow.moduleBasic))
+        names = (f"{prefix}opticFlow.moduleBasic.{i}" for i in steps)
+        self.opticFlow = CompiledFlow(*(networks.add(name, torch.float32) for name in names))
+        *features, last = self.PICTURE
+        parts = [networks.add(prefix + path, dtype) for path in features]
+        self.contextualDecoder_part2 = Chain(*parts, networks.add(prefix + last, torch.float32))
+        for part in (MOTION, FRAME):
+            names = ("auto_regressive", "entropy_parameters", "bitEstimator_z")
+            for name, module in zip(names, model.entropy_networks(part), strict=True):
+                setattr(self, f"{name}{part}", module)
+        self.eval().requires_grad_(False)
+        coders = {part: self._coder_of(part) for part in (MOTION, FRAME)}
+        self._coder = DCVCCoder(self.get_submodule, coders, DCVC.coder(self).z_tables, _warp)
+
+    def _coder_of(self, part: str) -> LatentCoder:
+        context, parameters, _ = self.entropy_networks(part)
+        reason = why_not_native(context, parameters, context.weight.device)
+        if reason:
+            raise UsageError(f"entropy_parameters{part}: {reason}; original=True can")
+        constants = (context, parameters, dcvc_scale_thresholds(), dcvc_laplace16_tables())
+        return Float32(ContextModel(*constants, means_first=True))
+
+    def coder(self) -> DCVCCoder:
+        return self._coder
+
+
+class Float32:
+    """A coder of latents that come in any precision."""
+
+    def __init__(self, coder: ContextModel) -> None:
+        self._coder = coder
+
+    def encode(self, y: Tensor, prior: Tensor) -> tuple[bytes, Tensor]:
+        """As `ContextModel.encode`."""
+        return self._coder.encode(y.float(), prior.float())
+
+    def decode(self, string: bytes, prior: Tensor) -> Tensor:
+        """As `ContextModel.decode`."""
+        return self._coder.decode(string, prior.float())
+
+
+class DCVCCodec(BehindImage):
+    """Compiled DCVC behind an image codec; arguments as for the other adapters.
+
+    Attributes:
+        inter: the inter model; it answers the published calls.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, original: bool = False
+    ) -> None:
+        inter = _own_copy(model.inter, device, original)
+        networks = None if original else VideoNetworks(inter, strict)
+        super().__init__(model, device, torch.float32 if original else dtype, strict, networks)
+        self.inter = OriginalDCVC(inter) if original else CompiledDCVC(inter, networks, "", dtype)
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Whether `model` is a DCVC, or a `VideoCodec` of an image codec and one."""
+        return isinstance(model.inter if isinstance(model, VideoCodec) else model, DCVC)
+
+    @staticmethod
+    def half(model: DCVC, device: torch.device, dtype: torch.dtype, strict: bool, original: bool) -> DCVC:
+        """The inter model alone: it answers the published software's calls; arguments as for the codec."""
+        model = _own_copy(model, device, original)
+        return OriginalDCVC(model) if original else CompiledDCVC(model, VideoNetworks(model, strict), "", dtype)
+
+    def start(self, x_hat: Tensor) -> DCVCState:
+        return DCVCState(x_hat)
+
+    @torch.inference_mode()
+    def inter_encode(self, x: Tensor, state: DCVCState, qp: int, index: int) -> tuple[bytes, DCVCState]:
+        strings, x_hat = self.inter.coder().encode(x, state.frame)
+        fields = {"height": x.shape[2], "width": x.shape[3]}
+        file = FrameFile(FILE, fields, (strings.mv_y, strings.mv_z, strings.y, strings.z))
+        return file.to_bytes(), DCVCState(x_hat)
+
+    @torch.inference_mode()
+    def inter_decode(
+        self, payload: bytes, state: DCVCState, height: int, width: int, qp: int, index: int
+    ) -> tuple[Tensor, DCVCState]:
+        file = FrameFile.from_bytes(FILE, payload)
+        check_size(file.fields["height"], file.fields["width"], height, width)
+        x_hat = self.inter.coder().decode(DCVCStrings(*file.strings), state.frame)
+        return x_hat, DCVCState(x_hat)
+
+    @property
+    def report(self) -> Report:
+        """Each layer of the inter model with its op, backend and MACs, or the reason why it stayed a torch layer."""
+        if self._networks is None:
+            native = all(coder.native for coder in self.inter.coder().coders.values())
+            how = "row by row in one native call" if native else "as torch layers"
+            notes = ("original: every layer is the model's own, in float32", f"context models: {how}")
+            return Report((), notes, (), 0)
+        notes = (
+            *self.paired_notes("entropy networks, motion and the last layer of a picture"),
+            "context models: wave by wave in one native call, pinned float32",
+        )
+        paths = (*CompiledDCVC.ENTROPY, *CompiledDCVC.MOTION, *CompiledDCVC.FEATURES, *CompiledDCVC.PICTURE)
+        return self._networks.report(self._warm_pixels, paths, notes)
+
+
+def _warp(x: Tensor, flow: Tensor) -> Tensor:
+    """`sparsecodec.ops.warp` of tensors of any layout."""
+    return warp(x.contiguous(memory_format=torch.channels_last), flow.float())
+
+
+def _own_copy(model: DCVC, device: torch.device, original: bool) -> DCVC:
+    if device.type != "cpu" and not original:
+        raise UsageError(f"device={device}: DCVC is compiled for CPUs (original=True runs the model's own layers)")
+    model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+    model.auto_regressive.hide()
+    model.auto_regressive_mv.hide()
+    return model

@@ -1,0 +1,173 @@
+"""FVC: motion, compensation and residual in feature space (arXiv 2105.09600)."""
+
+from __future__ import annotations
+
+import copy
+from typing import ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import Decoder, Encoder, EntropyTables
+from sparsecodec.errors import UsageError
+from sparsecodec.models.fvc import FVC, FVCState
+from sparsecodec.models.video import VideoCodec
+from sparsecodec.nn.routine import drive, pulling, pushing
+from sparsecodec.ops._registry import bind
+from sparsecodec.ops.deform_conv2d import DEFORM_CONV2D
+from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain
+from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
+
+CODECS = ("motion_codec", "residual_codec")
+
+
+class BoundDeformable(nn.Module):
+    """`DeformableConv2d` with packed weights, bound at its first call.
+
+    Args:
+        layer: whose weights.
+        dtype: of the features.
+    """
+
+    def __init__(self, layer: nn.Module, dtype: torch.dtype) -> None:
+        super().__init__()
+        self._constants = (layer.weight.detach(), layer.bias.detach())
+        self._dtype = dtype
+        self._run = None
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        x = x.to(self._dtype).contiguous(memory_format=torch.channels_last)
+        if self._run is None:
+            weight, bias = self._constants
+            self._run = bind(DEFORM_CONV2D, x, offset, weight, bias, mask).run
+        return self._run(x=x, offset=offset, mask=mask)
+
+
+class CompiledFVC(FVC):
+    """`FVC` on compiled networks: what it answers, and how, stays the model's own.
+
+    Args:
+        model: on a CPU, in eval mode.
+        networks: of the whole codec; this model's are added to them.
+        dtype: of the features; entropy networks, offsets, attention and the last layer of the picture are float32.
+
+    Attributes:
+        paths: of the networks that decoding runs.
+    """
+
+    DECODER: ClassVar = ("compensation.alignment.offsets", "compensation.refine")
+
+    def __init__(self, model: FVC, networks: VideoNetworks, dtype: torch.dtype) -> None:
+        with torch.device("meta"):  # for its structure: everything in it is replaced
+            super().__init__(model.widths)
+        own = copy.deepcopy(model)
+        for name, module in own.named_children():
+            setattr(self, name, module)
+        self.extraction = Keeping(networks.add("extraction", dtype), dtype)  # its results outlive the frame
+        self.motion_estimation = networks.add("motion_estimation", dtype)
+        for name in CODECS:
+            codec = self.get_submodule(name)
+            for part in ("analysis", "hyper_analysis"):
+                setattr(codec, part, Keeping(networks.add(f"{name}.{part}", dtype), torch.float32))
+            codec.hyper_synthesis = networks.add(f"{name}.hyper_synthesis", torch.float32)
+            codec.synthesis = networks.add(f"{name}.synthesis", dtype)
+        self._align(self.compensation.alignment, "compensation.alignment", networks, dtype)
+        self.compensation.refine = networks.add("compensation.refine", dtype)
+        self.paths = [
+            *self.DECODER,
+            *(f"{name}.{part}" for name in CODECS for part in ("hyper_synthesis", "synthesis")),
+        ]
+        if self.fusion is not None:
+            for i in range(model.widths.references):
+                path = f"fusion.motion.{i}"
+                self.fusion.motion[i] = networks.add(path, dtype)
+                self._align(self.fusion.alignment[i], f"fusion.alignment.{i}", networks, dtype)
+                self.paths += [path, f"fusion.alignment.{i}.offsets"]
+            self.fusion.attention = nn.ModuleList(InFloat32(layer) for layer in self.fusion.attention)
+            self.fusion.fuse = networks.add("fusion.fuse", dtype)
+            self.paths.append("fusion.fuse")
+        *blocks, last = (f"reconstruction.{i}" for i in range(len(model.reconstruction)))
+        parts = [networks.add(path, dtype) for path in blocks]
+        self.reconstruction = Chain(*parts, networks.add(last, torch.float32))
+        self.paths += [*blocks, last]
+        self._tables = model.tables()
+        self.eval().requires_grad_(False)
+
+    @staticmethod
+    def _align(alignment: nn.Module, path: str, networks: VideoNetworks, dtype: torch.dtype) -> None:
+        alignment.offsets = networks.add(f"{path}.offsets", torch.float32)
+        alignment.conv = BoundDeformable(alignment.conv, dtype)
+
+    def tables(self) -> tuple[Tensor, EntropyTables, tuple[EntropyTables, EntropyTables]]:
+        return self._tables
+
+
+class InFloat32(nn.Module):
+    """A layer of two maps that computes in float32, on channels_last tensors: on our kernels."""
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        self._layer = layer
+
+    def forward(self, a: Tensor, b: Tensor) -> Tensor:
+        return self._layer(*(x.to(torch.float32, memory_format=torch.channels_last) for x in (a, b)))
+
+
+class FVCCodec(BehindImage):
+    """Compiled FVC behind an image codec; arguments as for the other adapters.
+
+    Attributes:
+        inter: the inter model; it answers the same calls as the plain one.
+    """
+
+    def __init__(
+        self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, original: bool = False
+    ) -> None:
+        inter = _own_copy(model.inter, device, original)
+        networks = None if original else VideoNetworks(inter, strict)
+        super().__init__(model, device, torch.float32 if original else dtype, strict, networks)
+        self.inter = inter if original else CompiledFVC(inter, networks, dtype)
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Whether `model` is an FVC, or a `VideoCodec` of an image codec and one."""
+        return isinstance(model.inter if isinstance(model, VideoCodec) else model, FVC)
+
+    @staticmethod
+    def half(model: FVC, device: torch.device, dtype: torch.dtype, strict: bool, original: bool) -> FVC:
+        """The inter model alone; arguments as for the codec."""
+        model = _own_copy(model, device, original)
+        return model if original else CompiledFVC(model, VideoNetworks(model, strict), dtype)
+
+    def start(self, x_hat: Tensor) -> FVCState:
+        return self.inter.start(x_hat)
+
+    @torch.inference_mode()
+    def inter_encode(self, x: Tensor, state: FVCState, qp: int, index: int) -> tuple[bytes, FVCState]:
+        encoder = Encoder()
+        _, state = drive(self.inter.encoding(x, state), pushing(encoder))
+        return encoder.finish(), state
+
+    @torch.inference_mode()
+    def inter_decode(
+        self, payload: bytes, state: FVCState, height: int, width: int, qp: int, index: int
+    ) -> tuple[Tensor, FVCState]:
+        decoder = Decoder(payload)
+        x_hat, state = drive(self.inter.decoding(state), pulling(decoder))
+        decoder.finish()
+        return x_hat, state
+
+    @property
+    def report(self) -> Report:
+        """Each layer of the inter model with its op, backend and MACs, or the reason why it stayed a torch layer."""
+        if self._networks is None:
+            return Report((), ("original: every layer is the model's own, in float32",), (), 0)
+        notes = self.paired_notes("entropy networks, offsets, attention and the last layer of a picture")
+        return self._networks.report(self._warm_pixels, ("extraction", *self.inter.paths), notes)
+
+
+def _own_copy(model: FVC, device: torch.device, original: bool) -> FVC:
+    if device.type != "cpu" and not original:
+        raise UsageError(f"device={device}: FVC is compiled for CPUs (original=True runs the model's own layers)")
+    return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)

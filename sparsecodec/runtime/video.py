@@ -1,0 +1,294 @@
+"""What every compiled video codec does. A subclass per family lives in `adapters`."""
+
+from __future__ import annotations
+
+import io
+import threading
+from abc import ABC, abstractmethod
+from collections.abc import Iterator
+from typing import BinaryIO, ClassVar, Protocol
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from sparsecodec._clip_format import ClipFormat
+from sparsecodec.entropy import CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
+from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
+from sparsecodec.runtime.codec import MAX_PIXELS, finished
+from sparsecodec.runtime.numerics import Numerics, described
+
+QPS = 64
+INTRA_PERIOD = 250  # frames; what x264 takes, too
+
+
+class VideoState(Protocol):
+    """What a frame leaves behind for the next P frame: an immutable set of tensors that nobody writes to again."""
+
+    def tensors(self) -> tuple[Tensor, ...]:
+        """All of it, always in the same order."""
+        ...
+
+
+class CompiledVideo(ABC):
+    """A video codec whose networks run on fused kernels, one frame after another.
+
+    It is *paired*: encoder and decoder run the same compiled arithmetic, the loop that feeds the next frame included,
+    so the State after `intra_encode` or `inter_encode` equals that after the matching decode to the bit. Files record a
+    fingerprint of it for each frame. A State is a value: frames of several clips may be coded in turns, and a State
+    that was kept may be gone back to; so its tensors are never buffers that the codec writes to again.
+
+    Frames are ``[1, 3, H, W]`` float32 in [0, 1]. `colour` says of what: ``"ycbcr"``, Y, Cb, Cr with the chroma at full
+    size and 0.5 for no colour; ``"rgb"``. Here H and W are padded, multiples of `stride`.
+
+    Args:
+        model_hash: of the weights, 8 bytes.
+        device: where the networks run; frames and States live there.
+    """
+
+    stride: ClassVar[int]
+    colour: ClassVar[str]
+    exact_pictures: ClassVar[bool] = False  # the synthesis is integers, too: the same picture on every device
+
+    def __init__(self, model_hash: bytes, device: torch.device) -> None:
+        self.model_hash = model_hash
+        self.device = device
+        self.lock = threading.Lock()  # sessions hold it while they code a frame
+
+    @property
+    @abstractmethod
+    def numerics(self) -> Numerics:
+        """The arithmetic of everything between bytes and State; a stream of other numerics is refused."""
+
+    @abstractmethod
+    def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, VideoState]:
+        """A frame that needs no other, and what the next P frame needs.
+
+        Args:
+            x: padded frame on `device`.
+            qp: 0 (smallest) to 63 (best).
+        """
+
+    @abstractmethod
+    def inter_encode(self, x: Tensor, state: VideoState, qp: int, index: int) -> tuple[bytes, VideoState]:
+        """A frame coded with what the one before it left.
+
+        Args:
+            x: padded frame on `device`.
+            state: after the frame before.
+            qp: 0 to 63; the codec itself moves it by `index` where its family does.
+            index: frames since the I frame, at least 1.
+        """
+
+    @abstractmethod
+    def intra_decode(self, payload: bytes, height: int, width: int, qp: int) -> tuple[Tensor, VideoState]:
+        """Payload of `intra_encode` -> frame of that (padded) size, which nobody writes to again, and the State.
+
+        Raises:
+            BitstreamError: the payload is damaged.
+        """
+
+    @abstractmethod
+    def inter_decode(
+        self, payload: bytes, state: VideoState, height: int, width: int, qp: int, index: int
+    ) -> tuple[Tensor, VideoState]:
+        """Payload of `inter_encode` -> frame and State, as for `intra_decode`."""
+
+    def padded_size(self, height: int, width: int) -> tuple[int, int]:
+        """The next multiples of `stride`."""
+        return height + -height % self.stride, width + -width % self.stride
+
+    def padded(self, x: Tensor) -> Tensor:
+        """``[1, 3, H, W]`` -> float32 on `device`, the last row and column repeated up to multiples of `stride`.
+
+        Raises:
+            UsageError: wrong shape, dtype or range.
+        """
+        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
+            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+            raise UsageError(f"frame {shape} (needs a tensor [1, 3, H, W], not empty)")
+        if not x.is_floating_point():
+            raise UsageError(f"frame of {x.dtype} (needs floating point in [0, 1])")
+        low, high = float(x.min()), float(x.max())
+        if not (low >= 0 and high <= 1):  # also false for NaN
+            raise UsageError(f"frame in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
+        below, beside = (-side % self.stride for side in x.shape[2:])
+        return F.pad(x.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
+
+    def encoder(self, form: ClipFormat, qp: int = 32, intra_period: int = INTRA_PERIOD) -> VideoEncoder:
+        """A session that turns frames into the bytes of an ``.spv`` file.
+
+        Args:
+            form: size and rate of the clip, and what its samples meant before they became frames.
+            qp: 0 (smallest) to 63 (best), of frames that are pushed without one.
+            intra_period: frames from one that can be decoded alone to the next; 0: only the first one.
+        """
+        return VideoEncoder(self, form, qp, intra_period)
+
+    def decoder(
+        self, source: bytes | BinaryIO | VideoReader, start: int = 0, max_pixels: int = MAX_PIXELS
+    ) -> VideoDecoder:
+        """A session that gives the frames of an ``.spv`` file, one after another.
+
+        Args:
+            source: what an encoder gave, a binary file or pipe to read it from, or a reader that has read the header.
+            start: number of the first frame to give. Files are entered at the last I frame before it, of a pipe all
+                before it is decoded.
+            max_pixels: refuse larger frames; a reader has its own limit.
+
+        Raises:
+            BitstreamError: not such a file, or its header is damaged.
+            ModelMismatchError: another model made it, or other numerics.
+            ResourceLimitError: a frame has more than `max_pixels` pixels. Nothing was allocated for it.
+            UsageError: there is no frame `start`.
+        """
+        if not isinstance(source, VideoReader):
+            source = VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels)
+        return VideoDecoder(self, source, start)
+
+
+class VideoEncoder:
+    """Frames in, bytes out; made by `CompiledVideo.encoder`. Join what `push` and `finish` give.
+
+    Attributes:
+        frames: pushed so far.
+    """
+
+    def __init__(self, codec: CompiledVideo, form: ClipFormat, qp: int, intra_period: int) -> None:
+        if intra_period < 0:
+            raise UsageError(f"intra_period={intra_period} (needs at least 0; 0: only the first frame)")
+        self._codec, self._qp, self._period = codec, _checked_qp(qp), intra_period
+        self._size = (form.height, form.width)
+        header = VideoHeader(codec.model_hash, codec.numerics.tag, form, codec.exact_pictures)
+        self._writer = VideoWriter(header)
+        self._state: VideoState | None = None
+        self._index = 0  # of the frame before, counted from its I frame
+        self.frames = 0
+
+    @torch.inference_mode()
+    def push(self, frame: Tensor, qp: int | None = None, intra: bool = False) -> bytes:
+        """The bytes of the next frame, behind those of the header if it is the first.
+
+        Args:
+            frame: ``[1, 3, H, W]`` floating point in [0, 1], in the codec's `colour`.
+            qp: of this frame, 0 to 63.
+            intra: it can be decoded alone, as after a cut; the period begins anew.
+
+        Raises:
+            UsageError: wrong shape, size, dtype or range.
+        """
+        qp = self._qp if qp is None else _checked_qp(qp)
+        x = self._codec.padded(frame)
+        if frame.shape[2:] != self._size:
+            size = " x ".join(map(str, frame.shape[2:]))
+            raise UsageError(f"frame {self.frames} is {size} (needs {self._size[0]} x {self._size[1]})")
+        state, index = self._state, self._index + 1
+        with self._codec.lock:
+            if state is None or intra or index == self._period:
+                index = 0
+                payload, state = self._codec.intra_encode(x, qp)
+            else:
+                payload, state = self._codec.inter_encode(x, state, qp, index)
+        head = b"" if self.frames else self._writer.begin()
+        record = self._writer.frame(index == 0, qp, fingerprint(state), payload)
+        self._state, self._index = state, index
+        self.frames += 1
+        return head + record
+
+    def finish(self) -> bytes:
+        """The end of the file, with the index of the frames that can be decoded alone.
+
+        Raises:
+            UsageError: no frame was pushed.
+        """
+        return self._writer.end()
+
+
+class VideoDecoder:
+    """Iterates over the frames of a file; made by `CompiledVideo.decoder`.
+
+    A frame is ``[1, 3, H, W]`` float32 in [0, 1] in the codec's `colour`, on its device, and the caller's to keep.
+    Every frame is given that is whole and was decoded to the encoder's own State; then, where the file is damaged or
+    cut off, iterating raises.
+
+    Raises:
+        BitstreamError: damage; the message names the frame. All before it were right.
+        ModelMismatchError: the State after a frame is not the encoder's: something computes otherwise here.
+
+    Attributes:
+        header: of the file.
+    """
+
+    def __init__(self, codec: CompiledVideo, reader: VideoReader, start: int) -> None:
+        if start < 0:
+            raise UsageError(f"start={start} (needs at least 0)")
+        self._codec, self._reader, self._start = codec, reader, start
+        self.header = reader.header
+        _check_made_here(codec, self.header)
+        if start and reader.seekable:
+            reader.seek(start)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        state, intra, form = None, 0, self.header.form
+        while (coded := self._reader.read()) is not None:
+            if coded.intra:
+                intra = coded.number
+            x, state = self._decode(coded, state, coded.number - intra)
+            if coded.number >= self._start:
+                yield finished(x, form.height, form.width)
+        if self._reader.next <= self._start:
+            raise UsageError(f"frame {self._start} of a clip that has frames 0 to {self._reader.next - 1}")
+
+    @torch.inference_mode()
+    def _decode(self, coded: CodedFrame, state: VideoState | None, index: int) -> tuple[Tensor, VideoState]:
+        codec, size = self._codec, self._codec.padded_size(self.header.form.height, self.header.form.width)
+        if coded.qp >= QPS:
+            raise BitstreamError(f"frame {coded.number}: qp {coded.qp} (needs 0 to {QPS - 1})")
+        try:
+            with codec.lock:
+                if coded.intra:
+                    x, state = codec.intra_decode(coded.payload, *size, coded.qp)
+                else:
+                    x, state = codec.inter_decode(coded.payload, state, *size, coded.qp, index)
+        except BitstreamError as error:
+            raise BitstreamError(f"frame {coded.number}: {error}") from error
+        found = fingerprint(state)
+        if found != coded.fingerprint:
+            raise ModelMismatchError(
+                f"frame {coded.number}: decoding leaves the state {found:08x}, encoding left {coded.fingerprint:08x}: "
+                f"this machine or build computes otherwise than the one that made the stream ({codec.numerics.name}); "
+                "the frames before it are right"
+            )
+        return x, state
+
+
+def _checked_qp(qp: int) -> int:
+    if not 0 <= qp < QPS:
+        raise UsageError(f"qp={qp} (needs 0 to {QPS - 1})")
+    return qp
+
+
+def _check_made_here(codec: CompiledVideo, header: VideoHeader) -> None:
+    """Raises a ModelMismatchError for a file that another model wrote, or other numerics."""
+    if header.model_hash != codec.model_hash:
+        raise ModelMismatchError(
+            f"the stream was made by model {header.model_hash.hex()}, this one is {codec.model_hash.hex()}"
+        )
+    if header.numerics != codec.numerics.tag:
+        raise ModelMismatchError(
+            f"the stream was made with numerics {header.numerics:#06x} ({described(header.numerics)}), "
+            f"this codec computes with {codec.numerics.tag:#06x}: {codec.numerics.name}"
+        )
+    if header.exact and not codec.exact_pictures:
+        raise ModelMismatchError("the file promises exact pictures, this codec's synthesis rounds as its device does")
+
+
+def fingerprint(state: VideoState) -> int:
+    """CRC-32C over the bytes of all tensors of a State, each in the order of its indexes; 32 bits.
+
+    Exactness: any other bit in the State gives another value, but for one time in 2^32.
+    """
+    value = 0
+    for tensor in state.tensors():
+        value = crc32c(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy(), value)
+    return value

@@ -1,0 +1,162 @@
+"""Compiled DCVC-HEM: both ends in step, close to the model, whatever was pruned, and the published calls."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from sparsecodec._clip_format import ClipFormat
+from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.models import VideoCodec, create
+from sparsecodec.runtime import compile_codec
+from sparsecodec.runtime.video import fingerprint
+from sparsecodec.sparsity import ChannelMasks, compact, trace_model
+
+from ..toy_video import moving
+
+SIZE = (64, 128)
+QP = 40
+
+
+@pytest.fixture(scope="module")
+def model(enlivened_hem: Callable[[VideoCodec], VideoCodec]) -> VideoCodec:
+    torch.manual_seed(0)
+    return enlivened_hem(create("dcvc-hem-tiny").eval().requires_grad_(False))
+
+
+@pytest.fixture(scope="module", params=[torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
+def codec(request: pytest.FixtureRequest, model: VideoCodec):
+    return compile_codec(model, dtype=request.param)
+
+
+def code(codec, frames: list[Tensor]) -> list[bytes]:
+    """Codes a clip and decodes it, and compares the states after each frame."""
+    payloads = []
+    for index, x in enumerate(frames):
+        if index == 0:
+            payload, ours = codec.intra_encode(x, QP)
+            x_hat, theirs = codec.intra_decode(payload, *SIZE, QP)
+        else:
+            payload, ours = codec.inter_encode(x, ours, QP, index)
+            x_hat, theirs = codec.inter_decode(payload, theirs, *SIZE, QP, index)
+        assert fingerprint(ours) == fingerprint(theirs), f"frame {index}"
+        assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
+        assert x_hat.shape == x.shape and x_hat.dtype == torch.float32 and x_hat.is_contiguous()
+        assert 0 <= x_hat.min() and x_hat.max() <= 1
+        payloads.append(payload)
+    return payloads
+
+
+def test_both_ends_stay_in_step_for_32_frames(codec):
+    payloads = code(codec, moving(32, *SIZE))
+    assert min(map(len, payloads)) > 200, "nothing was coded"
+    assert len(set(payloads)) == 32
+
+
+def test_float32_is_close_to_the_model(model: VideoCodec):
+    codec, frames = compile_codec(model, dtype=torch.float32), moving(3, *SIZE)
+    _, state = codec.intra_encode(frames[0], QP)
+    step, (mv_step, y_step) = model.intra.q_scales(64)[QP], model.inter.q_scales(64)[QP]
+    assert (state.frame - model.intra.compress(frames[0], step)["x_hat"]).abs().max() < 1e-4
+    for index in (1, 2):
+        expected = model.inter.compress(frames[index], model.inter.dpb_of(state), mv_step, y_step)["dbp"]
+        _, state = codec.inter_encode(frames[index], state, QP, index)
+        for ours, theirs in zip(state.fields, expected.values(), strict=True):
+            assert (ours - theirs).abs().max() < 1e-3 * max(float(theirs.abs().max()), 1.0)
+
+
+def test_bfloat16_is_near_the_model(model: VideoCodec):
+    codec, (x, *_) = compile_codec(model, dtype=torch.bfloat16), moving(1, *SIZE)
+    _, state = codec.intra_encode(x, QP)
+    assert (state.frame - model.intra.compress(x, model.intra.q_scales(64)[QP])["x_hat"]).abs().mean() < 0.02
+
+
+def test_states_are_values(codec):
+    """What a frame left is not written to by later ones, of this clip or of another."""
+    frames = moving(4, *SIZE)
+    _, first = codec.intra_encode(frames[0], QP)
+    _, second = codec.inter_encode(frames[1], first, QP, 1)
+    kept = [tensor.clone() for state in (first, second) for tensor in state.tensors()]
+    again, third = codec.inter_encode(frames[2], second, QP, 2)
+    codec.intra_encode(frames[3], 50)
+    codec.inter_encode(frames[3], third, 50, 3)
+    assert all(map(torch.equal, kept, (*first.tensors(), *second.tensors())))
+    assert codec.inter_encode(frames[2], second, QP, 2)[0] == again
+
+
+def test_original_has_the_bytes_of_the_model(model: VideoCodec):
+    codec, (x, after) = compile_codec(model, original=True), moving(2, *SIZE)
+    payload, state = codec.intra_encode(x, QP)
+    assert payload == model.intra.compress(x, model.intra.q_scales(64)[QP])["bit_stream"]
+    expected = model.inter.compress(after, model.inter.dpb_of(state), *model.inter.q_scales(64)[QP])
+    assert codec.inter_encode(after, state, QP, 1)[0] == expected["bit_stream"]
+    assert "original" in codec.report.notes[0]
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_lone_models_answer_the_published_calls(model: VideoCodec, original: bool):
+    intra, inter = (compile_codec(half, dtype=torch.bfloat16, original=original) for half in (model.intra, model.inter))
+    x, after = moving(2, *SIZE)
+    for half in (intra, inter):
+        half.update(force=True)
+    coded = intra.compress(x, 0.8)
+    x_hat = intra.decompress(coded["bit_stream"], 51, 101, 0.8)["x_hat"]
+    assert torch.equal(x_hat, coded["x_hat"])
+    dpb = {"ref_frame": x_hat, "ref_feature": None, "ref_y": None, "ref_mv_y": None}
+    sent = inter.compress(after, dpb, 1.1, 0.7)
+    received = inter.decompress(dpb, sent["bit_stream"], 51, 101, 1.1, 0.7)["dpb"]
+    assert all(torch.equal(received[key], sent["dbp"][key]) for key in dpb)
+
+
+def test_every_layer_with_weights_but_the_squeezes_is_on_a_kernel(codec):
+    rows = [row for row in codec.report.rows if row.macs]
+    assert len(rows) > 150
+    assert {row.op for row in rows if row.backend != "cpu"} == {"Linear"}
+    assert all("fc" in path for row in rows if row.op == "Linear" for path in row.paths)
+
+
+def test_the_number_of_threads_is_part_of_the_numerics(codec):
+    """Means over pictures are torch's, which may add in another order on more threads."""
+    threads, before = torch.get_num_threads(), codec.numerics
+    try:
+        torch.set_num_threads(threads + 1)
+        assert codec.numerics.tag != before.tag and f"{threads + 1} threads" in codec.numerics.name
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_files_of_clips_open_and_damage_is_found(codec):
+    frames = moving(3, 51, 101)
+    encoder = codec.encoder(ClipFormat(51, 101, rate=(25, 1)), qp=QP)
+    data = b"".join(encoder.push(x) for x in frames) + encoder.finish()
+    decoded = list(codec.decoder(data))
+    assert [tuple(x.shape) for x in decoded] == [(1, 3, 51, 101)] * 3
+    damaged = bytearray(data)
+    damaged[len(data) // 2] ^= 8
+    with pytest.raises(BitstreamError):
+        list(codec.decoder(bytes(damaged)))
+
+
+def test_sizes_must_be_those_of_the_frame_before(codec):
+    x, after = moving(2, *SIZE)
+    _, state = codec.intra_encode(x, QP)
+    payload, _ = codec.inter_encode(after, state, QP, 1)
+    with pytest.raises(UsageError, match="64 x 64"):
+        codec.inter_decode(payload, state, 64, 64, QP, 1)
+
+
+def test_pruned_blocks_are_compiled_at_their_width(model: VideoCodec):
+    paths = ["inter.contextual_decoder", "inter.mv_decoder", "intra.dec"]
+    graph = trace_model(model, paths)
+    thin = compact(model, ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=8), graph)
+    before, after = (sum(value.numel() for value in m.parameters()) for m in (model, thin))
+    assert after < before
+    code(compile_codec(thin, dtype=torch.float32), moving(3, *SIZE))
+
+
+def test_unknown_pairs_are_refused(model: VideoCodec):
+    with pytest.raises(UsageError, match="no known family"):
+        compile_codec(VideoCodec(model.intra, nn.Conv2d(3, 3, 1)))

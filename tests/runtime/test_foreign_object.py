@@ -1,0 +1,161 @@
+"""Objects of the DCVC family that no adapter knows: their own code on compiled networks."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from sparsecodec import UsageError
+from sparsecodec.models import DCVCRTVideo, VideoCodec, create
+from sparsecodec.nn import BitEstimator
+from sparsecodec.runtime import compile_codec
+
+
+class Native:
+    """As a coder of another package: it cannot be copied."""
+
+    def __reduce__(self):
+        raise TypeError("cannot pickle 'Native' object")
+
+
+class Block(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.conv = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1), nn.LeakyReLU(0.1))
+        self.act = nn.ReLU(inplace=True)
+
+    def forward(self, x: Tensor, quant_step: Tensor | None = None) -> Tensor:
+        out = self.act(self.conv(x)) + x
+        return out if quant_step is None else out * quant_step
+
+
+class Branching(nn.Module):
+    """Cannot be traced; what it calls can."""
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.blocks = nn.ModuleList([Block(channels) for _ in range(2)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        for block in self.blocks:
+            if x.abs().max() < 1e6:
+                x = block(x)
+        return x
+
+
+class Codec(nn.Module):
+    """A toy with the traits of the family's objects: keyword arguments, repeated calls, lists, a coder."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.enc = nn.Sequential(nn.Conv2d(3, 16, 3, stride=2, padding=1), Block(16))
+        self.prior = nn.Sequential(nn.Conv2d(16, 16, 1), nn.LeakyReLU(0.2), nn.Conv2d(16, 16, 1))
+        self.mix = Branching(16)
+        self.dec = nn.Sequential(Block(16), nn.Conv2d(16, 12, 1), nn.PixelShuffle(2))
+        self.bit_estimator_z = BitEstimator(16)
+        self.q = nn.Parameter(torch.tensor(0.7))
+        self.coder = Native()
+        self.dpb: list[Tensor] = []
+
+    def code(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        y = self.enc[1](self.enc[0](x), quant_step=self.q.view(1, 1, 1, 1)) if self.dpb else self.enc(x)
+        first, second = self.prior(y), self.prior(y.flip(3))  # a compiled network writes both to one buffer
+        y = self.mix(y + (first - second).view(y.shape))
+        self.dpb.append(y)
+        return y, self.dec(y)
+
+    def compress(self, x: Tensor) -> dict[str, Tensor]:
+        y, x_hat = self.code(x)
+        return {"bit_stream": y, "x_hat": x_hat}
+
+    def decompress(self, bit_stream: Tensor) -> dict[str, Tensor]:
+        return {"x_hat": self.dec(bit_stream)}
+
+
+@pytest.fixture
+def codec() -> Codec:
+    torch.manual_seed(0)
+    return Codec().eval()
+
+
+@pytest.fixture
+def x(photo: Tensor) -> Tensor:
+    return photo[:, :, :48, :64].contiguous()
+
+
+def test_its_own_code_runs_on_compiled_networks(codec: Codec, x: Tensor):
+    compiled = compile_codec(codec)
+    assert isinstance(compiled, Codec) and type(compiled).__name__ == "Codec"
+    for _ in range(2):  # the second time by keywords and indexes
+        expected, got = codec.compress(x), compiled.compress(x)
+        torch.testing.assert_close(got["x_hat"], expected["x_hat"], atol=1e-5, rtol=1e-4)
+        assert got["x_hat"].is_contiguous() and not got["x_hat"].requires_grad
+    assert torch.equal(compiled.decompress(got["bit_stream"])["x_hat"], got["x_hat"])
+
+    backends = {row.paths[0]: row.backend for row in compiled.report.rows if row.paths}
+    for path in ("enc.0", "prior.0", "mix.blocks.1.conv.0", "dec.1"):
+        assert backends[path] not in ("torch", "reference"), path
+    (left,) = [row for row in compiled.report.rows if row.transform == "mix"]
+    assert left.backend == "torch" and "cannot be traced" in left.reason
+    assert compiled.report.macs > 0
+
+
+def test_the_object_is_copied_and_keeps_its_keys(codec: Codec, x: Tensor):
+    before = {key: value.clone() for key, value in codec.state_dict().items()}
+    compiled = compile_codec(codec, dtype=torch.float32)
+    compiled.compress(x)
+    assert list(compiled.state_dict()) == list(before)
+    assert all(torch.equal(before[key], value) for key, value in compiled.state_dict().items())
+    assert codec.dpb == [] and compiled.coder is codec.coder
+    assert all(parameter.requires_grad for parameter in codec.parameters())
+    with torch.no_grad():
+        codec.dec[1].weight.zero_()
+        codec.dec[1].bias.zero_()
+    codec.dpb, compiled.dpb = [], []
+    assert compiled.compress(x)["x_hat"].abs().max() > 0
+
+
+def test_a_result_stays_when_the_network_is_called_again(codec: Codec, x: Tensor):
+    compiled = compile_codec(codec)
+    first = compiled.dec(torch.ones(1, 16, 8, 8))
+    kept = first.clone()
+    compiled.dec(torch.zeros(1, 16, 8, 8))
+    assert torch.equal(first, kept)
+
+
+def test_other_precisions_and_other_models_are_refused(codec: Codec):
+    with pytest.raises(UsageError, match="needs float32"):
+        compile_codec(codec, dtype=torch.bfloat16)
+    lame = copy.copy(codec)
+    lame._modules = {name: module for name, module in codec._modules.items() if name != "bit_estimator_z"}
+    with pytest.raises(UsageError, match="no known family"):
+        compile_codec(lame)
+
+
+def test_foreign_objects_of_a_family_of_ours_become_that(photo: Tensor):
+    class DMC(nn.Module):
+        """As the published class: its parts, and none of our names."""
+
+    torch.manual_seed(0)
+    model = create("dcvc-rt-tiny").inter.eval().requires_grad_(False)
+    foreign = DMC()
+    for name, child in [*model.named_children(), *model.named_parameters(recurse=False)]:
+        setattr(foreign, name, child)
+    compiled = compile_codec(foreign)
+    assert isinstance(compiled, DCVCRTVideo)
+    compiled.update(0.12)
+    clip = [F.pad(photo[:, :, t : t + 40, t : t + 40], (0, 8, 0, 8), mode="replicate") for t in (0, 2)]
+    receiver: Callable = compile_codec(foreign)
+    receiver.update(0.12)
+    for end in (compiled, receiver):
+        end.clear_dpb()
+        end.add_ref_frame(None, clip[0])
+    payload = compiled.compress(clip[1], 20)["bit_stream"]
+    receiver.decompress(payload, {"height": 40, "width": 40, "ec_part": 0}, 20)
+    assert torch.equal(compiled.dpb[0].feature, receiver.dpb[0].feature)
+    assert not isinstance(compile_codec(VideoCodec(create("dcvc-rt-tiny").intra, foreign)), nn.Module)

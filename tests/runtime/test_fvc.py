@@ -1,0 +1,105 @@
+"""Compiled FVC behind an image codec: paired, and what the plain model computes."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsecodec import BitstreamError
+from sparsecodec.models import EVC, FVC, VideoCodec
+from sparsecodec.models.fvc import FVC_WIDTHS, Widths
+from sparsecodec.runtime import compile_codec
+from sparsecodec.runtime.adapters import FVCCodec
+
+SIZE = (64, 128)
+WITH_FUSION = Widths(16, 16, 16, 4, 1, modulated=True, references=2)
+
+
+@pytest.fixture(scope="module", params=[FVC_WIDTHS["tiny"], WITH_FUSION], ids=["tiny", "fusion"])
+def model(request) -> VideoCodec:
+    """Untrained, with features that move and latents that take several symbols."""
+    torch.manual_seed(0)
+    inter = FVC(request.param).requires_grad_(False)
+    for name, module in inter.named_modules():
+        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
+            module.weight *= 1.5
+        if name.endswith("offsets"):
+            module.weight.normal_(0, 0.1)
+    for codec in (inter.motion_codec, inter.residual_codec):
+        codec.hyper_synthesis[-1].bias[codec.latent_channels :] += 1
+        codec.hyper_analysis[-1].weight *= 20
+    return VideoCodec(EVC("nano", "nano"), inter).eval()
+
+
+@pytest.fixture(scope="module")
+def clip(photo: Tensor) -> list[Tensor]:
+    return [photo[:, :, 3 * t : 3 * t + SIZE[0], 2 * t : 2 * t + SIZE[1]].contiguous() for t in range(6)]
+
+
+@pytest.fixture(scope="module")
+def codec(model: VideoCodec) -> FVCCodec:
+    return compile_codec(model, dtype=torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, None], ids=["float32", "bfloat16", "original"])
+def test_both_ends_agree_over_frames(model: VideoCodec, clip: list[Tensor], dtype: torch.dtype | None):
+    codec = compile_codec(model, dtype=dtype, original=dtype is None)
+    payload, encoder = codec.intra_encode(clip[0], 40)
+    _, decoder = codec.intra_decode(payload, *SIZE, 40)
+    for index in range(1, 2 * len(clip)):
+        payload, encoder = codec.inter_encode(clip[index % len(clip)], encoder, 40, index)
+        x_hat, decoder = codec.inter_decode(payload, decoder, *SIZE, 40, index)
+        assert len(encoder.tensors()) == min(index + 1, max(model.inter.widths.references, 1))
+        assert all(map(torch.equal, encoder.tensors(), decoder.tensors()))
+        assert x_hat.shape == clip[0].shape and x_hat.min() >= 0 and x_hat.max() <= 1
+        assert len(payload) > 100
+
+
+def test_states_are_values(codec: FVCCodec, clip: list[Tensor]):
+    _, first = codec.intra_encode(clip[0], 40)
+    kept = [value.clone() for value in first.tensors()]
+    payload, second = codec.inter_encode(clip[1], first, 40, 1)
+    again = [value.clone() for value in second.tensors()]
+    codec.inter_encode(clip[2], second, 40, 2)
+    codec.intra_encode(clip[3], 40)
+    assert all(map(torch.equal, first.tensors(), kept)) and all(map(torch.equal, second.tensors(), again))
+    _, decoded = codec.inter_decode(payload, first, *SIZE, 40, 1)
+    assert all(map(torch.equal, decoded.tensors(), again))
+
+
+def test_computes_what_the_model_computes(model: VideoCodec, codec: FVCCodec, clip: list[Tensor]):
+    plain, compiled = (m.compress(clip[1], m.start(clip[0])) for m in (model.inter, codec.inter))
+    assert abs(len(plain["bit_stream"]) - len(compiled["bit_stream"])) <= 8
+    assert (plain["x_hat"] - compiled["x_hat"]).abs().max() < 0.05
+    assert (plain["x_hat"] - compiled["x_hat"]).abs().mean() < 1e-3
+
+
+def test_bits_do_not_depend_on_threads(codec: FVCCodec, clip: list[Tensor]):
+    _, state = codec.intra_encode(clip[0], 40)
+    _, state = codec.inter_encode(clip[1], state, 0, 1)
+    payload, after = codec.inter_encode(clip[2], state, 0, 2)
+    torch.set_num_threads(2)
+    try:
+        again, encoded = codec.inter_encode(clip[2], state, 0, 2)
+        _, decoded = codec.inter_decode(payload, state, *SIZE, 0, 2)
+    finally:
+        torch.set_num_threads(1)
+    assert again == payload
+    assert all(map(torch.equal, encoded.tensors(), after.tensors()))
+    assert all(map(torch.equal, decoded.tensors(), after.tensors()))
+
+
+def test_damaged_payloads_are_refused(codec: FVCCodec, clip: list[Tensor]):
+    _, state = codec.intra_encode(clip[0], 40)
+    payload, _ = codec.inter_encode(clip[1], state, 0, 1)
+    for damaged in (payload[:-4], payload[4:], payload + bytes(4), b""):
+        with pytest.raises(BitstreamError):
+            codec.inter_decode(damaged, state, *SIZE, 0, 1)
+
+
+def test_report_names_what_runs(codec: FVCCodec):
+    rows = {row.paths[0]: row for row in codec.report.rows if row.paths}
+    assert rows["compensation.alignment.offsets"].op == "conv2d_act"
+    assert rows["reconstruction.1"].dtype == "float32" and rows["reconstruction.1"].backend == "cpu"
+    assert codec.inter.compensation.alignment.conv._run is not None
