@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 import sparsecodec
 from sparsecodec.cli import main
 from sparsecodec.data import read_image, write_image
-from sparsecodec.models import create
+from sparsecodec.models import VideoCodec, create
 from sparsecodec.sparsity import ChannelMasks, compact, compact_config, trace_model
 from sparsecodec.zoo import save
 
@@ -27,6 +28,13 @@ PICTURES = Path(sparsecodec.__file__).parent / "data" / "pictures"
 
 
 @pytest.fixture(scope="session")
+def instruction_sets() -> list[str]:
+    """What SPARSECODEC_CPU_ISA may say on this CPU, AMX aside; scalar is first and the judge."""
+    flags = torch.backends.cpu.get_cpu_capability()
+    return ["scalar"] + ["avx2"] * (flags != "DEFAULT") + ["avx512"] * (flags == "AVX512")
+
+
+@pytest.fixture(scope="session")
 def picture_path() -> Path:
     """A photo that ships with the package, 768 x 512."""
     return PICTURES / "kodim23.png"
@@ -36,6 +44,46 @@ def picture_path() -> Path:
 def photo(picture_path: Path) -> Tensor:
     """``[1, 3, 192, 256]`` float32 in [0, 1]: a textured part of that photo. Not to be written to."""
     return read_image(picture_path)[:, :, 96:288, 192:448].contiguous()
+
+
+def _stretch_scales(fusion: nn.Sequential, spatial: nn.Sequential) -> None:
+    """Scales that suit latents of several symbols."""
+    n = fusion[4].bias.numel() // 3
+    fusion[4].bias[n : 2 * n] += 2.0
+    for quarter in (0, 2):
+        spatial[4].bias[quarter * n // 2 : (quarter + 1) * n // 2] += 2.0
+    for layer in (fusion[4], spatial[4]):
+        layer.weight *= 3
+
+
+@pytest.fixture(scope="session")
+def enlivened_hem() -> Callable[[VideoCodec], VideoCodec]:
+    """Makes an untrained DCVC-HEM a test: latents of several symbols, steps that differ between channels, pictures that
+    leave [0, 1]."""
+
+    @torch.no_grad()
+    def enliven(codec: VideoCodec) -> VideoCodec:
+        intra, inter = codec.intra, codec.inter
+        for q in (intra.q_basic, inter.mv_y_q_basic, inter.y_q_basic):
+            q.copy_(torch.linspace(0.3, 1.5, q.numel()).view(q.shape))
+        for layer, gain in (
+            (intra.enc[6], 16),
+            (intra.hyper_enc[8], 120),
+            (inter.mv_encoder[6], 30),
+            (inter.mv_hyper_prior_encoder[8], 80),
+            (inter.mv_decoder[7][0], 4),
+            (inter.contextual_encoder.conv4, 40),
+            (inter.contextual_hyper_prior_encoder[4], 30),
+            (inter.recon_generation_net.recon_conv, 6),
+        ):
+            layer.weight *= gain
+        inter.recon_generation_net.recon_conv.bias += torch.tensor([0.9, 0.4, 0.1])
+        _stretch_scales(intra.y_prior_fusion, intra.y_spatial_prior)
+        _stretch_scales(inter.mv_y_prior_fusion, inter.mv_y_spatial_prior)
+        _stretch_scales(inter.y_prior_fusion, inter.y_spatial_prior)
+        return codec
+
+    return enliven
 
 
 @pytest.fixture(scope="session")

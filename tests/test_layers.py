@@ -15,27 +15,28 @@ ROOT = Path(__file__).parents[1]
 _LOW = {"errors"}
 _OPS = _LOW | {"ops"}
 _SPARSITY = _OPS | {"sparsity"}
-_ENTROPY = _SPARSITY | {"entropy"}
+_ENTROPY = _SPARSITY | {"entropy", "_clip_format"}
 _NN = _ENTROPY | {"nn", "_compat"}
 _MODELS = _NN | {"models"}
 ALLOWED = {
     "errors": set(),
     "_compat": _LOW,
     "_cuda": _LOW,
+    "_clip_format": _LOW,
     "_files": set(),
     "ops": _LOW,
     "testing": _OPS,
     "info": _OPS | {"entropy", "__init__"},
     "sparsity": _OPS,
-    "entropy": _SPARSITY,
+    "entropy": _SPARSITY | {"_clip_format"},
     "nn": _ENTROPY,
-    "data": _LOW | {"_files"},
+    "data": _LOW | {"_clip_format", "_files"},
     "metrics": _ENTROPY | {"data"},
     "models": _NN,
     "zoo": _MODELS | {"_files", "quant"},
     "distill": _MODELS,
     "quant": _MODELS,
-    "runtime": _NN | {"quant"},
+    "runtime": _MODELS | {"quant"},
     "training": _MODELS | {"distill", "quant", "data", "_files"},
     "cli": _MODELS
     | {"_files", "data", "distill", "info", "metrics", "quant", "runtime", "training", "zoo", "__init__"},
@@ -57,7 +58,7 @@ HEAVY = {
 }
 MAY_IMPORT_HEAVY = {
     "_compat": {"compressai"},
-    "metrics": {"bjontegaard", "pytorch_msssim"},
+    "metrics": {"av", "bjontegaard", "pytorch_msssim"},
     "cli": {"matplotlib"},
     "data": {"av"},
     "training": {"tensorboard"},

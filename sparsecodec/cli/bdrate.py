@@ -6,32 +6,54 @@ import argparse
 import json
 import math
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 from sparsecodec.cli.options import add_json, print_json
 from sparsecodec.errors import UsageError
 from sparsecodec.metrics import bd_psnr, bd_rate
 
-QUALITY_KEYS = ("psnr-rgb", "psnr", "ms-ssim-rgb", "ms-ssim")
+QUALITY_KEYS = ("psnr-rgb", "psnr", "ms-ssim-rgb", "ms-ssim", "psnr-yuv", "psnr-y")
 
 
 def add_to(subparsers) -> None:
     parser = subparsers.add_parser("bdrate", help="what TEST saves against ANCHOR, two results of eval")
     parser.add_argument("anchor", help="JSON")
     parser.add_argument("test", help="JSON")
-    parser.add_argument("--metric", default="psnr-rgb", choices=QUALITY_KEYS, help="default: %(default)s")
+    parser.add_argument("--metric", choices=QUALITY_KEYS, help="default: psnr-rgb, of clips psnr-yuv")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    anchor, test = (curve(read_result(path), arguments.metric, path) for path in (arguments.anchor, arguments.test))
-    measure = arguments.metric.removesuffix("-rgb").replace("-", "_")
-    values = {"bd_rate": bd_rate(anchor, test), f"bd_{measure}": bd_psnr(anchor, test), "metric": arguments.metric}
+    anchor, test = (read_result(path) for path in (arguments.anchor, arguments.test))
+    of_clips = "per_clip" in anchor and "per_clip" in test
+    metric = arguments.metric or ("psnr-yuv" if of_clips else "psnr-rgb")
+    measure = f"bd_{metric.removesuffix('-rgb').replace('-', '_')}"
+    paths = (arguments.anchor, arguments.test)
+    values: dict[str, Any] = {"metric": metric}
+    if of_clips:
+        theirs, ours = ({row["clip"]: row for row in result["per_clip"]} for result in (anchor, test))
+        common = [clip for clip in theirs if clip in ours]
+        if not common:
+            raise UsageError(f"{arguments.anchor} and {arguments.test} have no clip in common")
+        values["per_clip"] = {clip: _deltas(theirs[clip], ours[clip], metric, measure, paths) for clip in common}
+        values |= {key: fmean(row[key] for row in values["per_clip"].values()) for key in ("bd_rate", measure)}
+    else:
+        values |= _deltas(anchor, test, metric, measure, paths)
     if arguments.json:
         print_json(values)
-    else:
-        print(f"BD-rate {values['bd_rate']:+.2f} %, BD {values[f'bd_{measure}']:+.3f} dB ({arguments.metric})")
+        return
+    for clip, row in values.get("per_clip", {}).items():
+        print(f"BD-rate {row['bd_rate']:+.2f} %, BD {row[measure]:+.3f} dB  {clip}")
+    print(f"BD-rate {values['bd_rate']:+.2f} %, BD {values[measure]:+.3f} dB ({metric})")
+
+
+def _deltas(
+    anchor: dict[str, Any], test: dict[str, Any], metric: str, measure: str, paths: tuple[str, str]
+) -> dict[str, float]:
+    curves = [curve(result, metric, path) for result, path in zip((anchor, test), paths, strict=True)]
+    return {"bd_rate": bd_rate(*curves), measure: bd_psnr(*curves)}
 
 
 def read_result(path: str) -> dict[str, Any]:

@@ -7,36 +7,41 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from torch import Tensor
+
+from sparsecodec.cli import clips
+from sparsecodec.cli.encoders import encoding_codec
 from sparsecodec.cli.files import SUFFIX, each, pairs
 from sparsecodec.cli.options import (
     DEFAULT_MODEL,
+    DEFAULT_VIDEO_MODEL,
     add_compute,
     add_json,
-    compute_options,
+    add_part,
     memory,
     memory_left,
     positive,
     print_json,
     quality,
-    usual_stream,
+    size,
     write_bytes,
 )
 from sparsecodec.data import list_images, read_image
 from sparsecodec.entropy import Header
 from sparsecodec.errors import UsageError
-from sparsecodec.quant import is_portable
-from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime import CompiledCodec
 from sparsecodec.runtime.adapters import ScalableEVCCodec
-from sparsecodec.zoo import load, save
 
 CALIBRATION_PICTURES, CALIBRATION_SIDE = 16, 512  # their middles: more changes little and takes long
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("encode", help="a picture to a file, or a folder of pictures to a folder")
-    parser.add_argument("input", help="PNG, JPEG, PPM, ..., or a folder of such")
-    parser.add_argument("output", help=f"for example photo{SUFFIX}; of a folder, the folder to write to")
-    parser.add_argument("-m", "--model", default=DEFAULT_MODEL, help="shipped name or path (default: %(default)s)")
+    parser = subparsers.add_parser("encode", help="a picture or a clip to a file, or a folder of pictures to a folder")
+    parser.add_argument("input", help="PNG, JPEG, ..., a folder of such; MP4, y4m, YUV, ...; - is a clip on stdin, y4m")
+    parser.add_argument("output", help="photo.spc; clip.spv, or - for a clip to stdout; or the folder to write to")
+    parser.add_argument(
+        "-m", "--model", help=f"shipped name or path (default: {DEFAULT_MODEL}, of clips {DEFAULT_VIDEO_MODEL})"
+    )
     parser.add_argument("--quality", type=quality, help="0 smallest to 100 best (default: 50)")
     parser.add_argument(
         "--prefix",
@@ -51,16 +56,28 @@ def add_to(subparsers) -> None:
         choices=("native", "portable"),
         help="portable: the same symbols on every device (default: portable if the model's integers are there)",
     )
-    parser.add_argument("--calibration", help="folder of photos that make a float model portable")
+    parser.add_argument("--calibration", help="folder of photos, or clips, that make a float model portable")
     parser.add_argument("--save-model", help="where to keep the model that --calibration makes: its files need it")
     add_compute(parser)
     add_json(parser)
+    clip = parser.add_argument_group("clips")
+    clip.add_argument("--qp", type=int, help=f"0 smallest to 63 best (default: {clips.QP})")
+    clip.add_argument("--intra-period", type=int, help="frames between those that decode alone; 0: only the first does")
+    add_part(clip)
+    clip.add_argument("--size", type=size, metavar="WxH", help="of raw frames: planes Y, U, V, 4:2:0")
+    clip.add_argument("--rate", help="frames per second of raw frames, as 30000/1001 (default: 25)")
+    clip.add_argument("--depth", type=int, choices=(8, 10), help="bits of raw samples (default: 8)")
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if clips.is_clip_to_encode(arguments):
+        clips.encode(arguments)
+        return
+    clips.refuse(arguments, clips.CLIPS_ONLY, "clips")
+    arguments.model = arguments.model or DEFAULT_MODEL
     work = pairs(arguments.input, arguments.output, SUFFIX)
-    codec = _codec(arguments)
+    codec = encoding_codec(arguments, CompiledCodec, "pictures", _calibration)
     options = {"quality": arguments.quality, "tile": arguments.tile, "overlap": arguments.overlap}
     options |= _effort(codec, arguments.prefix)
 
@@ -83,31 +100,11 @@ def run(arguments: argparse.Namespace) -> None:
         print_json({"files": results} if Path(arguments.input).is_dir() else results[0])
 
 
-def _codec(arguments: argparse.Namespace) -> CompiledCodec:
-    model = load(arguments.model)
-    stream = arguments.stream or usual_stream(model)
-    options = {"stream": stream, **compute_options(arguments)}
-    if arguments.calibration is None:
-        if arguments.save_model is not None:
-            raise UsageError("--save-model keeps what --calibration makes, which is missing")
-        if stream == "portable" and not is_portable(model):
-            raise UsageError(
-                f"--stream portable: {arguments.model} is a float model; give --calibration FOLDER of photos and "
-                "--save-model PATH for what it becomes"
-            )
-        return compile_codec(model, **options)
-    if stream != "portable" or arguments.save_model is None or is_portable(model):
-        raise UsageError(
-            "--calibration makes a float model portable: give --stream portable and --save-model PATH too, and a model "
-            "whose integers are not there yet"
-        )
-    pictures = [_middle(path) for path in list_images(arguments.calibration)[:CALIBRATION_PICTURES]]
-    codec = compile_codec(model, calibration=pictures, **options)
-    save(codec.portable_model, arguments.save_model)
-    return codec
+def _calibration(folder: str) -> list[Tensor]:
+    return [_middle(path) for path in list_images(folder)[:CALIBRATION_PICTURES]]
 
 
-def _middle(path: Path):
+def _middle(path: Path) -> Tensor:
     x = read_image(path)
     top, left = (max((side - CALIBRATION_SIDE) // 2, 0) for side in x.shape[2:])
     return x[:, :, top : top + CALIBRATION_SIDE, left : left + CALIBRATION_SIDE].contiguous()

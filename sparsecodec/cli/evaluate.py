@@ -9,24 +9,26 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 from tqdm import tqdm
 
+from sparsecodec.cli import evaluate_clips
 from sparsecodec.cli.options import (
     add_compute,
     add_json,
     compute_options,
+    positive,
     print_json,
     quality,
     usual_stream,
     write_json,
 )
 from sparsecodec.data import list_images
+from sparsecodec.errors import UsageError
 from sparsecodec.info import environment
-from sparsecodec.metrics import ANCHORS, evaluate
+from sparsecodec.metrics import ANCHORS, CLIP_ANCHORS, evaluate
+from sparsecodec.quant import trained_numbers
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.adapters.compressai import CompressAICodec
-from sparsecodec.sparsity.rules import is_quantized
 from sparsecodec.zoo import load
 
 QUALITIES = (0.0, 25.0, 50.0, 75.0, 100.0)
@@ -34,17 +36,28 @@ QUALITIES = (0.0, 25.0, 50.0, 75.0, 100.0)
 
 def add_to(subparsers) -> None:
     parser = subparsers.add_parser("eval", help="rate and quality of a codec over a folder, on real bytes")
-    parser.add_argument("model", help=f"shipped name or path; or Pillow's {', '.join(ANCHORS)}")
-    parser.add_argument("folder", help="of pictures")
-    parser.add_argument("-q", "--qualities", type=_qualities, help="comma-separated (default: from small to good)")
+    parser.add_argument(
+        "model", help=f"shipped name or path; or Pillow's {', '.join(ANCHORS)}; of clips {', '.join(CLIP_ANCHORS)}"
+    )
+    parser.add_argument("folder", help="of pictures, or of clips, or a clip")
+    parser.add_argument(
+        "-q", "--qualities", type=_qualities, help="comma-separated, for clips qps (default: from small to good)"
+    )
     parser.add_argument("-o", "--output", help="write the result to this file too")
-    parser.add_argument("--per-picture", action="store_true", help="keep the figures of each picture")
+    parser.add_argument(
+        "--per-picture", action="store_true", help="keep the figures of each picture, the bits of each frame"
+    )
+    parser.add_argument("--frames", type=positive, help="of each clip (default: all)")
     add_compute(parser)
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if evaluate_clips.holds_clips(arguments.folder):
+        return evaluate_clips.run(arguments)
+    if arguments.frames is not None:
+        raise UsageError(f"--frames is for clips, {arguments.folder} holds none")
     pictures = list_images(arguments.folder)
     options = compute_options(arguments)
     machine = environment()
@@ -63,7 +76,7 @@ def run(arguments: argparse.Namespace) -> None:
             "stream": stream,
             "dtype": str(codec.dtype).removeprefix("torch."),
             "mac_per_pixel": codec.report.macs,
-            "parameters": _parameters(model),
+            "parameters": trained_numbers(model),
         }
     name = Path(arguments.model).name
     result = evaluate(codec, pictures, qualities, name, partial(tqdm, desc=name, unit="picture"))
@@ -76,13 +89,6 @@ def run(arguments: argparse.Namespace) -> None:
         print_json(result)
     else:
         _print_table(result)
-
-
-def _parameters(model: nn.Module) -> int:
-    """Numbers that were trained; on integers they are buffers."""
-    integers = [layer for layer in model.modules() if is_quantized(layer) and not list(layer.parameters())]
-    frozen = [tensor for layer in integers for tensor in (layer.weight, layer.bias) if tensor is not None]
-    return sum(tensor.numel() for tensor in (*model.parameters(), *frozen))
 
 
 def _usual_qualities(codec: CompiledCodec) -> tuple[float | None, ...]:

@@ -7,14 +7,15 @@ from pathlib import Path
 from typing import Any
 
 from sparsecodec.data import list_images
-from sparsecodec.entropy import Header
+from sparsecodec.entropy import Header, VideoHeader
 from sparsecodec.errors import ModelMismatchError, SparseCodecError, UsageError
 from sparsecodec.quant import is_portable
 from sparsecodec.runtime import CompiledCodec, compile_codec
-from sparsecodec.runtime.numerics import PORTABLE
+from sparsecodec.runtime.numerics import PORTABLE, PORTABLE_VIDEO
+from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.zoo import find, load
 
-SUFFIX = ".spc"
+SUFFIX, VIDEO_SUFFIX = ".spc", ".spv"
 MADE_BY = "name the portable model that was saved when the file was made"
 
 
@@ -32,17 +33,17 @@ def read_stream(path: str | Path) -> bytes:
         raise UsageError(f"{path} cannot be read: {error}") from error
 
 
-def streams(paths: Sequence[str]) -> list[Path]:
-    """Files as they are named, and the ``.spc`` files directly inside each folder, sorted by name.
+def streams(paths: Sequence[str], suffixes: tuple[str, ...] = (SUFFIX,)) -> list[Path]:
+    """Files as they are named, and the files of those suffixes directly inside each folder, sorted by name.
 
     Raises:
         UsageError: a folder without such files.
     """
     found: list[Path] = []
     for path in map(Path, paths):
-        inside = sorted(path.glob(f"*{SUFFIX}")) if path.is_dir() else [path]
+        inside = sorted(p for p in path.iterdir() if p.suffix in suffixes) if path.is_dir() else [path]
         if not inside:
-            raise UsageError(f"no {SUFFIX} files in {path}")
+            raise UsageError(f"no {' or '.join(suffixes)} files in {path}")
         found += inside
     return found
 
@@ -102,9 +103,9 @@ class Codecs:
     def __init__(self, model: str | None, options: dict[str, Any]) -> None:
         self._model = model
         self._options = options
-        self._compiled: dict[tuple[str, str], CompiledCodec] = {}
+        self._compiled: dict[tuple[str, str], Any] = {}
 
-    def name(self, header: Header, path: str | Path) -> str:
+    def name(self, header: Header | VideoHeader, path: str | Path) -> str:
         """Of the model to use.
 
         Raises:
@@ -119,8 +120,26 @@ class Codecs:
         return str(name)
 
     def of(self, header: Header, path: str | Path) -> CompiledCodec:
-        """The codec for a file with that header."""
-        key = self.name(header, path), "portable" if header.numerics == PORTABLE.tag else "native"
+        """The codec for a picture's file with that header.
+
+        Raises:
+            ModelMismatchError: it is none for pictures, or no portable one where the file needs that.
+        """
+        codec = self._of(header, path)
+        if not isinstance(codec, CompiledCodec):
+            raise ModelMismatchError(f"{path} is a picture, {self.name(header, path)} is no codec for pictures")
+        return codec
+
+    def of_clip(self, header: VideoHeader, path: str | Path) -> CompiledVideo:
+        """The codec for an ``.spv`` file with that header; as for `of`."""
+        codec = self._of(header, path)
+        if not isinstance(codec, CompiledVideo):
+            raise ModelMismatchError(f"{path} is a clip, {self.name(header, path)} is no codec for clips")
+        return codec
+
+    def _of(self, header: Header | VideoHeader, path: str | Path) -> Any:
+        on_integers = header.numerics in (PORTABLE.tag, PORTABLE_VIDEO.tag)
+        key = self.name(header, path), "portable" if on_integers else "native"
         if key not in self._compiled:
             model = load(key[0])
             if key[1] == "portable" and not is_portable(model):

@@ -5,6 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sparsecodec.cli.clip_checks import describe_clip
+from sparsecodec.cli.clips import is_coded_clip
 from sparsecodec.cli.files import read_stream
 from sparsecodec.cli.options import add_json, print_json
 from sparsecodec.entropy import Header
@@ -21,8 +23,18 @@ def add_to(subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    values = _header(arguments.file) if arguments.file else _installation()
-    if arguments.json:
+    problem = None
+    if arguments.file is not None and is_coded_clip(arguments.file):
+        values, problem = describe_clip(arguments.file)
+    else:
+        values = _header(arguments.file) if arguments.file else _installation()
+    _print(values, arguments.json)
+    if problem is not None:
+        raise problem
+
+
+def _print(values: dict[str, Any], as_json: bool) -> None:
+    if as_json:
         print_json(values)
         return
     for key, value in values.items():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
 
@@ -32,8 +33,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         arguments.run(arguments)
     except SparseCodecError as error:
         return _fail(str(error), error.exit_code)
-    except BrokenPipeError:  # the reader of our output has seen enough
-        sys.stderr.close()
+    except BrokenPipeError:  # the reader of our output has seen enough; what is left in buffers has nowhere to go
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        for stream in (sys.stdout, sys.stderr):
+            os.dup2(nowhere, stream.fileno())
         return 1
     except OSError as error:
         return _fail(str(error), 1)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
+import re
 import resource
 import sys
 from pathlib import Path
@@ -19,11 +20,18 @@ from sparsecodec.quant import is_portable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_MODEL = "evc-tiny-sparse-portable"
+DEFAULT_VIDEO_MODEL = "dcvc-rt-tiny-portable"
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
     """``--json``: one object on stdout instead of text."""
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def add_part(parser: argparse._ArgumentGroup) -> None:
+    """``--start`` and ``--frames`` of a clip."""
+    parser.add_argument("--start", type=count, default=0, help="number of the first frame (default: %(default)s)")
+    parser.add_argument("--frames", type=positive, help="how many frames (default: all)")
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:
@@ -55,6 +63,22 @@ def positive(text: str) -> int:
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} (needs at least 1)")
     return value
+
+
+def count(text: str) -> int:
+    """A whole number of at least zero, as an argparse type."""
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{value} (needs at least 0)")
+    return value
+
+
+def size(text: str) -> tuple[int, int]:
+    """``WxH``, as an argparse type."""
+    match = re.fullmatch(r"(\d{1,8})x(\d{1,8})", text)
+    if match is None:
+        raise argparse.ArgumentTypeError(f"{text} (needs width x height, as 416x240)")
+    return int(match[1]), int(match[2])
 
 
 def memory(text: str) -> int:

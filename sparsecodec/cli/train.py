@@ -13,7 +13,7 @@ import torch
 from sparsecodec import training
 from sparsecodec.cli.latency import CompiledTimer
 from sparsecodec.cli.options import positive
-from sparsecodec.data import RandomCrops, list_training_files
+from sparsecodec.data import RandomClips, RandomCrops, list_training_files
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.latency import timed_by
 from sparsecodec.training import distributed
@@ -52,7 +52,11 @@ def run(arguments: argparse.Namespace, command: str) -> None:
     if recipe.command != command:
         raise UsageError(f"{arguments.recipe} does not {command} (run it by: sparsecodec {recipe.command})")
     device = distributed.start(arguments.device)
-    data = RandomCrops(list_training_files(arguments.data), recipe.crop, recipe.seed)
+    files = list_training_files(arguments.data)
+    if recipe.frames > 1:
+        data = RandomClips(files, recipe.crop, recipe.frames, recipe.seed)
+    else:
+        data = RandomCrops(files, recipe.crop, recipe.seed)
     model = training.initial_model(recipe, load)
     with timed_by(CompiledTimer):
         codec = training.run(recipe, model.to(device), data, arguments.out, load)

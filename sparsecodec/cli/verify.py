@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 
+from sparsecodec.cli.clip_checks import Observer, check_clip
+from sparsecodec.cli.clips import is_coded_clip
 from sparsecodec.cli.decode import MAX_PIXELS
-from sparsecodec.cli.files import Codecs, read_stream, streams
+from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, Codecs, read_stream, streams
 from sparsecodec.cli.options import add_compute, compute_options, positive, print_json, write_bytes
 from sparsecodec.entropy import Header, observing
 from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError
@@ -33,7 +35,7 @@ def add_to(subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    files = streams(arguments.files)
+    files = streams(arguments.files, (SUFFIX, VIDEO_SUFFIX))
     expected = None if arguments.against is None else _read_sums(arguments.against)
     decoding = arguments.model is not None or expected is not None or arguments.sums is not None
     codecs = Codecs(arguments.model, compute_options(arguments)) if decoding else None
@@ -58,27 +60,32 @@ def run(arguments: argparse.Namespace) -> None:
 
 def _check(path: Path, codecs: Codecs | None, expected: dict[str, str] | None, max_pixels: int) -> str | None:
     """Verifies one file; with `codecs` also decodes it and returns the hash of its symbols."""
+    digest = hashlib.sha256()
+
+    def add(symbols: np.ndarray) -> None:
+        digest.update(symbols.astype("<i4", copy=False).tobytes())
+
+    (check_clip if is_coded_clip(path) else _check_picture)(path, codecs, max_pixels, add)
+    if codecs is None:
+        return None
+    if expected is not None and expected.get(path.name) != digest.hexdigest():
+        known = expected.get(path.name)
+        reason = "has no line for it" if known is None else f"says {known}"
+        raise BitstreamError(f"its symbols have the hash {digest.hexdigest()}, the sums file {reason}")
+    return digest.hexdigest()
+
+
+def _check_picture(path: Path, codecs: Codecs | None, max_pixels: int, observer: Observer) -> None:
     blob = read_stream(path)
     header = Header.read(blob)
     rows, columns = header.grid
     for row in range(rows):
         for column in range(columns):
             header.payloads(blob, row, column)
-    if codecs is None:
-        return None
-    digest = hashlib.sha256()
-
-    def add(symbols: np.ndarray) -> None:
-        digest.update(symbols.astype("<i4", copy=False).tobytes())
-
-    codec = codecs.of(header, path)
-    with observing(add):
-        codec.decode(blob, max_pixels)
-    if expected is not None and expected.get(path.name) != digest.hexdigest():
-        known = expected.get(path.name)
-        reason = "has no line for it" if known is None else f"says {known}"
-        raise BitstreamError(f"its symbols have the hash {digest.hexdigest()}, the sums file {reason}")
-    return digest.hexdigest()
+    if codecs is not None:
+        codec = codecs.of(header, path)  # compiling decodes, too
+        with observing(observer):
+            codec.decode(blob, max_pixels)
 
 
 def _read_sums(path: str) -> dict[str, str]:

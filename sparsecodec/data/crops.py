@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import logging
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -15,7 +17,8 @@ from PIL import Image
 from torch import Tensor
 
 from sparsecodec.data.images import SUFFIXES, read_rgb
-from sparsecodec.data.video import CLIP_SUFFIXES, Clip, is_clip, read_clip, why_not_decodable
+from sparsecodec.data.motion import moving_clip, number_of_pieces
+from sparsecodec.data.video import CLIP_SUFFIXES, is_clip, read_clip, why_not_decodable
 from sparsecodec.errors import UsageError
 
 logger = logging.getLogger(__name__)
@@ -70,7 +73,22 @@ class _Picture:
         return pixels[top : top + height, left : left + width]
 
 
-class _Ahead:
+class _Opener:
+    """Opens one file after another; the first `held_bytes` of decoded pictures stay in memory."""
+
+    def __init__(self, held_bytes: int) -> None:
+        self.left = held_bytes
+
+    def __call__(self, path: Path) -> _Source:
+        if is_clip(path):
+            return read_clip(path)
+        pixels = read_rgb(path)
+        height, width = pixels.shape[:2]
+        self.left -= pixels.nbytes
+        return _Picture(path, height, width, pixels if self.left >= 0 else None)
+
+
+class _Ahead(ABC):
     """Draws the crops of a step, and those of the next one in a thread while the caller works on these.
 
     Only NumPy and Pillow run in the thread: torch would start a second set of threads there.
@@ -85,10 +103,13 @@ class _Ahead:
         self._expected: tuple[int, int, int] | None = None
         self._drawn: Future[np.ndarray] | None = None
 
+    @abstractmethod
+    def _crop(self, key: tuple[int, int, int]) -> np.ndarray:
+        """The crop of a key (seed, step, place): ``[length, crop, crop, 3]`` uint8."""
+
     def _draw(self, step: int, size: int, start: int) -> np.ndarray:
         """``[size, length, crop, crop, 3]`` uint8."""
-        places = range(start, start + size)
-        return np.stack([_draw(self.sources, self.crop, self.length, (self.seed, step, place)) for place in places])
+        return np.stack([self._crop((self.seed, step, place)) for place in range(start, start + size)])
 
     def _batch(self, step: int, size: int, start: int) -> Tensor:
         """``[size, length, 3, crop, crop]`` float32 in [0, 1], contiguous."""
@@ -120,18 +141,11 @@ class RandomCrops(_Ahead):
     """
 
     def __init__(self, paths: Sequence[str | Path], crop: int, seed: int = 0, held_bytes: int = HELD_BYTES) -> None:
-        held = 0
+        super().__init__(_usable(paths, crop, 1, _Opener(held_bytes)), crop, 1, seed)
 
-        def opened(path: Path) -> _Source:
-            nonlocal held
-            if is_clip(path):
-                return read_clip(path)
-            pixels = read_rgb(path)
-            height, width = pixels.shape[:2]
-            held += pixels.nbytes
-            return _Picture(path, height, width, pixels if held <= held_bytes else None)
-
-        super().__init__(_usable(paths, crop, 1, opened), crop, 1, seed)
+    def _crop(self, key: tuple[int, int, int]) -> np.ndarray:
+        draw = np.random.default_rng(key)
+        return _run(draw, self.sources[draw.integers(len(self.sources))], self.crop, 1)
 
     def batch(self, step: int, size: int, start: int = 0) -> Tensor:
         """Crops `start` to ``start + size`` of step `step`: ``[size, 3, crop, crop]`` float32 in [0, 1].
@@ -145,23 +159,33 @@ class RandomCrops(_Ahead):
 class RandomClips(_Ahead):
     """Random runs of frames, cropped alike; as `RandomCrops`, for video codecs.
 
+    Clips give the frames they have; photos are set in motion (`sparsecodec.data.motion`), each with pieces of others.
+
     Args:
-        paths: clips; unreadable ones, cut off ones, shorter or smaller ones, and pictures are skipped with a warning.
+        paths: clips and photos; unreadable, cut off, shorter and smaller ones are skipped with a warning.
         crop: side of a crop, pixels.
         length: consecutive frames of a crop.
         seed: of all draws, at least 0.
+        held_bytes: of decoded photos.
 
     Raises:
-        UsageError: no clip is left, or there are clips that need the extra ``[video]``.
+        UsageError: no file is left, or there are clips that need the extra ``[video]``.
     """
 
-    def __init__(self, paths: Sequence[str | Path], crop: int, length: int, seed: int = 0) -> None:
-        def opened(path: Path) -> Clip:
-            if not is_clip(path):
-                raise UsageError(f"{path} is a picture (needs clips)")
-            return read_clip(path)
+    def __init__(
+        self, paths: Sequence[str | Path], crop: int, length: int, seed: int = 0, held_bytes: int = HELD_BYTES
+    ) -> None:
+        super().__init__(_usable(paths, crop, length, _Opener(held_bytes)), crop, length, seed)
 
-        super().__init__(_usable(paths, crop, length, opened), crop, length, seed)
+    def _crop(self, key: tuple[int, int, int]) -> np.ndarray:
+        draw = np.random.default_rng(key)
+        source = self.sources[draw.integers(len(self.sources))]
+        if not isinstance(source, _Picture):
+            return _run(draw, source, self.crop, self.length)
+        photos = [source for source in self.sources if isinstance(source, _Picture)]
+        others = [photos[draw.integers(len(photos))] for _ in range(number_of_pieces(draw))]
+        windows = [(partial(photo.rgb, 0), photo.height, photo.width) for photo in (source, *others)]
+        return moving_clip(draw, windows, self.crop, self.length)
 
     def batch(self, step: int, size: int, start: int = 0) -> Tensor:
         """Crops `start` to ``start + size`` of step `step`: ``[size, length, 3, crop, crop]`` float32 in [0, 1]."""
@@ -185,7 +209,7 @@ def _usable(paths: Sequence[str | Path], crop: int, length: int, opened: Callabl
             logger.warning(
                 "skipped: %s is %d x %d, smaller than the crop of %d", path, source.width, source.height, crop
             )
-        elif len(source) < length:
+        elif len(source) < length and not isinstance(source, _Picture):
             logger.warning("skipped: %s has %d frames, fewer than the %d of a crop", path, len(source), length)
         else:
             sources.append(source)
@@ -194,10 +218,8 @@ def _usable(paths: Sequence[str | Path], crop: int, length: int, opened: Callabl
     return sources
 
 
-def _draw(sources: Sequence[_Source], crop: int, length: int, key: tuple[int, int, int]) -> np.ndarray:
-    """The crop of a key (seed, step, place): ``[length, crop, crop, 3]`` uint8."""
-    draw = np.random.default_rng(key)
-    source = sources[draw.integers(len(sources))]
+def _run(draw: np.random.Generator, source: _Source, crop: int, length: int) -> np.ndarray:
+    """Consecutive frames of a source, cropped alike: ``[length, crop, crop, 3]`` uint8."""
     first = draw.integers(len(source) - length + 1)
     halved = draw.integers(2) and min(source.height, source.width) >= 2 * crop
     side = 2 * crop if halved else crop

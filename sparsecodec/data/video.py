@@ -7,7 +7,6 @@ window of a frame is the same whether it is cut before or after the conversion.
 from __future__ import annotations
 
 import importlib.util
-import re
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +14,8 @@ from typing import Any
 
 import numpy as np
 
+from sparsecodec._clip_format import HD_HEIGHT, LUMA_WEIGHTS, ClipFormat
+from sparsecodec.data.clip_headers import LINE_BYTES, raw_format, y4m_format
 from sparsecodec.errors import SparseCodecError, UsageError
 
 RAW_SUFFIX, Y4M_SUFFIX = ".yuv", ".y4m"
@@ -34,8 +35,7 @@ CODED_SUFFIXES = (
     ".hevc",
 )
 CLIP_SUFFIXES = (RAW_SUFFIX, Y4M_SUFFIX, *CODED_SUFFIXES)
-LUMA_WEIGHTS = {"bt601": (0.299, 0.114), "bt709": (0.2126, 0.0722)}  # of red and of blue
-HD_HEIGHT = 720  # from here on, a clip that does not say otherwise is BT.709, as players assume
+MATRICES = ("bt601", "bt709")
 
 
 @dataclass(frozen=True, eq=False)
@@ -55,8 +55,8 @@ class Clip:
     matrix: str
 
     def __post_init__(self) -> None:
-        if self.matrix not in LUMA_WEIGHTS:
-            raise UsageError(f"matrix={self.matrix!r} (needs one of {', '.join(LUMA_WEIGHTS)})")
+        if self.matrix not in MATRICES:
+            raise UsageError(f"matrix={self.matrix!r} (needs one of {', '.join(MATRICES)})")
 
     def __len__(self) -> int:
         return len(self.frames)
@@ -158,56 +158,37 @@ def read_clip(path: str | Path, matrix: str | None = None) -> Clip:
     return Clip(frames, height, width, matrix or told or ("bt709" if height >= HD_HEIGHT else "bt601"))
 
 
-def _frame_bytes(height: int, width: int) -> int:
-    return height * width + 2 * ((height + 1) // 2) * ((width + 1) // 2)
-
-
 def _read_raw(path: Path) -> tuple[np.ndarray, int, int, None]:
-    words = re.split(r"[_.\s-]+", path.stem.lower())
-    sizes = {match.groups() for word in words if (match := re.fullmatch(r"(\d+)x(\d+)", word))}
-    if len(sizes) != 1:
-        raise UsageError(f"{path}: {len(sizes)} sizes in the name (needs one, as in name_416x240.yuv)")
-    width, height = map(int, sizes.pop())
-    if not (width and height):
-        raise UsageError(f"{path}: {width}x{height} in the name (needs at least 1x1)")
-    foreign = [word for word in words if re.fullmatch(r"(?!8bit)\d+bit|400|411|422|444|nv12|yuv4(?!20p$)\w+", word)]
-    if foreign:
-        raise UsageError(f"{path} is named {' and '.join(foreign)} (needs 8-bit 4:2:0, planes Y, U, V)")
-    size, frame = path.stat().st_size, _frame_bytes(height, width)
+    form, named = raw_format(path, depths=(8,))
+    size, frame = path.stat().st_size, form.frame_bytes
     if size % frame:
         raise UsageError(
-            f"{path}: {size // frame} frames of {width}x{height} and {size % frame} bytes (cut off, or wrongly named)"
+            f"{path}: {size // frame} frames of {form.width}x{form.height} and {size % frame} bytes "
+            "(cut off, or wrongly named)"
         )
-    named = [int(word[:-1]) for word in words if re.fullmatch(r"\d+f", word)]
-    if named and named[0] != size // frame:
-        raise UsageError(f"{path}: {size // frame} frames, {named[0]} in the name (cut off, or wrongly named)")
-    return np.memmap(path, np.uint8, "r").reshape(-1, frame), height, width, None
+    if named not in (None, size // frame):
+        raise UsageError(f"{path}: {size // frame} frames, {named} in the name (cut off, or wrongly named)")
+    return np.memmap(path, np.uint8, "r").reshape(-1, frame), form.height, form.width, None
 
 
 def _read_y4m(path: Path) -> tuple[np.ndarray, int, int, None]:
     with open(path, "rb") as file:
-        header = file.readline(1024)
-        mark = file.readline(1024)
-    fields = header.split()
-    if not header.endswith(b"\n") or fields[:1] != [b"YUV4MPEG2"]:
-        raise UsageError(f"{path} has no YUV4MPEG2 header")
-    values = {chr(field[0]): field[1:].decode("ascii", "replace") for field in fields[1:]}
-    width, height = (int(values[key]) if values.get(key, "").isdigit() else 0 for key in "WH")
-    if not (width and height):
-        raise UsageError(f"{path}: width {values.get('W')} and height {values.get('H')} (needs at least 1 and 1)")
-    if values.get("C", "420") not in ("420", "420jpeg", "420mpeg2", "420paldv"):
-        raise UsageError(f"{path} has colour space {values['C']} (needs 8-bit 4:2:0)")
-    if b"XCOLORRANGE=FULL" in fields:
+        header = file.readline(LINE_BYTES)
+        mark = file.readline(LINE_BYTES)
+    form = y4m_format(header, path, depths=(8,))
+    if form.full_range:
         raise UsageError(f"{path} is in full range (needs limited range, 16 to 235)")
-    stride = len(mark) + _frame_bytes(height, width)
+    stride = len(mark) + form.frame_bytes
     body = path.stat().st_size - len(header)
     if body < stride or body % stride:
-        raise UsageError(f"{path}: {body // stride} frames of {width}x{height} and {body % stride} bytes (cut off)")
+        raise UsageError(
+            f"{path}: {body // stride} frames of {form.width}x{form.height} and {body % stride} bytes (cut off)"
+        )
     frames = np.memmap(path, np.uint8, "r", offset=len(header)).reshape(-1, stride)
     marks = np.frombuffer(mark, np.uint8)
     if not mark.startswith(b"FRAME") or (frames[:, : len(mark)] != marks).any():
         raise UsageError(f"{path}: not every frame begins with {mark[:20]!r} (cut off, or damaged)")
-    return frames[:, len(mark) :], height, width, None
+    return frames[:, len(mark) :], form.height, form.width, None
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int, int, str | None]:
@@ -241,7 +222,7 @@ def _decode(path: Path) -> tuple[np.ndarray, int, int, str | None]:
                 f"{path}: {count} of {expected or 'at least 1'} frames can be decoded (cut off, or damaged)"
             )
         store.flush()
-        frames = np.memmap(store, np.uint8, "r").reshape(count, _frame_bytes(*size))
+        frames = np.memmap(store, np.uint8, "r").reshape(count, ClipFormat(*size).frame_bytes)
     return frames, *size, told
 
 

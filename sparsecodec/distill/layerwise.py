@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,8 @@ class LayerwiseDistillation(nn.Module):
     Args:
         student: trained; not modified.
         teacher: the dense model, same paths; not modified, never receives a gradient.
-        layers: paths of modules with one tensor in and one out, such as `blocks_of`.
+        layers: paths of modules with one tensor out, such as `blocks_of`. One that runs several times, as in a clip,
+            counts with the mean of its distances.
         decay: of the running mean.
 
     Raises:
@@ -71,7 +73,7 @@ class LayerwiseDistillation(nn.Module):
         pairs = [(_module(student, path, "student"), _module(teacher, path, "teacher")) for path in self.layers]
         object.__setattr__(self, "pairs", pairs)  # not submodules: their state is their owners'
         self.register_buffer("average", torch.full((len(self.layers),), torch.nan))
-        self._distances: dict[int, Tensor] = {}
+        self._distances: dict[int, list[Tensor]] = {}
         self._targets: dict[int, Tensor] = {}
 
     @contextlib.contextmanager
@@ -81,7 +83,7 @@ class LayerwiseDistillation(nn.Module):
         hooks = []
         try:
             for i, (block, dense) in enumerate(self.pairs):
-                hooks.append(block.register_forward_pre_hook(self._run_teacher(i, dense)))
+                hooks.append(block.register_forward_pre_hook(self._run_teacher(i, dense), with_kwargs=True))
                 hooks.append(block.register_forward_hook(self._compare(i)))
             yield
         finally:
@@ -98,7 +100,7 @@ class LayerwiseDistillation(nn.Module):
         missing = [path for i, path in enumerate(self.layers) if i not in self._distances]
         if missing:
             raise UsageError(f"blocks {missing} did not run under watching()")
-        distances = torch.stack([self._distances[i] for i in range(len(self.layers))])
+        distances = torch.stack([torch.stack(self._distances[i]).mean() for i in range(len(self.layers))])
         now = distances.detach().float().to(self.average.device)
         first = self.average.isnan()
         self.average.copy_(torch.where(first, now, self.decay * self.average + (1 - self.decay) * now))
@@ -112,18 +114,23 @@ class LayerwiseDistillation(nn.Module):
         return self.average / total
 
     def _run_teacher(self, i: int, dense: nn.Module):
-        def hook(block: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        def hook(block: nn.Module, inputs: tuple[Any, ...], named: dict[str, Any]) -> None:
             with torch.no_grad():  # on copies: blocks may begin with an operation in place
-                self._targets[i] = dense.forward(*(x.detach().clone() for x in inputs))
+                values = [_copy(value) for value in inputs]
+                self._targets[i] = dense.forward(*values, **{key: _copy(value) for key, value in named.items()})
 
         return hook
 
     def _compare(self, i: int):
         def hook(block: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
             # a copy, because what follows the block may change its output in place
-            self._distances[i] = feature_distance(output.clone(), self._targets.pop(i))
+            self._distances.setdefault(i, []).append(feature_distance(output.clone(), self._targets.pop(i)))
 
         return hook
+
+
+def _copy(value: Any) -> Any:
+    return value.detach().clone() if isinstance(value, Tensor) else value
 
 
 def _module(model: nn.Module, path: str, role: str) -> nn.Module:

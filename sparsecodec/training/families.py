@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -12,9 +12,12 @@ from sparsecodec.errors import UsageError
 from sparsecodec.models.description import COMPRESSAI
 from sparsecodec.models.evc import EVC, LAMBDAS
 from sparsecodec.models.scalable import ScalableEVC
+from sparsecodec.models.video import VideoCodec
+from sparsecodec.training.video import Image, Inter, Shape, draw_rates, roll_out
+from sparsecodec.training.video_families import IMAGES, INTERS, image_of, inter_of
 
-Shape = tuple[int, int, int, int]
 PARTS = ("decoder", "encoder", "all")
+CALIBRATION_RATES = 4
 
 
 class Family(Protocol):
@@ -33,18 +36,20 @@ class Family(Protocol):
 
         Args:
             model: of this family.
-            x: ``[N, 3, H, W]`` float32 in [0, 1].
-            rate: index into `lambdas` for all pictures; None draws one for each.
+            x: ``[N, 3, H, W]`` float32 R'G'B' in [0, 1]; of a video codec also ``[N, T, 3, H, W]``, T frames each.
+            rate: index into `lambdas` for all items; None draws one for each.
 
         Returns:
-            ``x_hat`` ``[N, 3, H, W]`` and ``bpp`` ``[N]``, both float32, and the rates ``[N]`` int64.
+            ``x_hat`` in the shape of `x` and ``bpp`` ``[N]``, both float32, and the rates ``[N]`` int64. A codec whose
+            colours are not those of `x`, or whose frames do not weigh alike, adds what `rate_distortion` is to take:
+            ``distortion`` ``[N]``, and ``mse`` ``[N]`` without the weights of frames.
         """
         ...
 
-    def transforms(self, model: nn.Module, part: str, side: int = 256) -> dict[str, Shape]:
+    def transforms(self, model: nn.Module, part: str, side: int = 256) -> dict[str, Shape | tuple[Shape, ...]]:
         """Path -> input shape of each transform that decoding ("decoder") or only encoding ("encoder") runs, or "all".
 
-        The shapes are those of a picture of `side` x `side`.
+        The shapes are those of a picture of `side` x `side`; a transform of several inputs has a tuple of shapes.
         """
         ...
 
@@ -54,7 +59,7 @@ class _EVC:
     stride = 64
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
-        rates = _rates(len(x), len(LAMBDAS), rate, x.device)
+        rates = draw_rates(len(x), len(LAMBDAS), rate, x.device)
         out = model(x, model.q_scale[rates])
         return out, rates
 
@@ -69,6 +74,59 @@ class _EVC:
         encoders = [f"encs.{i}" for i in range(len(model.encs))] if isinstance(model, ScalableEVC) else ["enc"]
         encoder: dict[str, Shape] = {**dict.fromkeys(encoders, (1, 3, side, side)), "hyper_enc": (1, c, h, h)}
         return _part(part, decoder, encoder)
+
+
+class _Intra:
+    """An intra model of a video codec, alone."""
+
+    def __init__(self, image: Image) -> None:
+        self.lambdas, self.stride, self.forward = image.lambdas, image.stride, image.forward
+        self._transforms = image.transforms
+
+    def transforms(self, model: nn.Module, part: str, side: int = 256) -> dict[str, Shape | tuple[Shape, ...]]:
+        return _part(part, *self._transforms(model, side))
+
+
+class _Clips:
+    """An intra and an inter model, or an inter model that starts from the first frame itself.
+
+    Transforms of both count, as for one intra and one predicted frame. An inter model of one rate is trained behind all
+    rates of its intra model, and measured behind the middle one.
+    """
+
+    def __init__(self, intra: Family | None, inter: Inter) -> None:
+        self.intra, self.inter = intra, inter
+        self._intra_rates = None if intra is None else len(intra.lambdas or (0,))
+        if self._intra_rates and inter.lambdas and self._intra_rates != len(inter.lambdas):
+            raise UsageError(f"an intra model of {self._intra_rates} rates and an inter model of {len(inter.lambdas)}")
+        self.lambdas, self.stride = inter.lambdas, max(inter.stride, intra.stride if intra else 1)
+
+    def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
+        clips = x if x.ndim == 5 else x[:, None]
+        if self.intra is None:
+            rates = draw_rates(len(x), len(self.lambdas or (0,)), rate, x.device)
+            zero = x.new_zeros(len(x))
+            first, follow = {"x_hat": self.inter.colour(clips[:, 0]), "bpp": zero, "mse": zero}, model
+        else:
+            if self.lambdas is None and rate is not None:
+                rate = self._intra_rates // 2
+            first, rates = self.intra.forward(model.intra, clips[:, 0], rate)
+            rates = torch.zeros_like(rates) if self.lambdas is None else rates
+            if "mse" not in first:
+                first = {**first, "mse": (first["x_hat"] - clips[:, 0]).square().mean((1, 2, 3))}
+            follow = model.inter
+        out = roll_out(self.inter, follow, clips, first, rates)
+        return {**out, "x_hat": out["x_hat"].view(x.shape)}, rates
+
+    def transforms(self, model: nn.Module, part: str, side: int = 256) -> dict[str, Shape | tuple[Shape, ...]]:
+        if self.intra is None:
+            return _part(part, *self.inter.transforms(model, side))
+        found = _part(part, *self.inter.transforms(model.inter, side))
+        alone = self.intra.transforms(model.intra, part, side)
+        return {
+            **{f"inter.{path}": shape for path, shape in found.items()},
+            **{f"intra.{path}": shape for path, shape in alone.items()},
+        }
 
 
 class _CompressAI:
@@ -105,10 +163,19 @@ def family_of(model: nn.Module) -> Family:
     """
     if isinstance(model, EVC):
         return _EVC()
+    if (image := image_of(model)) is not None:
+        return _Intra(image)
+    if isinstance(model, VideoCodec) and (inter := inter_of(model.inter)) is not None:
+        return _Clips(family_of(model.intra), inter)
+    if (inter := inter_of(model)) is not None:
+        return _Clips(None, inter)
     name = type(model).__name__
     if name in COMPRESSAI and type(model).__module__.startswith("compressai."):
         return _CompressAI()
-    raise UsageError(f"{name} is no codec that can be trained here (EVC, or CompressAI's {', '.join(COMPRESSAI)})")
+    raise UsageError(
+        f"{name} is no codec that can be trained here (EVC, {', '.join(f.model.__name__ for f in (*IMAGES, *INTERS))}, "
+        f"VideoCodec of two that can, or CompressAI's {', '.join(COMPRESSAI)})"
+    )
 
 
 def lambdas_for(model: nn.Module, given: tuple[float, ...] | None) -> tuple[float, ...]:
@@ -129,49 +196,46 @@ def lambdas_for(model: nn.Module, given: tuple[float, ...] | None) -> tuple[floa
 
 
 def rate_distortion(out: dict[str, Tensor], x: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """R + lambda * 255^2 * MSE, the mean over the batch.
+    """R + lambda * 255^2 * D, the mean over the batch.
 
     Args:
-        out: ``x_hat`` ``[N, 3, H, W]`` and ``bpp`` ``[N]``.
-        x: ``[N, 3, H, W]`` in [0, 1].
+        out: ``x_hat`` and ``bpp`` ``[N]``; with ``distortion`` and ``mse`` where D is not the squared error of `x_hat`.
+        x: ``[N, 3, H, W]`` or ``[N, T, 3, H, W]`` in [0, 1].
         lambdas: ``[N]``.
 
     Returns:
         loss, mean bits per pixel, mean squared error in [0, 1]^2; scalars.
     """
-    mse = (out["x_hat"] - x).square().mean((1, 2, 3))
-    return (out["bpp"] + lambdas * 255**2 * mse).mean(), out["bpp"].mean().detach(), mse.mean().detach()
+    mse = out["mse"] if "mse" in out else (out["x_hat"] - x).square().flatten(1).mean(1)
+    distortion = out.get("distortion", mse)
+    return (out["bpp"] + lambdas * 255**2 * distortion).mean(), out["bpp"].mean().detach(), mse.mean().detach()
 
 
 @torch.no_grad()
 def calibration_loss(model: nn.Module, x: Tensor, lambdas: tuple[float, ...] | None = None) -> float:
-    """The rate-distortion loss that coding `x` would have: rounded latents, the mean over all rates of the model.
+    """The rate-distortion loss that coding `x` would have: rounded latents, the mean over the rates of the model.
 
     Args:
-        model: of any family; its training mode is restored.
-        x: ``[N, 3, H, W]`` float32 in [0, 1].
+        model: of any family; its training mode is restored. Of many rates, `CALIBRATION_RATES` from end to end count.
+        x: ``[N, 3, H, W]`` or ``[N, T, 3, H, W]`` float32 in [0, 1].
         lambdas: as for `lambdas_for`.
     """
     lambdas = lambdas_for(model, lambdas)
     family, training = family_of(model), model.training
+    count = min(len(lambdas), CALIBRATION_RATES)
+    rates = [round(i * (len(lambdas) - 1) / max(count - 1, 1)) for i in range(count)]
     model.eval()
     try:
         total = 0.0
-        for rate, value in enumerate(lambdas):
+        for rate in rates:
             out, _ = family.forward(model, x, rate)
-            total += rate_distortion(out, x, torch.full((len(x),), value, device=x.device))[0].item()
-        return total / len(lambdas)
+            total += rate_distortion(out, x, torch.full((len(x),), lambdas[rate], device=x.device))[0].item()
+        return total / count
     finally:
         model.train(training)
 
 
-def _rates(n: int, count: int, rate: int | None, device: torch.device) -> Tensor:
-    if rate is None:
-        return torch.randint(count, (n,), device=device)
-    return torch.full((n,), rate, dtype=torch.int64, device=device)
-
-
-def _part(part: str, decoder: dict[str, Shape], encoder: dict[str, Shape]) -> dict[str, Shape]:
+def _part(part: str, decoder: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:
     if part not in PARTS:
         raise UsageError(f"transforms={part!r} (needs one of {', '.join(PARTS)})")
     return {"decoder": decoder, "encoder": encoder, "all": {**encoder, **decoder}}[part]

@@ -38,6 +38,8 @@ class Muon(torch.optim.Optimizer):
 
     Args:
         parameters: that are trained.
+        filters: those among them that are weights of layers. A table of steps, ``[rates, C, 1, 1]``, is shaped like one
+            and is none.
         lr: of the Muon part; a step changes a weight matrix by about this spectral norm. None: Adam for everything.
         adam_lr: of the Adam part.
         momentum: Nesterov momentum of the Muon part.
@@ -47,13 +49,14 @@ class Muon(torch.optim.Optimizer):
     def __init__(
         self,
         parameters: Iterable[nn.Parameter],
+        filters: Iterable[nn.Parameter],
         lr: float | None = 0.01,
         adam_lr: float = 2e-3,
         momentum: float = 0.95,
         betas: tuple[float, float] = (0.9, 0.99),
     ) -> None:
-        parameters = list(parameters)
-        matrices = [] if lr is None else [p for p in parameters if _is_matrix(p)]
+        parameters, weights = list(parameters), set(map(id, filters))
+        matrices = [] if lr is None else [p for p in parameters if id(p) in weights and _is_matrix(p)]
         chosen = set(map(id, matrices))
         others = [p for p in parameters if id(p) not in chosen]
         groups = [

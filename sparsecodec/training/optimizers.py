@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from sparsecodec.sparsity.rules import is_conv
 from sparsecodec.training.muon import Muon
 from sparsecodec.training.recipe import Recipe
 
@@ -35,7 +36,8 @@ def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:
     """
     main = [p for p in trained_by_gradient(model) if p.requires_grad]
     matrix_lr = recipe.learning_rate if recipe.optimizer == "muon" else None
-    optimizer = Muon(main, matrix_lr, recipe.adam_learning_rate)
+    filters = [module.weight for module in model.modules() if is_conv(module)]
+    optimizer = Muon(main, filters, matrix_lr, recipe.adam_learning_rate)
     auxiliary = [p for name, p in model.named_parameters() if is_auxiliary(name)]
     if auxiliary:
         optimizer.add_param_group(

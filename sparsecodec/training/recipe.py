@@ -29,6 +29,10 @@ class Recipe:
         steps: optimiser steps; of the method's first phase where its settings name others; 0 for a method that trains
             nothing, or nothing before its own phases.
         batch, crop: crops a step, over all processes, and their side in pixels.
+        frames: of a crop; from 2 on a video codec is trained on clips, photos set in motion among them. Its intra model
+            alone sees a crop of one frame.
+        trains: paths of the modules that are trained, such as ``["inter"]``; the others stay as they are and compute as
+            in decoding. Default: all.
         lambdas: of ``R + lambda * 255^2 * MSE``, one for each rate of the model; default: the family's own.
         optimizer: "muon" for convolution weights and Adam for the rest, or "adam" for all.
         learning_rate, adam_learning_rate: peaks of the two parts; linear warm-up, then cosine to a hundredth.
@@ -50,6 +54,8 @@ class Recipe:
     steps: int
     batch: int = 8
     crop: int = 128
+    frames: int = 1
+    trains: tuple[str, ...] | None = None
     lambdas: tuple[float, ...] | None = None
     optimizer: str = "muon"
     learning_rate: float = 0.01
@@ -68,7 +74,7 @@ class Recipe:
     settings: Any = None
 
     def __post_init__(self) -> None:
-        for name in ("steps", "batch", "crop", "log_every", "save_every"):
+        for name in ("steps", "batch", "crop", "frames", "log_every", "save_every"):
             least = 0 if name == "steps" and self.command in methods.MAY_TRAIN_NOTHING else 1
             if getattr(self, name) < least:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs at least {least})")
@@ -117,6 +123,8 @@ class Recipe:
                 values["method"] = tables[0]
             if values.get("lambdas") is not None:
                 values["lambdas"] = tuple(float(value) for value in values["lambdas"])
+            if values.get("trains") is not None:
+                values["trains"] = tuple(values["trains"])
             return cls(**values)
         except TypeError as error:
             fields = [field.name for field in dataclasses.fields(cls) if field.name not in ("method", "settings")]

@@ -27,7 +27,10 @@ class Data(Protocol):
     """Where batches come from; they depend on the seed of the data and on the step alone."""
 
     def batch(self, step: int, size: int, start: int = 0) -> Tensor:
-        """Crops `start` to ``start + size`` of step `step`: ``[size, 3, H, W]`` float32 in [0, 1]."""
+        """Crops `start` to ``start + size`` of step `step`, float32 in [0, 1].
+
+        ``[size, 3, H, W]``, or for video codecs ``[size, T, 3, H, W]``.
+        """
         ...
 
 
@@ -73,6 +76,7 @@ class Trainer:
         self.lambdas = torch.tensor(lambdas_for(model, recipe.lambdas), device=self.device)
         if recipe.batch % distributed.world():
             raise UsageError(f"batch={recipe.batch} cannot be shared by {distributed.world()} processes")
+        self._choose_trained()
         self.folder.mkdir(parents=True, exist_ok=True)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = build_optimizer(recipe, self.model)
@@ -119,7 +123,7 @@ class Trainer:
         """
         recipe = self.recipe
         first = distributed.rank() == 0
-        self.model.train()
+        self._choose_trained()
         with (
             Log(self.folder, recipe.tensorboard, self.step) if first else contextlib.nullcontext() as log,
             tqdm(total=recipe.steps, initial=self.step, desc=self.folder.name, unit="step", disable=not first) as bar,
@@ -174,6 +178,21 @@ class Trainer:
             "learning_rate": self.optimizer.param_groups[0]["lr"],
             **method.record(),
         }
+
+    def _choose_trained(self) -> None:
+        """Training mode; with ``recipe.trains`` for those modules alone, and the weights of the rest rest."""
+        if self.recipe.trains is None:
+            self.model.train()
+            return
+        self.model.eval().requires_grad_(False)
+        for path in self.recipe.trains:
+            try:
+                self.model.get_submodule(path).train().requires_grad_(True)
+            except AttributeError as error:
+                children = ", ".join(name for name, _ in self.model.named_children())
+                raise UsageError(
+                    f"trains: no module {path!r} in {type(self.model).__name__}; it has {children}"
+                ) from error
 
     def _seed(self) -> None:
         """Noise and rates of a step depend on the seed, the step and the process alone."""

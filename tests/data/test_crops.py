@@ -186,10 +186,9 @@ def test_pictures_beyond_the_limit_are_read_again(folder):
 
 
 def test_clips_are_consecutive_frames_cropped_alike(folder, caplog):
-    clips = RandomClips(list_training_files([folder]), 64, 3, seed=4)
-    assert len(clips.sources) == 1  # pictures and the clip of one frame are named and left out
-    for name in ("a.png is a picture", "b.png is a picture", "d.y4m has 1 frames, fewer than the 3"):
-        assert name in caplog.text
+    clips = RandomClips([folder / "c_144x130_6f.yuv", folder / "d.y4m"], 64, 3, seed=4)
+    assert len(clips.sources) == 1  # the clip of one frame is named and left out
+    assert "d.y4m has 1 frames, fewer than the 3" in caplog.text
     batch = clips.batch(0, 60)
     assert batch.shape == (60, 3, 3, 64, 64) and batch.is_contiguous()
     firsts = set()

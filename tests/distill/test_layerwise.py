@@ -121,6 +121,31 @@ def test_hooks_are_gone_after_watching(pair) -> None:
     assert not any(m._forward_hooks or m._forward_pre_hooks for m in student.modules())
 
 
+class Scaled(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(3, 3, 1)
+
+    def forward(self, x: torch.Tensor, step: torch.Tensor | None = None) -> torch.Tensor:
+        y = self.conv(x)
+        return y if step is None else y + step
+
+
+def test_a_block_of_several_frames_counts_with_the_mean_and_with_its_other_arguments() -> None:
+    torch.manual_seed(0)
+    teacher = nn.Sequential(Scaled())
+    student = copy.deepcopy(teacher)
+    with torch.no_grad():
+        student[0].conv.weight.add_(0.3)
+    distillation = LayerwiseDistillation(student, teacher, ["0"])
+    frames, step = torch.randn(2, 1, 3, 4, 4), torch.randn(1, 3, 1, 1)
+    with distillation.watching():
+        for frame in frames:
+            student[0](frame, step=step)
+    expected = [feature_distance(student[0](frame, step), teacher[0](frame, step)) for frame in frames]
+    assert distillation.loss().item() == pytest.approx((expected[0] + expected[1]).item() / 2)
+
+
 def test_blocks_are_the_children_with_parameters(pair) -> None:
     assert blocks_of(pair[0], ["net"]) == LAYERS
 

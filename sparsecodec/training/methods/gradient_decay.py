@@ -34,6 +34,8 @@ class Settings:
             ``[["hyper_dec", "y_prior_fusion", "y_spatial_prior"], ["dec"]]`` (a video codec: motion, then residual).
             Each stage runs for the recipe's steps, reaches the target on its own transforms, and distils its own layers
             alone. Default: `transforms` at once.
+        branches: whether the last layer of a residual branch may be pruned alone, its channels scattered into the sum.
+            Blocks that are fused as a whole run faster without.
         criterion: what scores the channels: "l2", the norms of their filters, as published, or "energy", what they say
             to the layers that read them, measured on the recipe's first batch.
         method: "gradient_decay", or one of the baselines that `sparsecodec.sparsity.Method` lists.
@@ -48,6 +50,7 @@ class Settings:
     mac_reduction: float
     transforms: str = "decoder"
     stages: tuple[tuple[str, ...], ...] = ()
+    branches: bool = True
     criterion: str = "l2"
     method: str = "gradient_decay"
     decay_start: float = 0.1
@@ -104,6 +107,8 @@ class LearntMasks(Masking):
                 raise UsageError(f"stage {list(paths)}: no transform {unknown[0]!r} (there are {', '.join(shapes)})")
             shapes = {path: shapes[path] for path in paths}
         graph = trace_model(model, list(shapes))
+        if not settings.branches:
+            graph = graph.without_branches()
         config = DecayConfig(
             sparsity=settings.mac_reduction,
             t0=int(settings.decay_start * steps),

@@ -1,0 +1,170 @@
+"""Clips as streams: what is written is read again, and what is wrong is named with its frame."""
+
+from __future__ import annotations
+
+import importlib.util
+import io
+
+import numpy as np
+import pytest
+
+from sparsecodec._clip_format import ClipFormat
+from sparsecodec.data.video_io import ClipWriter, open_clip, read_stream
+from sparsecodec.errors import UsageError
+
+from .test_colour import noise
+from .test_video import encode, needs_av
+
+FORM = ClipFormat(5, 7, (30000, 1001), (4, 3), siting="left")
+
+
+def written(form: ClipFormat, frames, raw: bool = False) -> bytes:
+    file = io.BytesIO()
+    writer = ClipWriter(file, form, raw)
+    for planes in frames:
+        writer.write(planes)
+    return file.getvalue()
+
+
+def same(a, b) -> bool:
+    return all(x.dtype == y.dtype and np.array_equal(x, y) for x, y in zip(a, b, strict=True))
+
+
+FORMATS = [
+    FORM,
+    ClipFormat(16, 24, siting="center"),
+    ClipFormat(1, 1, full_range=True, siting="top-left"),
+    ClipFormat(2, 3, (25, 1), (1, 1)),
+    ClipFormat(6, 4, depth=10),
+]
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_y4m_that_was_written_is_read_again(form):
+    frames = [noise(form, seed=seed) for seed in range(3)]
+    data = written(form, frames)
+    stream = read_stream(io.BytesIO(data), "clip")
+    assert stream.form == form and stream.count == 3
+    assert all(map(same, stream.frames, frames))
+
+
+@pytest.mark.parametrize("form", FORMATS, ids=str)
+def test_raw_that_was_written_is_read_again(form, tmp_path):
+    frames = [noise(form, seed=seed) for seed in range(3)]
+    data = written(form, frames, raw=True)
+    assert len(data) == 3 * form.frame_bytes
+    assert all(map(same, read_stream(io.BytesIO(data), "clip", form).frames, frames))
+    path = tmp_path / f"a_{form.width}x{form.height}_{form.depth}bit_60fps.yuv"
+    path.write_bytes(data)
+    with open_clip(path) as stream:
+        assert (stream.form.rate, stream.form.depth, stream.count) == ((60, 1), form.depth, 3)
+        assert all(map(same, stream.frames, frames))
+
+
+@needs_av
+@pytest.mark.parametrize("form", FORMATS[:2] + FORMATS[4:], ids=str)
+def test_ffmpeg_reads_what_we_write(form, tmp_path):
+    import av
+
+    frames = [noise(form, seed=seed) for seed in range(3)]
+    (tmp_path / "a.y4m").write_bytes(written(form, frames))
+    with av.open(str(tmp_path / "a.y4m")) as container:
+        stream = container.streams.video[0]
+        assert stream.average_rate == form.rate[0] / form.rate[1] or stream.average_rate.denominator == 1001
+        names = [frame.format.name for frame in container.decode(stream)]
+    assert names == ["yuv420p" if form.depth == 8 else "yuv420p10le"] * 3
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda data: b"", "clip is empty"),
+        (lambda data: b"RIFF" + data, "clip is no y4m"),
+        (lambda data: data[:-1], "frame 2 is cut off, 58 of 59 bytes"),
+        (lambda data: data[: data.rindex(b"FRAME") + 6], "frame 2 is cut off, 0 of 59"),
+        (lambda data: data[: data.rindex(b"FRAME") + 3], "frame 2 begins with b'FRA'"),
+        (lambda data: b"FLAME".join(data.rsplit(b"FRAME", 1)), "frame 2 begins with b'FLAME"),
+        (lambda data: data[: data.index(b"FRAME")], "clip has no frames"),
+        (lambda data: data.replace(b"C420mpeg2", b"C422"), "colour space 422 .needs 8-bit or 10-bit 4:2:0"),
+        (lambda data: data.replace(b" Ip", b" It"), "interlaced, It"),
+        (lambda data: data.replace(b"F30000:1001", b"F0:0"), "0:0 frames per second"),
+        (lambda data: data.replace(b"F30000:1001", b"Fast"), "ast frames per second"),
+        (lambda data: data.replace(b"W7", b"W-7"), "width -7"),
+        (lambda data: data.replace(b"W7", b"W99999999"), "width = 99999999"),
+    ],
+)
+def test_damaged_y4m_is_named_with_its_frame(change, message):
+    data = change(written(FORM, [noise(FORM, seed=seed) for seed in range(3)]))
+    with pytest.raises(UsageError, match=message):
+        list(read_stream(io.BytesIO(data), "clip").frames)
+
+
+def test_parameters_of_a_frame_are_skipped():
+    frames = [noise(FORM), noise(FORM, seed=1)]
+    data = written(FORM, frames).replace(b"FRAME\n", b"FRAME Ip\n")
+    assert all(map(same, read_stream(io.BytesIO(data), "clip").frames, frames))
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "message"),
+    [
+        ("a_7x5.yuv", 58, "58 bytes .frames have 59"),
+        ("a_7x5_2f.yuv", 59, "59 bytes"),
+        ("a.yuv", 59, "0 sizes in the name"),
+        ("a_7x5_444.yuv", 59, "named 444 .needs 8-bit or 10-bit 4:2:0"),
+        ("a_7x5_8bit_10bit.yuv", 59, "several depths"),
+        ("a_7x5_0fps.yuv", 59, "0 frames per second"),
+    ],
+)
+def test_wrongly_named_raw_files_are_refused(name, size, message, tmp_path):
+    (tmp_path / name).write_bytes(bytes(size))
+    with pytest.raises(UsageError, match=message), open_clip(tmp_path / name) as stream:
+        list(stream.frames)
+
+
+@needs_av
+@pytest.mark.parametrize(("name", "full", "depth"), [("yuv420p", False, 8), ("yuv420p10le", False, 10)])
+def test_coded_clips_keep_samples_rate_and_depth(name, full, depth, tmp_path):
+    import av
+
+    form = ClipFormat(34, 36, (24, 1), depth=depth)
+    frames = [noise(form, seed=seed) for seed in range(4)]
+    (tmp_path / "a.y4m").write_bytes(written(form, frames))
+    with av.open(str(tmp_path / "a.y4m")) as source, av.open(str(tmp_path / "a.mkv"), "w") as target:
+        stream = target.add_stream("ffv1", rate=24)
+        stream.height, stream.width, stream.pix_fmt = 34, 36, name
+        for frame in source.decode(video=0):
+            target.mux(stream.encode(frame))
+        target.mux(stream.encode())
+    with open_clip(tmp_path / "a.mkv") as stream:
+        assert (stream.form.rate, stream.form.depth, stream.form.full_range) == ((24, 1), depth, full)
+        assert all(map(same, stream.frames, frames))
+
+
+@needs_av
+def test_full_range_stays(tmp_path):
+    white = np.full((1, 48, 64, 3), 255, np.uint8)
+    with open_clip(encode(tmp_path / "a.avi", "mjpeg", white, "yuvj420p")) as stream:
+        assert stream.form.full_range
+        assert next(stream.frames)[0].min() >= 253
+
+
+@needs_av
+def test_coded_clips_that_cannot_be_read_are_named(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (12, 48, 64, 3), np.uint8)
+    whole = encode(tmp_path / "whole.mp4", "libx264", frames, options={"movflags": "faststart"}).read_bytes()
+    (tmp_path / "half.mp4").write_bytes(whole[: len(whole) // 2])
+    (tmp_path / "text.mkv").write_bytes(b"no clip" * 99)
+    for name, message in (("half.mp4", "of 12 frames|cannot be decoded"), ("text.mkv", "cannot be decoded")):
+        with pytest.raises(UsageError, match=f"{name}.*({message})"), open_clip(tmp_path / name) as stream:
+            list(stream.frames)
+    with pytest.raises(UsageError, match="absent.mp4 does not exist"), open_clip(tmp_path / "absent.mp4"):
+        pass
+
+
+def test_without_the_extra_its_name_is_said(tmp_path, monkeypatch):
+    (tmp_path / "b.mp4").write_bytes(b"anything")
+    find_spec = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "av" else find_spec(name))
+    with pytest.raises(UsageError, match=r"sparsecodec\[video\]"), open_clip(tmp_path / "b.mp4"):
+        pass

@@ -1,0 +1,328 @@
+"""Clips on the command line, with the toy codec in the place of a real one."""
+
+from __future__ import annotations
+
+import io
+import json
+import subprocess
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from sparsecodec._clip_format import ClipFormat
+from sparsecodec.data.colour import to_frame, to_planes
+from sparsecodec.data.video_io import ClipWriter, open_clip
+from sparsecodec.entropy import VideoReader
+
+from .conftest import complaint, run
+from .data.test_video import needs_av
+from .toy_video import ToyVideo, moving
+
+FORM = ClipFormat(33, 50, (30000, 1001), (4, 3), siting="left")
+TESTS = Path(__file__).parent
+
+
+@pytest.fixture(autouse=True)
+def toy(monkeypatch):
+    """Whatever is loaded and compiled for a clip is the toy."""
+    for module in ("encoders", "files"):
+        monkeypatch.setattr(f"sparsecodec.cli.{module}.load", lambda name: name)
+        monkeypatch.setattr(f"sparsecodec.cli.{module}.compile_codec", lambda *args, **kwargs: ToyVideo())
+    monkeypatch.setattr("sparsecodec.cli.encoders.usual_stream", lambda model: "native")
+
+
+def y4m(frames: int = 12, form: ClipFormat = FORM) -> bytes:
+    file = io.BytesIO()
+    writer = ClipWriter(file, form)
+    for frame in moving(frames, form.height, form.width):
+        writer.write(to_planes(frame, form, "ycbcr"))
+    return file.getvalue()
+
+
+@pytest.fixture
+def clip(tmp_path):
+    (tmp_path / "clip.y4m").write_bytes(y4m())
+    return tmp_path / "clip.y4m"
+
+
+@pytest.fixture
+def coded(clip, capsys):
+    assert run(capsys, "encode", clip, clip.with_suffix(".spv"), "-m", "toy", "--intra-period", 4)[0] == 0
+    return clip.with_suffix(".spv")
+
+
+def stdin(monkeypatch, data: bytes) -> None:
+    class Pipe(io.BytesIO):
+        def seekable(self):
+            return False
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(data)))
+
+
+def stdout(monkeypatch) -> io.BytesIO:
+    file = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", SimpleNamespace(buffer=file, isatty=lambda: False, flush=lambda: None))
+    return file
+
+
+def planes_of(path: Path) -> tuple[ClipFormat, list[np.ndarray]]:
+    with open_clip(path) as stream:
+        return stream.form, [np.concatenate([plane.ravel() for plane in planes]) for planes in stream.frames]
+
+
+def test_a_clip_comes_back_in_its_format(clip, coded, capsys, tmp_path):
+    code, out, err = run(capsys, "decode", coded, tmp_path / "out.y4m", "-m", "toy", "--json")
+    values = json.loads(out)
+    assert code == 0 and values["frames"] == 12 and (values["height"], values["width"]) == (33, 50)
+    assert "decoded: " in err and "frames" in err
+    form, frames = planes_of(tmp_path / "out.y4m")
+    assert form == FORM and len(frames) == 12
+    data = coded.read_bytes()
+    expected = [to_planes(x, FORM, "ycbcr") for x in ToyVideo().decoder(data)]
+    for planes, found in zip(expected, frames, strict=True):
+        assert np.array_equal(np.concatenate([plane.ravel() for plane in planes]), found)
+    assert run(capsys, "decode", coded, tmp_path / "out_50x33.yuv", "-m", "toy")[0] == 0
+    assert (tmp_path / "out_50x33.yuv").read_bytes() == b"".join(frame.tobytes() for frame in frames)
+
+
+def test_json_says_what_was_written(clip, capsys, tmp_path):
+    code, out, err = run(capsys, "encode", clip, tmp_path / "a.spv", "-m", "toy", "--json", "--qp", 40)
+    values, size = json.loads(out), (tmp_path / "a.spv").stat().st_size
+    assert code == 0 and values["bytes"] == size and values["frames"] == 12 and values["qp"] == 40
+    assert values["bpp"] == pytest.approx(8 * size / (12 * 33 * 50))
+    assert values["kbit_s"] == pytest.approx(8e-3 * size * 30000 / 1001 / 12)
+    assert "kbit/s" in err and "encoded" in err
+
+
+def test_pipes_on_both_sides(clip, coded, capsys, monkeypatch, tmp_path):
+    stdin(monkeypatch, clip.read_bytes())
+    file = stdout(monkeypatch)
+    assert run(capsys, "encode", "-", "-", "-m", "toy", "--intra-period", 4)[0] == 0
+    assert file.getvalue() == coded.read_bytes()
+    stdin(monkeypatch, coded.read_bytes())
+    file = stdout(monkeypatch)
+    assert run(capsys, "decode", "-", "-", "-m", "toy")[0] == 0
+    monkeypatch.undo()
+    (tmp_path / "piped.y4m").write_bytes(file.getvalue())
+    assert planes_of(tmp_path / "piped.y4m")[0] == FORM and len(planes_of(tmp_path / "piped.y4m")[1]) == 12
+
+
+@pytest.mark.parametrize("depth", [8, 10])
+def test_raw_frames_by_pipe_and_by_name(depth, capsys, monkeypatch, tmp_path):
+    form = ClipFormat(33, 50, (24, 1), depth=depth)
+    file = io.BytesIO()
+    writer = ClipWriter(file, form, raw=True)
+    for frame in moving(3):
+        writer.write(to_planes(frame, form, "ycbcr"))
+    (tmp_path / f"a_50x33_24fps_{depth}bit.yuv").write_bytes(file.getvalue())
+    stdin(monkeypatch, file.getvalue())
+    options = ("--size", "50x33", "--rate", 24, "--depth", depth, "-m", "toy")
+    assert run(capsys, "encode", "-", tmp_path / "a.spv", *options)[0] == 0
+    assert run(capsys, "encode", tmp_path / f"a_50x33_24fps_{depth}bit.yuv", tmp_path / "b.spv", "-m", "toy")[0] == 0
+    assert (tmp_path / "a.spv").read_bytes() == (tmp_path / "b.spv").read_bytes()
+    assert run(capsys, "decode", tmp_path / "a.spv", tmp_path / "out.y4m", "-m", "toy")[0] == 0
+    assert planes_of(tmp_path / "out.y4m")[0] == form
+
+
+@needs_av
+def test_a_coded_clip_is_encoded(capsys, tmp_path):
+    from .data.test_video import encode
+
+    frames = np.random.default_rng(0).integers(0, 256, (4, 48, 64, 3), np.uint8)
+    encode(tmp_path / "a.mp4", "libx264", frames)
+    assert run(capsys, "encode", tmp_path / "a.mp4", tmp_path / "a.spv", "-m", "toy")[0] == 0
+    with open(tmp_path / "a.spv", "rb") as file:
+        form = VideoReader(file).header.form
+    assert (form.height, form.width, form.rate) == (48, 64, (25, 1))
+
+
+def test_parts_of_a_clip(clip, coded, capsys, tmp_path):
+    whole = tmp_path / "whole.y4m"
+    run(capsys, "decode", coded, whole, "-m", "toy")
+    code, out, _ = run(capsys, "decode", coded, tmp_path / "b.y4m", "-m", "toy", "--start", 6, "--frames", 3, "--json")
+    assert code == 0 and json.loads(out)["frames"] == 3
+    found, expected = planes_of(tmp_path / "b.y4m")[1], planes_of(whole)[1][6:9]
+    assert len(found) == 3 and all(map(np.array_equal, found, expected))
+    code, out, _ = run(capsys, "encode", clip, tmp_path / "c.spv", "-m", "toy", "--start", 8, "--frames", 9, "--json")
+    assert code == 0 and json.loads(out)["frames"] == 4
+    first = next(iter(ToyVideo().decoder((tmp_path / "c.spv").read_bytes())))
+    with open_clip(clip) as stream:
+        frames = list(stream.frames)
+    assert (to_frame(frames[8], FORM, "ycbcr") - first).abs().mean() < (
+        to_frame(frames[0], FORM, "ycbcr") - first
+    ).abs().mean()
+
+
+def test_info_of_a_clip(coded, capsys):
+    code, out, _ = run(capsys, "info", coded, "--json")
+    values = json.loads(out)
+    assert code == 0 and values["bytes"] == coded.stat().st_size
+    assert (values["frames"], values["intra_frames"], values["complete"]) == (12, 3, True)
+    assert (values["width"], values["height"], values["qp"], values["depth"]) == (50, 33, [32, 32], 8)
+    assert values["fps"] == pytest.approx(29.97, abs=1e-3) and values["pixel_aspect"] == "4:3"
+    coded.write_bytes(coded.read_bytes()[:-30])
+    code, out, err = run(capsys, "info", coded, "--json")
+    values = json.loads(out)
+    assert code == 3 and values["complete"] is False and values["frames"] >= 10 and "cut off" in err
+
+
+def test_verify_of_clips_and_of_their_symbols(coded, capsys, tmp_path):
+    code, out, _ = run(capsys, "verify", coded.parent, "-m", "toy", "--sums", tmp_path / "sums")
+    result = json.loads(out)
+    assert code == 0 and result["ok"] == 1 and len(result["files"][0]["symbols_sha256"]) == 64
+    assert run(capsys, "verify", coded, "-m", "toy", "--against", tmp_path / "sums")[0] == 0
+    data = bytearray(coded.read_bytes())
+    data[len(data) // 2] ^= 1
+    coded.write_bytes(data)
+    code, out, err = run(capsys, "verify", coded)
+    assert code == 3 and "frame " in json.loads(out)["files"][0]["error"]
+
+
+def test_a_cut_clip_is_decoded_up_to_the_cut_and_is_3(coded, capsys, tmp_path):
+    whole = tmp_path / "whole.y4m"
+    run(capsys, "decode", coded, whole, "-m", "toy")
+    coded.write_bytes(coded.read_bytes()[: coded.stat().st_size // 2])
+    code, message = complaint(capsys, "decode", coded, tmp_path / "out.y4m", "-m", "toy")
+    assert code == 3 and "cut off, or still being written" in message
+    found, expected = planes_of(tmp_path / "out.y4m")[1], planes_of(whole)[1]
+    assert 3 < len(found) < 9 and all(map(np.array_equal, found, expected))
+    assert f"{len(found)} frames before it were decoded" in message
+
+
+def test_drift_is_4(coded, capsys, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparsecodec.cli.files.compile_codec", lambda *args, **kwargs: ToyVideo(drift=1e-6))
+    code, message = complaint(capsys, "decode", coded, tmp_path / "out.y4m", "-m", "toy")
+    assert code == 4 and "frame 1: decoding leaves the state" in message and "1 frames before it" in message
+
+
+def test_nothing_is_written_where_nothing_can_be_had(coded, capsys, tmp_path):
+    data = coded.read_bytes()
+    for name, content in (("a.spv", data[:20]), ("b.spv", b"SPVx" + data[4:]), ("c.spv", data[:40]), ("d.spv", b"")):
+        (tmp_path / name).write_bytes(content)
+        code, message = complaint(capsys, "decode", tmp_path / name, tmp_path / "out.y4m", "-m", "toy")
+        assert code == 3, message
+        assert not (tmp_path / "out.y4m").exists()
+    code, _ = complaint(capsys, "decode", coded, tmp_path / "out.y4m", "-m", "toy", "--max-pixels", 33 * 50 - 1)
+    assert code == 5 and not (tmp_path / "out.y4m").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["encode", "{clip}", "out.y4m", "-m", "toy"], "needs .spv"),
+        (["encode", "absent.mp4", "out.spv", "-m", "toy"], "absent.mp4"),
+        (["encode", "{clip}", "absent/out.spv", "-m", "toy"], "absent/out.spv"),
+        (["encode", "{clip}", "out.spv", "-m", "toy", "--quality", "50"], "--quality is for pictures"),
+        (["encode", "{clip}", "out.spv", "-m", "toy", "--tile", "64"], "--tile is for pictures"),
+        (["encode", "{clip}", "out.spv", "-m", "toy", "--qp", "64"], "qp=64"),
+        (["encode", "{clip}", "out.spv", "-m", "toy", "--intra-period", "-1"], "intra_period=-1"),
+        (["encode", "{clip}", "out.spv", "-m", "toy", "--start", "12"], "--start 12"),
+        (["encode", "{clip}", "out.spv", "-m", "toy", "--rate", "25"], "--size"),
+        (["encode", "{clip}", "-", "-m", "toy", "--json"], "--json"),
+        (["encode", "{picture}", "out.spc", "--qp", "3"], "--qp is for clips"),
+        (["decode", "{coded}", "out.mp4", "-m", "toy"], "needs .y4m or .yuv"),
+        (["decode", "{coded}", "out.png", "-m", "toy"], "needs .y4m or .yuv"),
+        (["decode", "{coded}", "out.y4m", "-m", "toy", "--region", "1,2,3,4"], "--region is for pictures"),
+        (["decode", "{coded}", "out.y4m", "-m", "toy", "--start", "12"], "frame 12"),
+        (["decode", "absent.spv", "out.y4m", "-m", "toy"], "absent.spv"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else " ".join(value),
+)
+def test_wrong_usage_is_2_and_writes_nothing(arguments, words, clip, coded, picture, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    before = sorted(tmp_path.rglob("*"))
+    code, message = complaint(capsys, *(a.format(clip=clip, coded=coded, picture=picture) for a in arguments))
+    assert code == 2 and words in message, message
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def test_a_clip_that_breaks_off_leaves_its_frames(clip, capsys, tmp_path):
+    clip.write_bytes(clip.read_bytes()[:-100])
+    code, message = complaint(capsys, "encode", clip, tmp_path / "a.spv", "-m", "toy")
+    assert code == 2 and "frame 11 is cut off" in message
+    assert len(list(ToyVideo().decoder((tmp_path / "a.spv").read_bytes()))) == 11
+
+
+def test_an_interrupted_encode_leaves_a_whole_file(clip, capsys, tmp_path, monkeypatch):
+    calls = []
+
+    def push(self, x, state, qp, index):
+        calls.append(index)
+        if len(calls) == 5:
+            raise KeyboardInterrupt
+        return encode(self, x, state, qp, index)
+
+    encode = ToyVideo.inter_encode
+    monkeypatch.setattr(ToyVideo, "inter_encode", push)
+    assert run(capsys, "encode", clip, tmp_path / "a.spv", "-m", "toy")[0] == 130
+    assert len(list(ToyVideo().decoder((tmp_path / "a.spv").read_bytes()))) == 5
+
+
+SCRIPT = """
+import sys
+sys.path[:0] = [{tests!r}]
+import sparsecodec.cli.encoders as encoders, sparsecodec.cli.files as files
+from toy_video import ToyVideo
+for module in (encoders, files):
+    module.load = lambda name: name
+    module.compile_codec = lambda *args, **kwargs: ToyVideo()
+encoders.usual_stream = lambda model: "native"
+from sparsecodec.cli import main
+code = main({arguments!r})
+{after}
+sys.exit(code)
+"""
+PEAK = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, file=sys.stderr)"
+
+
+def script(*arguments, after: str = "") -> list[str]:
+    text = SCRIPT.format(tests=str(TESTS), arguments=[str(argument) for argument in arguments], after=after)
+    return [sys.executable, "-c", text]
+
+
+def test_decoding_in_another_process_through_a_pipe(coded, tmp_path, capsys):
+    run(capsys, "decode", coded, tmp_path / "here.y4m", "-m", "toy")
+    done = subprocess.run(script("decode", "-", "-", "-m", "toy"), input=coded.read_bytes(), capture_output=True)
+    assert done.returncode == 0 and done.stdout == (tmp_path / "here.y4m").read_bytes(), done.stderr
+
+
+def test_a_reader_that_has_seen_enough_ends_it_quietly(coded):
+    form = ClipFormat(240, 320)
+    (coded.parent / "long.y4m").write_bytes(y4m(40, form))
+    encoder = subprocess.run(script("encode", coded.parent / "long.y4m", "-", "-m", "toy"), capture_output=True)
+    with subprocess.Popen(
+        script("decode", "-", "-", "-m", "toy"), stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        process.stdin.write(encoder.stdout)
+        process.stdin.close()
+        assert process.stdout.read(100).startswith(b"YUV4MPEG2")
+        process.stdout.close()
+        error = process.stderr.read().decode()
+        assert process.wait() == 1 and "Traceback" not in error and "Exception ignored" not in error, error
+
+
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_memory_does_not_grow_with_the_clip(command, tmp_path):
+    """Frames of 240 x 320 are 115 kB as y4m and 1 MB as tensors: 360 more of them would be seen."""
+    peaks = {}
+    for frames in (40, 400):
+        source = tmp_path / f"{frames}.y4m"
+        form = ClipFormat(240, 320)
+        with open(source, "wb") as file:
+            writer = ClipWriter(file, form)
+            some = [to_planes(frame, form, "ycbcr") for frame in moving(8, 240, 320)]
+            for number in range(frames):
+                writer.write(some[number % 8])
+        coded = source.with_suffix(".spv")
+        process = script("encode", source, coded, "-m", "toy", after=PEAK)
+        done = subprocess.run(process, capture_output=True, text=True)
+        if command == "decode":
+            process = script("decode", coded, tmp_path / "out.y4m", "-m", "toy", after=PEAK)
+            done = subprocess.run(process, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        peaks[frames] = done.stderr
+    peak_kib = {frames: int(text.split()[-1]) for frames, text in peaks.items()}
+    assert peak_kib[400] < peak_kib[40] + 8 * 1024, peak_kib

@@ -1,0 +1,177 @@
+"""Clips in training: each frame from the decoded one before, at its own quality, with gradients through all of them."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+import sparsecodec
+from sparsecodec.data import RandomClips
+from sparsecodec.data.bt709 import halved_chroma, rgb_to_ycbcr, ycbcr_to_rgb, yuv_error
+from sparsecodec.errors import UsageError
+from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
+from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
+from sparsecodec.models.evc import EVC
+from sparsecodec.models.video import VideoCodec
+from sparsecodec.sparsity import count, trace_model
+from sparsecodec.training import Recipe, Trainer, calibration_loss, family_of, rate_distortion, run
+from sparsecodec.training import video_families as rollouts
+from sparsecodec.training.optimizers import build_optimizer
+
+
+def small_codec() -> VideoCodec:
+    torch.manual_seed(0)
+    intra = DCVCRTImage(RTImageWidths(16, 8, 16, 1, 1, 1, 1))
+    return VideoCodec(intra, DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, 1, 1, 1)))
+
+
+@pytest.fixture
+def codec() -> VideoCodec:
+    return small_codec()
+
+
+def test_colours_are_those_of_bt709_and_come_back():
+    x = torch.rand(2, 3, 4, 6, dtype=torch.float64)
+    assert torch.allclose(ycbcr_to_rgb(rgb_to_ycbcr(x)), x)
+    red = rgb_to_ycbcr(torch.tensor([1.0, 0, 0]).view(3, 1, 1)).flatten()
+    assert red.tolist() == pytest.approx([0.2126, 0.5 - 0.2126 / 1.8556, 1.0], abs=1e-6)
+    planes = halved_chroma(x)
+    assert torch.equal(planes[:, 0], x[:, 0])
+    assert torch.allclose(planes[:, 1:, :2, :2], x[:, 1:, :2, :2].mean((2, 3), keepdim=True))
+    wrong = x.clone()
+    wrong[:, 1] += 0.1
+    assert yuv_error(wrong, x).tolist() == pytest.approx([0.01 / 8] * 2)
+
+
+def test_a_clip_has_rate_and_error_of_its_frames(codec):
+    x = torch.rand(2, 3, 3, 64, 64)
+    out, rates = family_of(codec).forward(codec.eval(), x, 10)
+    assert out["x_hat"].shape == x.shape and rates.tolist() == [10, 10]
+    with torch.no_grad():
+        planes = rollouts.to_planes(x.flatten(0, 1)).view(x.shape)
+        first = codec.intra(planes[:, 0], 10)
+        second = codec.inter(planes[:, 1], codec.inter.start(first["x_hat"]), 18)
+        third = codec.inter(planes[:, 2], second["state"], 10)
+    frames = (first, second, third)
+    errors = [yuv_error(frame["x_hat"], planes[:, t]) for t, frame in enumerate(frames)]
+    assert torch.allclose(out["bpp"], sum(frame["bpp"] for frame in frames) / 3)
+    assert torch.allclose(out["mse"], sum(errors) / 3)
+    assert torch.allclose(out["distortion"], (errors[0] + 1.2 * errors[1] + 0.5 * errors[2]) / 3)
+    loss, bpp, mse = rate_distortion(out, x, torch.tensor([0.01, 0.01]))
+    assert loss.item() == pytest.approx((out["bpp"] + 0.01 * 255**2 * out["distortion"]).mean().item())
+    assert mse.item() == pytest.approx(out["mse"].mean().item())
+
+
+def test_a_picture_is_a_clip_of_one_frame(codec):
+    x = torch.rand(2, 3, 64, 64)
+    out, _ = family_of(codec).forward(codec.eval(), x, 3)
+    alone, _ = family_of(codec.intra).forward(codec.intra, x, 3)
+    assert torch.equal(out["x_hat"], alone["x_hat"]) and torch.equal(out["bpp"], alone["bpp"])
+
+
+def test_each_clip_has_its_quality_and_each_frame_its_shift(codec, monkeypatch):
+    seen = []
+    forward = DCVCRTVideo.forward
+    monkeypatch.setattr(
+        DCVCRTVideo, "forward", lambda self, x, state, rate: seen.append(rate) or forward(self, x, state, rate)
+    )
+    _, rates = family_of(codec).forward(codec.train(), torch.rand(3, 4, 3, 64, 64))
+    assert len(set(rates.tolist())) > 1
+    assert [(rate - rates).tolist() for rate in seen] == [[8] * 3, [0] * 3, [4] * 3]
+
+
+def test_gradients_of_the_last_frame_reach_the_first(codec, monkeypatch):
+    monkeypatch.setattr(rollouts, "RESETS", 0.0)
+    out, _ = family_of(codec).forward(codec.train(), torch.rand(1, 3, 3, 64, 64), 40)
+    out["x_hat"][:, 2].sum().backward()
+    assert codec.intra.dec.dec_2.ffn[2].weight.grad.abs().sum() > 0
+    assert codec.inter.feature_adaptor_i.adaptor.weight.grad.abs().sum() > 0
+    assert codec.inter.feature_adaptor_p.weight.grad.abs().sum() > 0
+
+
+def test_a_reset_forgets_the_feature_and_keeps_the_picture(codec, monkeypatch):
+    monkeypatch.setattr(rollouts, "RESETS", 1.0)
+    x = torch.rand(1, 3, 3, 64, 64)
+    out, _ = family_of(codec).forward(codec.train(), x, 40)
+    out["x_hat"][:, 2].sum().backward()
+    assert codec.inter.feature_adaptor_p.weight.grad is None
+    assert codec.inter.recon_generation_net.head.weight.grad.abs().sum() > 0
+    family_of(codec).forward(codec.eval(), x, 40)[0]["x_hat"].sum().backward()  # coding resets when the user says so
+    assert codec.inter.feature_adaptor_p.weight.grad is not None
+
+
+def test_an_inter_model_alone_starts_from_the_first_frame_itself(codec):
+    x = torch.rand(2, 2, 3, 64, 64)
+    out, _ = family_of(codec.inter).forward(codec.inter.eval(), x, 5)
+    planes = rollouts.to_planes(x[:, 0])
+    assert torch.equal(out["x_hat"][:, 0], planes)
+    after = codec.inter(rollouts.to_planes(x[:, 1]), codec.inter.start(planes), 13)
+    assert torch.allclose(out["bpp"], after["bpp"] / 2)
+
+
+def test_models_that_do_not_fit_together_are_refused(codec):
+    with pytest.raises(UsageError, match="intra model of 4 rates and an inter model of 64"):
+        family_of(VideoCodec(EVC("tiny", "tiny"), codec.inter))
+
+
+def test_all_transforms_are_counted_and_traced(codec):
+    family = family_of(codec)
+    shapes = family.transforms(codec, "all", 64)
+    assert {path.split(".")[0] for path in shapes} == {"inter", "intra"}
+    assert count(codec, shapes).macs > count(codec, family.transforms(codec, "decoder", 64)).macs > 0
+    graph = trace_model(codec, list(shapes))
+    tables = {f"inter.q_{name}" for name in ("encoder", "decoder", "feature", "recon")}
+    assert set(graph.banks) == tables | {"intra.q_scale_enc", "intra.q_scale_dec"}
+
+
+def test_tables_of_steps_are_no_filters_of_muon(codec):
+    optimizer = build_optimizer(Recipe("rt", steps=1), codec)
+    filters = {id(p) for group in optimizer.param_groups if group["muon"] for p in group["params"]}
+    assert id(codec.inter.recon_generation_net.head.weight) in filters
+    assert id(codec.inter.q_recon) not in filters and id(codec.intra.bit_estimator_z.f1.h) not in filters
+
+
+def test_only_what_the_recipe_names_is_trained(codec, pictures, tmp_path):
+    recipe = Recipe("rt", steps=2, batch=1, crop=64, frames=2, trains=("inter",), warmup=1)
+    before = {key: value.clone() for key, value in codec.state_dict().items()}
+    trainer = Trainer(recipe, codec, RandomClips(pictures, 64, 2), tmp_path)
+    trained = trainer.run()
+    assert codec.inter.training and not codec.intra.training
+    changed = {key.split(".")[0] for key, value in trained.state_dict().items() if not torch.equal(value, before[key])}
+    assert changed == {"inter"}
+    with pytest.raises(UsageError, match="no module 'motion' in VideoCodec; it has intra, inter"):
+        Trainer(Recipe("rt", steps=1, trains=("motion",)), codec, RandomClips(pictures, 64, 2), tmp_path / "other")
+
+
+def test_a_video_codec_learns(pictures, tmp_path):
+    codec = small_codec()
+    x = RandomClips(pictures, 64, 2).batch(99, 2)
+    first = calibration_loss(codec, x)
+    recipe = Recipe("rt", steps=25, batch=2, crop=64, frames=2, warmup=2, ema=0.9, log_every=1)
+    trained = Trainer(recipe, codec, RandomClips(pictures, 64, 2), tmp_path).run()
+    assert calibration_loss(trained, x) < 0.5 * first
+
+
+def test_it_is_pruned_in_stages_and_saved(pictures, tmp_path):
+    stages = [["inter.decoder", "inter.recon_generation_net"], ["inter.encoder", "inter.y_prior_fusion"]]
+    settings = {"mac_reduction": 0.4, "stages": stages, "branches": False, "round_to": 4, "finetune_steps": 2}
+    values = {"model": "rt", "steps": 6, "batch": 1, "crop": 64, "frames": 3, "warmup": 1, "trains": ["inter"]}
+    codec = small_codec()
+    family = family_of(codec)
+    dense = [count(codec, {path: family.transforms(codec, "all")[path] for path in stage}).macs for stage in stages]
+    recipe = Recipe.from_dict({**values, "gradient_decay": settings})
+    small = run(recipe, codec, RandomClips(pictures, 64, 3), tmp_path)
+    for stage, macs in zip(stages, dense, strict=True):
+        assert count(small, {path: family.transforms(small, "all")[path] for path in stage}).macs <= 0.6 * macs
+    log = [json.loads(line) for line in (tmp_path / "masks-2" / "log.jsonl").read_text().splitlines()]
+    assert all(record["mac_reduction"] >= 0 for record in log)
+    assert not any("branch:" in name for name in small.compact_config["kept"])
+    sparsecodec.save(small, tmp_path / "small")
+    loaded = sparsecodec.load(tmp_path / "small")
+    x = torch.rand(1, 3, 3, 64, 64)
+    with torch.no_grad():
+        expected, _ = family.forward(small.eval(), x, 20)
+        found, _ = family.forward(loaded, x, 20)
+    assert torch.equal(found["x_hat"], expected["x_hat"])
