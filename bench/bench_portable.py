@@ -1,4 +1,7 @@
-"""The entropy networks of a decode, from hyper-latent to table rows and latent: integers against pinned float32."""
+"""Integers against float32: the entropy networks of a picture's decode, and networks of a video codec.
+
+Of a picture from hyper-latent to table rows and latent, against our pinned kernels; of video against torch's layers.
+"""
 
 from __future__ import annotations
 
@@ -7,11 +10,14 @@ from statistics import median
 
 import pytest
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecodec import compile_codec, load
 from sparsecodec.nn.routine import Coding, drive
+from sparsecodec.nn.rt_layers import DCB, blocks
+from sparsecodec.quant import W8A16, freeze, observe, quantize_layers, set_scales
 from sparsecodec.runtime import CompiledCodec
+from sparsecodec.runtime.integer_network import IntegerNetwork
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 512, 768
@@ -49,6 +55,49 @@ def _decoding(codec: CompiledCodec) -> Callable[[], Tensor]:
         return drive(codec._coder.decoding(z, codec._q_basic), host)
 
     return run
+
+
+RT_NETWORKS = {  # of DCVC-RT's published widths, and the size of what they read: of a frame of 512x256
+    "context 4x256": (lambda: nn.Sequential(*blocks(4, 256)), (1, 256, 32, 64)),
+    "recon 256-320": (lambda: nn.Sequential(DCB(256, 320), *blocks(3, 320)), (1, 256, 32, 64)),
+    "fusion 3x384": (lambda: nn.Sequential(*blocks(3, 384), nn.Conv2d(384, 384, 1)), (1, 384, 16, 32)),
+}
+
+
+@pytest.mark.parametrize("name", RT_NETWORKS)
+def bench_rt_networks(name, bench_row, benchmark, clock_of):
+    """Networks of portable DCVC-RT against torch's own float32 layers, channels_last."""
+    build, shape = RT_NETWORKS[name]
+    torch.manual_seed(0)
+    model, x = nn.Sequential(build()).eval(), torch.randn(shape)
+    layers = [path for path, layer in model.named_modules() if isinstance(layer, nn.Conv2d)]
+    small = quantize_layers(model, dict.fromkeys(layers, W8A16))
+    set_scales(small, observe(model, layers, lambda codec: codec(x)))
+    network = IntegerNetwork({"0": freeze(small)[0]})
+    x = x.contiguous(memory_format=torch.channels_last)
+    integers = (x * 2.0**-network.exponent).round().clamp(-(2**15), 2**15 - 1).to(torch.int16)
+    model = model.to(memory_format=torch.channels_last)
+    calls = {"float32": lambda: model(x), "integers": lambda: network(integers)}
+    with torch.inference_mode():
+        wanted, found = calls["float32"](), calls["integers"]().double() / 65536
+        assert float((found - wanted).abs().max()) < 0.05 * float(wanted.abs().max())
+        if not benchmark.disabled:
+            times = clock_of(CPU).race({label: [call] for label, call in calls.items()}, ROUNDS)
+            for label, values in times.items():
+                bench_row(
+                    op="rt_networks",
+                    case=name,
+                    backend="cpu" if label == "integers" else "torch_float32",
+                    dtype="int16" if label == "integers" else "float32",
+                    passed=True,
+                    t_us_p50=1e6 * median(values),
+                    t_us_min=1e6 * min(values),
+                    t_us_max=1e6 * max(values),
+                    n_runs=len(values),
+                    time_over_float32=median(values) / median(times["float32"]),
+                    timer="host, rounds interleaved",
+                )
+        benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
 
 
 @pytest.mark.parametrize("name", ["evc-tiny-sparse"])

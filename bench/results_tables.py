@@ -1,4 +1,4 @@
-"""The tables of docs/results.md, computed from what ``sparsecodec eval`` wrote into bench/results/kodak.
+"""The tables of docs/results.md, computed from what ``sparsecodec eval`` wrote into bench/results/{kodak,clips}.
 
 ``python bench/results_tables.py`` rewrites them in place; ``--check`` fails if they are not what the results say.
 """
@@ -13,10 +13,12 @@ from pathlib import Path
 from statistics import fmean, stdev
 from typing import Any
 
+from sparsecodec.errors import UsageError
 from sparsecodec.metrics import bd_psnr, bd_rate
 
 ROOT = Path(__file__).parents[1]
 KODAK = ROOT / "bench" / "results" / "kodak"
+CLIPS = ROOT / "bench" / "results" / "clips"
 PAGE = ROOT / "docs" / "results.md"
 ZOO = ROOT / "sparsecodec" / "zoo"
 PARENTS = {
@@ -28,6 +30,8 @@ PARENTS = {
 SIZES = ("s",)  # of the students of mask decay
 FEDS = ("feds-teacher", "evc-tiny-sparse", "feds-student")  # the teacher, what the student began as, the student
 PIXELS = 768 * 512
+CLIP_ANCHOR = "x265"
+CLIP_PARENTS = {"dcvc-rt-tiny-sparse": "dcvc-rt-tiny", "dcvc-rt-tiny-portable": "dcvc-rt-tiny-sparse"}
 
 Row = Sequence[str]
 
@@ -134,12 +138,47 @@ def milliseconds() -> str:
     return table(head, rows)
 
 
+def clips() -> str:
+    """Video codecs on clips, each beside x265 and, if it was made from another one, beside that."""
+    results = {path.stem: json.loads(path.read_text()) for path in sorted(CLIPS.glob("*.json"))}
+    curves = {
+        name: {row["clip"]: (row["results"]["bpp_file"], row["results"]["psnr-yuv"]) for row in found["per_clip"]}
+        for name, found in results.items()
+    }
+    names = list(curves[CLIP_ANCHOR])
+    short = [name.partition("_")[0] for name in names]
+    head = ("codec", "GMAC per 512x256 P frame", "Mparams", *short, "BD-PSNR, mean", "made from", "BD-rate vs that")
+    rows = []
+    for name, found in results.items():
+        if name == CLIP_ANCHOR:
+            continue
+        macs = f"{found['mac_per_pixel'] * 512 * 256 / 1e9:.2f}" if "mac_per_pixel" in found else ""
+        size = f"{found['parameters'] / 1e6:.2f}" if "parameters" in found else ""
+        rates = [_delta(bd_rate, curves[CLIP_ANCHOR][clip], curves[name][clip]) for clip in names]
+        gains = [_delta(bd_psnr, curves[CLIP_ANCHOR][clip], curves[name][clip]) for clip in names]
+        cells = ["no overlap" if value is None else f"{value:+.0f} %" for value in rates]
+        gain = "" if None in gains else f"{fmean(gains):+.2f} dB"
+        source = curves.get(CLIP_PARENTS.get(name), {})
+        lost = [_delta(bd_rate, source[clip], curves[name][clip]) for clip in source]
+        against = f"{fmean(lost):+.1f} %" if lost and None not in lost else ""
+        rows.append((name, macs, size, *cells, gain, CLIP_PARENTS.get(name, ""), against))
+    return table(head, rows)
+
+
+def _delta(measure: Any, anchor: Any, test: Any) -> float | None:
+    """None where the curves do not overlap, or one does not rise."""
+    try:
+        return measure(anchor, test)
+    except UsageError:
+        return None
+
+
 def _spread(values: Sequence[float], digits: int) -> str:
     mean = f"{fmean(values):+.{digits}f}"
     return mean if len(values) == 1 else f"{mean} ± {stdev(values):.{digits}f}"
 
 
-TABLES = {"zoo": zoo, "methods": methods, "mask-decay": mask_decay, "feds": feds, "ms": milliseconds}
+TABLES = {"zoo": zoo, "methods": methods, "mask-decay": mask_decay, "feds": feds, "ms": milliseconds, "clips": clips}
 
 
 def page(text: str) -> str:
