@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsecodec.cli import clips
 from sparsecodec.cli.encoders import encoding_codec
-from sparsecodec.cli.files import SUFFIX, each, pairs
+from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, each, pairs
 from sparsecodec.cli.options import (
     DEFAULT_MODEL,
     DEFAULT_VIDEO_MODEL,
@@ -75,6 +75,10 @@ def run(arguments: argparse.Namespace) -> None:
         clips.encode(arguments)
         return
     clips.refuse(arguments, clips.CLIPS_ONLY, "clips")
+    if Path(arguments.output).suffix.lower() == VIDEO_SUFFIX:
+        raise UsageError(
+            f"{arguments.output}: {VIDEO_SUFFIX} is for clips, {arguments.input} is none (a picture becomes a {SUFFIX})"
+        )
     arguments.model = arguments.model or DEFAULT_MODEL
     work = pairs(arguments.input, arguments.output, SUFFIX)
     codec = encoding_codec(arguments, CompiledCodec, "pictures", _calibration)
