@@ -22,7 +22,7 @@ from sparsecodec.nn.autoregressive import PositionCoder
 from sparsecodec.nn.dcvc_coder import FRAME, MOTION, STRIDE, DCVCCoder, DCVCPrediction, DCVCStrings
 from sparsecodec.nn.dcvc_layers import LeakyBlock, MaskedConv2d, PlainGDN, ReluBlock
 from sparsecodec.nn.feature_codec import down5, up5
-from sparsecodec.nn.flow import FLOW_WIDTHS
+from sparsecodec.nn.flow import FLOW_WIDTHS, warp_by_grid
 from sparsecodec.ops import dcvc_scale_thresholds
 
 FILE = "dcvc-inter"  # kind of the published software's file of a frame
@@ -38,8 +38,7 @@ class Widths:
         motion: of the motion's latent and transforms.
         feature: of the context and the contextual transforms, and of both hyper-latents.
         latent: of the frame's latent.
-        refine: of the network that refines the decoded motion.
-        flow: of the layers of the flow network, at each level.
+        refine, flow: of the networks that refine the decoded motion, and that find it at each level.
     """
 
     motion: int = 128
@@ -260,7 +259,8 @@ class DCVC(nn.Module):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp`` and its parts ``bpp_mv_y``, ``bpp_mv_z``,
-            ``bpp_y``, ``bpp_z``, each ``[N]``; ``state``: of this frame.
+            ``bpp_y``, ``bpp_z``, each ``[N]``; ``state``: of this frame; ``warped``: the last frame, moved by
+            the decoded motion.
         """
         self._check(x, state.frame, rate)
         reference = state.frame
@@ -282,13 +282,16 @@ class DCVC(nn.Module):
         mv_y, mv_z = networks.motion_latents(x, reference)
         mv_y_hat = round_ste(mv_y)
         parts = rates(mv_y, mv_z, networks.motion_prior(round_ste(mv_z)), mv_y_hat, MOTION)
-        context = networks.context(mv_y_hat, reference)
+        flow = networks.flow(mv_y_hat, reference)
+        context = networks.context(flow, reference)
         y, z = networks.frame_latents(x, context)
         y_hat = round_ste(y)
         parts |= rates(y, z, networks.frame_prior(round_ste(z), context), y_hat, FRAME)
         x_hat = networks.reconstruct(y_hat, context)
         state = self.start(x_hat)
-        return {"x_hat": x_hat if self.training else state.frame, "bpp": sum(parts.values()), **parts, "state": state}
+        frame = x_hat if self.training else state.frame
+        warped = warp_by_grid(reference, flow)
+        return {"x_hat": frame, "bpp": sum(parts.values()), **parts, "state": state, "warped": warped}
 
     def entropy_networks(self, part: str) -> tuple[MaskedConv2d, nn.Module, BitEstimator]:
         """Context model, 1x1s and hyper-latent's distributions of the motion (``"_mv"``) or the frame (``""``)."""

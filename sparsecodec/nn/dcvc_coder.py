@@ -55,10 +55,13 @@ class DCVCPrediction:
         self.network = network
         self._warp = warp
 
-    def context(self, mv_y_hat: Tensor, reference: Tensor) -> Tensor:
-        """Decoded motion ``[N, motion, h, w]`` and the frame before -> the context, ``[N, feature, 16h, 16w]``."""
+    def flow(self, mv_y_hat: Tensor, reference: Tensor) -> Tensor:
+        """Decoded motion's latent ``[N, motion, h, w]`` and the frame before -> ``[N, 2, 16h, 16w]`` in pixels."""
         flow = self.network("mvDecoder_part1")(mv_y_hat)
-        flow = self.network("mvDecoder_part2")(torch.cat([flow, reference], 1)) + flow
+        return self.network("mvDecoder_part2")(torch.cat([flow, reference], 1)) + flow
+
+    def context(self, flow: Tensor, reference: Tensor) -> Tensor:
+        """Decoded motion and the frame before -> the context, ``[N, feature, 16h, 16w]``."""
         return self.network("context_refine")(self._warp(self.network("feature_extract")(reference), flow))
 
     def reconstruct(self, y_hat: Tensor, context: Tensor) -> Tensor:
@@ -110,7 +113,7 @@ class DCVCCoder(DCVCPrediction):
         mv_y, mv_z = self.motion_latents(x, reference)
         mv_z_string, mv_z = self._encode_z(mv_z, MOTION)
         mv_y_string, mv_y = self.coders[MOTION].encode(mv_y, self.motion_prior(mv_z))
-        context = self.context(mv_y, reference)
+        context = self.context(self.flow(mv_y, reference), reference)
         y, z = self.frame_latents(x, context)
         z_string, z = self._encode_z(z, FRAME)
         y_string, y = self.coders[FRAME].encode(y, self.frame_prior(z, context))
@@ -123,7 +126,8 @@ class DCVCCoder(DCVCPrediction):
             BitstreamError: a string is damaged or belongs to another model, frame or arithmetic.
         """
         mv_z = self._decode_z(strings.mv_z, reference, MOTION)
-        context = self.context(self.coders[MOTION].decode(strings.mv_y, self.motion_prior(mv_z)), reference)
+        mv_y = self.coders[MOTION].decode(strings.mv_y, self.motion_prior(mv_z))
+        context = self.context(self.flow(mv_y, reference), reference)
         z = self._decode_z(strings.z, reference, FRAME)
         y = self.coders[FRAME].decode(strings.y, self.frame_prior(z, context))
         return self.reconstruct(y, context).clamp(0, 1)

@@ -195,19 +195,29 @@ def lambdas_for(model: nn.Module, given: tuple[float, ...] | None) -> tuple[floa
     return lambdas
 
 
-def rate_distortion(out: dict[str, Tensor], x: Tensor, lambdas: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """R + lambda * 255^2 * D, the mean over the batch.
+def rate_distortion(
+    out: dict[str, Tensor], x: Tensor, lambdas: Tensor, motion: float = 0.0
+) -> tuple[Tensor, Tensor, Tensor]:
+    """R + lambda * 255^2 * (D + motion * D_motion), the mean over the batch.
 
     Args:
         out: ``x_hat`` and ``bpp`` ``[N]``; with ``distortion`` and ``mse`` where D is not the squared error of `x_hat`.
         x: ``[N, 3, H, W]`` or ``[N, T, 3, H, W]`` in [0, 1].
         lambdas: ``[N]``.
+        motion: weight of ``out["motion"]`` ``[N]``, the error of what the decoded motion alone predicts.
 
     Returns:
         loss, mean bits per pixel, mean squared error in [0, 1]^2; scalars.
+
+    Raises:
+        UsageError: `motion` is given and the codec codes none.
     """
     mse = out["mse"] if "mse" in out else (out["x_hat"] - x).square().flatten(1).mean(1)
     distortion = out.get("distortion", mse)
+    if motion:
+        if "motion" not in out:
+            raise UsageError(f"motion={motion} (needs a codec that codes motion, and clips of at least two frames)")
+        distortion = distortion + motion * out["motion"]
     return (out["bpp"] + lambdas * 255**2 * distortion).mean(), out["bpp"].mean().detach(), mse.mean().detach()
 
 

@@ -33,6 +33,8 @@ class Recipe:
             alone sees a crop of one frame.
         trains: paths of the modules that are trained, such as ``["inter"]``; the others stay as they are and compute as
             in decoding. Default: all.
+        motion: weight of the error of the last frame moved by the decoded motion, beside that of the picture; for
+            clips and codecs that code motion (DCVC-HEM, DCVC), whose flow network hardly learns without it.
         lambdas: of ``R + lambda * 255^2 * MSE``, one for each rate of the model; default: the family's own.
         optimizer: "muon" for convolution weights and Adam for the rest, or "adam" for all.
         learning_rate, adam_learning_rate: peaks of the two parts; linear warm-up, then cosine to a hundredth.
@@ -56,6 +58,7 @@ class Recipe:
     crop: int = 128
     frames: int = 1
     trains: tuple[str, ...] | None = None
+    motion: float = 0.0
     lambdas: tuple[float, ...] | None = None
     optimizer: str = "muon"
     learning_rate: float = 0.01

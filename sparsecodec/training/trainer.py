@@ -17,6 +17,7 @@ from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.training import checkpoint, distributed
 from sparsecodec.training.diagnosis import broken_layer, broken_parameter
 from sparsecodec.training.families import lambdas_for, rate_distortion
+from sparsecodec.training.layout import channels_last, planar_inputs
 from sparsecodec.training.logs import Log
 from sparsecodec.training.method import Method
 from sparsecodec.training.optimizers import auxiliary_loss, build_optimizer, trained_by_gradient
@@ -32,18 +33,6 @@ class Data(Protocol):
         ``[size, 3, H, W]``, or for video codecs ``[size, T, 3, H, W]``.
         """
         ...
-
-
-def channels_last(model: nn.Module) -> nn.Module:
-    """Moves conv weights to channels_last, in place, except those of convs that read three channels.
-
-    torch 2.13's CPU backward of a strided conv on three channels_last channels corrupts the heap on one thread, so the
-    pictures stay contiguous too.
-    """
-    for module in model.modules():
-        if isinstance(module, nn.Conv2d) and module.in_channels != 3:
-            module.to(memory_format=torch.channels_last)
-    return model
 
 
 class Trainer:
@@ -151,7 +140,7 @@ class Trainer:
         self._seed()
         with method.applied(step):
             out, rates = self._forward(x)
-        loss, bpp, mse = rate_distortion(out, x, self.lambdas[rates])
+        loss, bpp, mse = rate_distortion(out, x, self.lambdas[rates], recipe.motion)
         extra = method.loss(out, x)
         loss = loss if extra is None else loss + extra
         auxiliary = auxiliary_loss(self.model)
@@ -199,7 +188,7 @@ class Trainer:
         torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 1_009 + distributed.rank())
 
     def _forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
+        with planar_inputs(self.model), torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):
             return self.method.forward(self.model, x)
 
     def _trained(self) -> list[nn.Parameter]:

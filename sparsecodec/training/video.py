@@ -46,7 +46,7 @@ class Inter(Protocol):
         ...
 
     def step(self, model: nn.Module, x: Tensor, state: Any, rates: Tensor, index: int) -> dict[str, Any]:
-        """``x_hat``, ``bpp`` and the next ``state`` of frame `index`.
+        """``x_hat``, ``bpp`` and the next ``state`` of frame `index`; ``warped`` of a codec that codes motion.
 
         Args:
             model: the inter model, in its mode.
@@ -83,7 +83,8 @@ def roll_out(
 
     Returns:
         ``x_hat`` ``[N, T, 3, H, W]`` in the model's colour; ``bpp``, ``mse`` and ``distortion``, the squared error with
-        the weights of the frames, each ``[N]``, means over the frames.
+        the weights of the frames, each ``[N]``, means over the frames. Of codecs that code motion also
+        ``motion`` ``[N]``: the same of the frames before, moved.
 
     Raises:
         UsageError: a clip without frames.
@@ -91,6 +92,7 @@ def roll_out(
     if not clips.shape[1]:
         raise UsageError(f"clips {tuple(clips.shape)} (need [N, T, 3, H, W] with at least one frame)")
     pictures, bits, errors, weighted = [first["x_hat"]], [first["bpp"]], [first["mse"]], [first["mse"]]
+    moved = []
     state = model.start(first["x_hat"].clamp(0, 1))
     for index in range(1, clips.shape[1]):
         frame = inter.colour(clips[:, index])
@@ -101,5 +103,8 @@ def roll_out(
         bits.append(out["bpp"])
         errors.append(error)
         weighted.append(inter.weight(index) * error)
-    means = {"bpp": bits, "mse": errors, "distortion": weighted}
-    return {"x_hat": torch.stack(pictures, 1), **{key: torch.stack(values).mean(0) for key, values in means.items()}}
+        if "warped" in out:
+            moved.append(inter.error(out["warped"], frame))
+    sums = {"bpp": bits, "mse": errors, "distortion": weighted} | ({"motion": moved} if moved else {})
+    means = {key: torch.stack(values).sum(0) / clips.shape[1] for key, values in sums.items()}
+    return {"x_hat": torch.stack(pictures, 1), **means}

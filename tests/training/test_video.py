@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ import sparsecodec
 from sparsecodec.data import RandomClips
 from sparsecodec.data.bt709 import halved_chroma, rgb_to_ycbcr, ycbcr_to_rgb, yuv_error
 from sparsecodec.errors import UsageError
+from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.evc import EVC
@@ -175,3 +177,27 @@ def test_it_is_pruned_in_stages_and_saved(pictures, tmp_path):
         expected, _ = family.forward(small.eval(), x, 20)
         found, _ = family.forward(loaded, x, 20)
     assert torch.equal(found["x_hat"], expected["x_hat"])
+
+
+def test_the_error_of_the_motion_joins_the_loss(pictures, tmp_path):
+    torch.manual_seed(0)
+    inter = DCVCHEMVideo(HEMVideoWidths(mv=8, channels=8, latent=8, decoded=8, unet=(4, 4, 8), flow=(4, 4, 4, 4)))
+    x, family = torch.rand(2, 3, 3, 64, 64), family_of(inter.eval())
+    out, _ = family.forward(inter, x, 1)
+    with torch.no_grad():
+        first = inter(x[:, 1], inter.start(x[:, 0]), 1)
+        second = inter(x[:, 2], first["state"], 1)
+    errors = [(frame["warped"] - x[:, t + 1]).square().mean((1, 2, 3)) for t, frame in enumerate((first, second))]
+    assert torch.allclose(out["motion"], sum(errors) / 3)
+    lambdas = torch.tensor([0.01, 0.02])
+    more = rate_distortion(out, x, lambdas, 0.5)[0] - rate_distortion(out, x, lambdas)[0]
+    assert more.item() == pytest.approx((0.5 * 255**2 * lambdas * out["motion"]).mean().item(), rel=1e-4)
+
+    recipe = Recipe("hem", steps=1, batch=1, crop=64, frames=2, motion=1.0)
+    losses = []
+    for motion in (0.0, 1.0):
+        trainer = Trainer(replace(recipe, motion=motion), inter, RandomClips(pictures, 64, 2), tmp_path / str(motion))
+        losses.append(trainer.train_step()["loss"])
+    assert losses[1] > losses[0]
+    with pytest.raises(UsageError, match="motion=1.0 .needs a codec that codes motion, and clips of at least two"):
+        Trainer(recipe, small_codec(), RandomClips(pictures, 64, 2), tmp_path / "rt").train_step()
