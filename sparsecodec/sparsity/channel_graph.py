@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError
-from sparsecodec.sparsity.layout import OPEN, LayerUse
+from sparsecodec.sparsity.layout import MAKERS, OPEN, LayerUse
 from sparsecodec.sparsity.tracing import Bank, Walk, walk
 
 BRANCH = "branch:"
@@ -43,7 +43,7 @@ class ChannelMap:
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """One layer. `kind` is conv, conv_transpose, depthwise or gdn; for the last two both sides are the same channels.
+    """One layer. `kind` is conv, conv_transpose, linear, depthwise or gdn; for the last two both sides are the same channels.
 
     Attributes:
         branch: the branch that this layer ends, if its filters may be dropped without shrinking the joined space.
@@ -222,7 +222,7 @@ def _build(found: Walk, path: str) -> ChannelGraph:
     for atoms, reason in rec.locks:
         for atom in label[atoms]:
             reasons.setdefault(int(atom), reason)
-    makers = [layer for layer in rec.layers.values() if layer.kind in ("conv", "conv_transpose")]
+    makers = [layer for layer in rec.layers.values() if layer.kind in MAKERS]
     members = _components([label[layer.outputs] for layer in makers])
 
     home: dict[int, tuple[str, int]] = {}  # class -> (space, position)

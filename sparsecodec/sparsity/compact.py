@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph, LayerChannels, trace_model
+from sparsecodec.sparsity.gating import along
 from sparsecodec.sparsity.masks import ChannelMasks
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
@@ -91,7 +92,7 @@ def compact(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> nn.Mo
             _shrink_gdn(module, layer.inputs.keep(masks))
             continue
         keep, full = layer.keep_outputs(masks), layer.outputs.keep(masks)
-        _shrink_conv(module, layer, layer.inputs.keep(masks), keep)
+        _shrink_layer(module, layer, layer.inputs.keep(masks), keep)
         if not torch.equal(keep, full):
             out_index = (full.cumsum(0) - 1)[keep]
             scattered = ScatterConv2d(module, out_index, int(full.sum())).train(module.training)
@@ -136,20 +137,16 @@ def _zeroed(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> Itera
         out_dim, in_dim = (1, 0) if layer.kind == "conv_transpose" else (0, 1)
         keep = layer.keep_outputs(masks).to(device)
         if not keep.all():
-            yield module.weight, _along(keep, out_dim)
+            yield module.weight, along(keep, out_dim, module.weight.dim())
             if module.bias is not None:
                 yield module.bias, keep
         if not layer.input_keeps_zero and layer.kind != "depthwise":
             read = layer.inputs.keep(masks).to(device)
             if not read.all():
-                yield module.weight, _along(read, in_dim)
+                yield module.weight, along(read, in_dim, module.weight.dim())
 
 
-def _along(keep: Tensor, dim: int) -> Tensor:
-    return keep.view([-1 if d == dim else 1 for d in range(4)])
-
-
-def _shrink_conv(module: nn.Module, layer: LayerChannels, keep_in: Tensor, keep_out: Tensor) -> None:
+def _shrink_layer(module: nn.Module, layer: LayerChannels, keep_in: Tensor, keep_out: Tensor) -> None:
     if keep_in.all() and keep_out.all():
         return
     if layer.kind == "depthwise":
@@ -163,7 +160,9 @@ def _shrink_conv(module: nn.Module, layer: LayerChannels, keep_in: Tensor, keep_
             _replace(module, name, slices)
     if module.bias is not None:
         _replace(module, "bias", ((0, keep_out),))
-    module.in_channels, module.out_channels = int(keep_in.sum()), int(keep_out.sum())
+    names = ("in_features", "out_features") if layer.kind == "linear" else ("in_channels", "out_channels")
+    for name, keep in zip(names, (keep_in, keep_out), strict=True):
+        setattr(module, name, int(keep.sum()))
 
 
 def _shrink_gdn(module: nn.Module, keep: Tensor) -> None:

@@ -24,32 +24,33 @@ from sparsecodec.sparsity.tracing import branch_tails
 
 @dataclass(frozen=True)
 class Reader:
-    """A convolution that reads channels of the flat vector of a `Gating`.
+    """A layer that reads channels of the flat vector of a `Gating`.
 
     Attributes:
         name: of the layer.
         flat: ``[C_in]`` index of each input in the vector, one past its end for what is not in it.
-        dims: the dimensions of its weight except that of the inputs.
+        dim: the dimension of its weight that is that of the inputs.
     """
 
     name: str
     flat: Tensor
-    dims: tuple[int, ...]
+    dim: int
 
     def columns(self, model: nn.Module) -> Tensor:
         """``[C_in]`` float32: squared norms of the weights that read each input."""
-        return model.get_submodule(self.name).weight.detach().float().square().sum(self.dims)
+        weight = model.get_submodule(self.name).weight.detach().float()
+        return weight.square().transpose(0, self.dim).flatten(1).sum(1)
 
 
 def readers_of(gating: Gating) -> list[Reader]:
-    """The convolutions that read channels of `gating`; GDN and depthwise layers only carry a channel on to those."""
+    """The layers that read channels of `gating`; GDN and depthwise layers only carry a channel on to those."""
     found = []
     for layer in gating.graph.layers.values():
         if layer.kind in ("gdn", "depthwise"):
             continue
         flat = gating.flat(layer.inputs)
         if (flat < gating.size).any():
-            found.append(Reader(layer.name, flat, (1, 2, 3) if layer.kind == "conv_transpose" else (0, 2, 3)))
+            found.append(Reader(layer.name, flat, 0 if layer.kind == "conv_transpose" else 1))
     return found
 
 
@@ -162,5 +163,5 @@ def _columns_behind(model: nn.Module, gating: Gating, readers: Sequence[Reader],
 
 
 def _power(x: Tensor) -> Tensor:
-    """``[N, C, H, W]`` -> ``[C]`` float32 mean square."""
-    return x.detach().float().square().mean((0, 2, 3))
+    """``[N, C, H, W]`` or ``[N, C]`` -> ``[C]`` float32 mean square."""
+    return x.detach().float().square().transpose(0, 1).flatten(1).mean(1)

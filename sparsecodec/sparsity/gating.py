@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.sparsity.channel_graph import ChannelGraph, ChannelMap
+from sparsecodec.sparsity.masks import filter_norms
 
 
 @dataclass(frozen=True)
@@ -94,9 +95,10 @@ class Gating:
         )
         for layer, row, column in parts:
             if not layer.follower:
-                gate = row.view((1, -1, 1, 1) if layer.row_dim else (-1, 1, 1, 1))
+                dims = model.get_submodule(layer.name).weight.dim()
+                gate = along(row, layer.row_dim, dims)
                 if len(column):
-                    gate = gate * column.view((-1, 1, 1, 1) if layer.row_dim else (1, -1, 1, 1))
+                    gate = gate * along(column, 1 - layer.row_dim, dims)
                 yield layer.name, "weight", gate
             if model.get_submodule(layer.name).bias is not None:
                 yield layer.name, "bias", row
@@ -109,8 +111,7 @@ class Gating:
         """
         total = torch.zeros(self.size)
         for maker in self._makers:
-            weight = model.get_submodule(maker.layer).weight.float()
-            norms = torch.linalg.vector_norm(weight, p, (0, 2, 3) if maker.kind == "conv_transpose" else (1, 2, 3))
+            norms = filter_norms(model.get_submodule(maker.layer).weight, maker.kind, p)
             mean = torch.zeros_like(maker.share).index_add(0, maker.positions, norms.cpu()) * maker.share
             total[maker.place] += mean.square()
         return torch.where(total == 0, 1.0, total).sqrt() * (total != 0)  # the root's slope at 0 is infinite
@@ -150,6 +151,11 @@ class Gating:
             for name, positions in channels.parts
         ]
         return torch.cat(pieces)
+
+
+def along(values: Tensor, dim: int, dims: int) -> Tensor:
+    """``[C]`` as a view with `dims` dimensions, all of size 1 but `dim`."""
+    return values.view([-1 if d == dim else 1 for d in range(dims)])
 
 
 @contextlib.contextmanager

@@ -241,6 +241,8 @@ def _structure(unit: nn.Module, shape: Sequence[int]) -> str:
             groups = f" in {module.groups}" if module.groups > 1 else ""
             kind = type(module).__name__
             words.append(f"{kind} {kernel}/{stride} {module.in_channels}>{module.out_channels}{groups}")
+        elif isinstance(module, nn.Linear):
+            words.append(f"Linear {module.in_features}>{module.out_features}")
         elif is_gdn(module):
             words.append(f"{type(module).__name__} {len(module.beta)}")
         elif not list(module.children()):

@@ -10,6 +10,9 @@ from torch import nn
 OPEN = -1
 """Stands in a channel array for a channel that no layer of this transform makes: it comes from outside and stays."""
 
+MAKERS = ("conv", "conv_transpose", "linear")
+"""Kinds of layers whose outputs are channels of their own; those of other kinds are their inputs."""
+
 
 @dataclass(frozen=True)
 class Layout:
@@ -19,10 +22,12 @@ class Layout:
         parts: arrays ``[C_part]`` of atoms; ``None`` is a part of unknown width that comes from outside or from an
             operator without a rule, and is locked.
         keeps_zero: a masked channel is exactly zero in this tensor (false behind a sigmoid, an added constant, ...).
+        pooled: the tensor is ``[N, C]``, a mean over space, and not ``[N, C, H, W]``.
     """
 
     parts: tuple[np.ndarray | None, ...]
     keeps_zero: bool = True
+    pooled: bool = False
 
     @property
     def known(self) -> bool:
@@ -102,7 +107,7 @@ class Recorder:
             return outputs
         self.join(first.inputs, inputs)
         first.input_keeps_zero &= zero
-        if kind in ("conv", "conv_transpose"):
+        if kind in MAKERS:
             return first.outputs
         return outputs
 

@@ -125,7 +125,7 @@ def masked_params(model: nn.Module, report: MacReport, graph: ChannelGraph, mask
             total += kept_out + kept_out * kept_in
             continue
         read = 1 if layer.kind == "depthwise" else kept_in
-        size = math.prod(module.kernel_size) * read * kept_out
+        size = math.prod(module.weight.shape[2:]) * read * kept_out
         total += size + (kept_out if module.bias is not None else 0)
     return total
 

@@ -167,7 +167,9 @@ def magnitude_scores(model: nn.Module, graph: ChannelGraph, p: float = 2.0) -> d
         total = torch.zeros(space.width)
         for layer_name in space.producers:
             positions = graph.filter_positions(layer_name, name)
-            norms = filter_norms(model.get_submodule(layer_name), graph.layers[layer_name].kind, p).cpu()
+            norms = filter_norms(
+                model.get_submodule(layer_name).weight.detach(), graph.layers[layer_name].kind, p
+            ).cpu()
             counts = torch.bincount(positions, minlength=space.width).clamp(min=1)
             total += (torch.zeros(space.width).index_add(0, positions, norms) / counts).square()
         scores[name] = total.sqrt()
@@ -195,11 +197,10 @@ def best_channels(
     return keep
 
 
-def filter_norms(module: nn.Module, kind: str, p: float = 2.0) -> Tensor:
-    """``[C_out]`` float32: L_p norm of each filter; a transposed convolution stores them along dimension 1."""
-    weight = module.weight.detach().float()
-    dims = (0, 2, 3) if kind == "conv_transpose" else (1, 2, 3)
-    return torch.linalg.vector_norm(weight, p, dims)
+def filter_norms(weight: Tensor, kind: str, p: float = 2.0) -> Tensor:
+    """``[C_out]`` float32, differentiable: L_p norm of each filter of a layer of `kind`."""
+    filters = weight.transpose(0, 1) if kind == "conv_transpose" else weight
+    return torch.linalg.vector_norm(filters.float().flatten(1), p, 1)
 
 
 def rounded(count: float, width: int, round_to: int) -> int:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import operator
 from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -60,6 +61,8 @@ _SUB = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 _MUL = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
 _DIV = {operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_"}
 _CLAMP = {torch.clamp, torch.clip, "clamp", "clamp_", "clip"}
+_POOLS = {torch.mean, "mean"}
+_IN_SPACE = ({-1, -2}, {2, 3})  # dimensions of [N, C, H, W]
 WARPS = {F.grid_sample, warp}
 DEFORMATIONS = {deform_conv2d}
 _MAXMIN = {torch.maximum, torch.minimum, torch.max, torch.min}
@@ -89,6 +92,8 @@ def apply_module(rec: Recorder, name: str, module: nn.Module, x: Layout) -> Layo
         return _conv(rec, name, module, x)
     if is_gdn(module):
         return _gdn(rec, name, module, x)
+    if isinstance(module, nn.Linear):
+        return _linear(rec, name, module, x)
     if isinstance(module, nn.PixelShuffle):
         return pixel_shuffle(rec, x, module.upscale_factor)
     if isinstance(module, nn.PixelUnshuffle):
@@ -98,9 +103,9 @@ def apply_module(rec: Recorder, name: str, module: nn.Module, x: Layout) -> Layo
     if isinstance(module, nn.PReLU) and module.num_parameters == 1:
         return x
     if isinstance(module, _CONSTANT_AT_ZERO_MODULES):
-        return Layout(x.parts, keeps_zero=False)
+        return replace(x, keeps_zero=False)
     if isinstance(module, nn.Hardtanh):
-        return Layout(x.parts, x.keeps_zero and module.min_val <= 0 <= module.max_val)
+        return replace(x, keeps_zero=x.keeps_zero and module.min_val <= 0 <= module.max_val)
     return rec.lock(x, f"{type(module).__name__} ({rec.prefix}{name}) has no rule")
 
 
@@ -118,6 +123,16 @@ def _conv(rec: Recorder, name: str, module: nn.Module, x: Layout) -> Layout:
             rec.lock(side, f"{where} is a grouped convolution ({module.groups} groups)")
     kind = "conv_transpose" if isinstance(module, nn.ConvTranspose2d) else "conv"
     return Layout((rec.add_layer(name, kind, module, inputs, outputs, x.keeps_zero),))
+
+
+def _linear(rec: Recorder, name: str, module: nn.Linear, x: Layout) -> Layout:
+    where = f"{rec.prefix}{name}"
+    if not x.pooled:
+        return rec.lock(x, f"Linear ({where}) does not read means over space")
+    if "weight" not in module._parameters:
+        return rec.lock(x, f"the weight of {type(module).__name__} ({where}) is not a plain parameter")
+    inputs, outputs = rec.resolve(x, module.in_features, where), rec.new(module.out_features)
+    return Layout((rec.add_layer(name, "linear", module, inputs, outputs, x.keeps_zero),), pooled=True)
 
 
 def _gdn(rec: Recorder, name: str, module: nn.Module, x: Layout) -> Layout:
@@ -163,16 +178,19 @@ def apply_function(rec: Recorder, target: Callable | str, args: tuple, kwargs: d
     if target in (F.pixel_shuffle, F.pixel_unshuffle):
         rule = pixel_shuffle if target is F.pixel_shuffle else pixel_unshuffle
         return rule(rec, x, args[1])
-    if target is F.pad and _pads_zeros_in_space(args, kwargs):
+    if target in _POOLS:
+        return _pool(rec, args, kwargs, where)
+    if target is F.pad and not x.pooled and _pads_zeros_in_space(args, kwargs):
         return x
     if target in _ZERO_TO_ZERO:
         return x
     if target in _CONSTANT_AT_ZERO:
-        return Layout(x.parts, keeps_zero=False)
+        return replace(x, keeps_zero=False)
     if target in _CLAMP and _numbers(args[1:], kwargs):
         low, high = (tuple(args[1:]) + (None, None))[:2]
         low, high = kwargs.get("min", low), kwargs.get("max", high)
-        return Layout(x.parts, x.keeps_zero and (low is None or low <= 0) and (high is None or high >= 0))
+        zero = x.keeps_zero and (low is None or low <= 0) and (high is None or high >= 0)
+        return replace(x, keeps_zero=zero)
     if target in (torch.pow, operator.pow, "pow") and isinstance(args[1], int | float) and args[1] > 0:
         return x
     if target in DEFORMATIONS:  # a group of channels shares its offsets, and its weight belongs to no layer
@@ -218,6 +236,16 @@ def _pads_zeros_in_space(args: tuple, kwargs: dict) -> bool:
     return isinstance(pads, list | tuple) and len(pads) <= 4 and (mode != "constant" or value in (0, None))
 
 
+def _pool(rec: Recorder, args: tuple, kwargs: dict, where: str) -> Layout:
+    """The mean over space; over anything else, or of what has no space, it has no rule."""
+    x = args[0]
+    dims = args[1] if len(args) > 1 else kwargs.get("dim", ())
+    kept = args[2] if len(args) > 2 else kwargs.get("keepdim", False)
+    if x.pooled or not isinstance(dims, list | tuple) or set(dims) not in _IN_SPACE:
+        return lock_all(rec, args, kwargs, f"mean ({where}) over other dimensions than those of space")
+    return replace(x, pooled=not kept)
+
+
 def _binary(rec: Recorder, target: object, args: tuple, where: str) -> object:
     a, b = args
     if not isinstance(a, Layout) and not isinstance(b, Layout):
@@ -228,19 +256,21 @@ def _binary(rec: Recorder, target: object, args: tuple, where: str) -> object:
             return x
         if target in _DIV:
             return lock_all(rec, args, {}, f"division by channels that may be zero ({where})")
-        return Layout(x.parts, x.keeps_zero and number == 0)
+        return replace(x, keeps_zero=x.keeps_zero and number == 0)
     if target in _DIV:
         return lock_all(rec, args, {}, f"division by channels that may be zero ({where})")
+    if a.pooled != b.pooled:
+        return lock_all(rec, args, {}, f"{_name(target)} ({where}) broadcasts channels over rows or columns")
     zero = (a.keeps_zero or b.keeps_zero) if target in _MUL else (a.keeps_zero and b.keeps_zero)
     if a.known and b.known:
         if len(a.channels) != len(b.channels):
             return lock_all(rec, args, {}, f"{_name(target)} ({where}) broadcasts over channels")
         rec.join(a.channels, b.channels)
-        return Layout((a.channels,), zero)
+        return Layout((a.channels,), zero, a.pooled)
     known = a if a.known else b
     reason = f"{_name(target)} ({where}) joins it with the input or with a locked tensor"
     lock_all(rec, args, {}, reason)
-    return Layout(known.parts, zero) if known.known else OUTSIDE
+    return replace(known, keeps_zero=zero) if known.known else OUTSIDE
 
 
 def _cat(rec: Recorder, args: tuple, kwargs: dict, where: str) -> Layout:
@@ -249,7 +279,7 @@ def _cat(rec: Recorder, args: tuple, kwargs: dict, where: str) -> Layout:
     if dim not in (1, -3):
         return lock_all(rec, args, kwargs, f"cat ({where}) along dimension {dim}")
     parts = tuple(part for x in tensors for part in x.parts)
-    return Layout(parts, all(x.keeps_zero for x in tensors))
+    return Layout(parts, all(x.keeps_zero for x in tensors), any(x.pooled for x in tensors))
 
 
 def _chunk(rec: Recorder, args: tuple, kwargs: dict, where: str) -> object:
@@ -264,7 +294,7 @@ def _chunk(rec: Recorder, args: tuple, kwargs: dict, where: str) -> object:
     pieces = np.split(x.channels, n)
     for piece in pieces[1:]:
         rec.join(pieces[0], piece)
-    return tuple(Layout((piece,), x.keeps_zero) for piece in pieces)
+    return tuple(replace(x, parts=(piece,)) for piece in pieces)
 
 
 def _index(rec: Recorder, target: object, args: tuple, where: str) -> object:
@@ -277,7 +307,7 @@ def _index(rec: Recorder, target: object, args: tuple, where: str) -> object:
     if target == "dim":
         return None
     if isinstance(x, _Shape):
-        if args[1] not in (0, 2, 3, -1, -2, -4):
+        if args[1] not in ((0, -2) if x.layout.pooled else (0, 2, 3, -1, -2, -4)):
             rec.lock(x.layout, f"its number of channels is read ({where})")
         return None
     if isinstance(x, tuple):
@@ -285,6 +315,10 @@ def _index(rec: Recorder, target: object, args: tuple, where: str) -> object:
     if isinstance(x, Layout):
         index = args[1] if isinstance(args[1], tuple) else (args[1],)
         whole = slice(None)
+        if x.pooled:
+            if index == (whole, whole, None, None):
+                return replace(x, pooled=False)
+            return lock_all(rec, args, {}, f"indexing ({where}) of means over space")
         first_two = (whole, whole) if index[0] is Ellipsis and len(index) <= 3 else index[:2]
         if all(item == whole for item in first_two) and all(isinstance(i, slice) or i is Ellipsis for i in index):
             return x

@@ -148,10 +148,11 @@ def test_sizes_must_be_those_of_the_frame_before(codec):
         codec.inter_decode(payload, state, 64, 64, QP, 1)
 
 
-def test_pruned_blocks_are_compiled_at_their_width(model: VideoCodec):
-    paths = ["inter.contextual_decoder", "inter.mv_decoder", "intra.dec"]
+@pytest.mark.parametrize("round_to", [8, 1])
+def test_pruned_blocks_are_compiled_at_their_width(model: VideoCodec, round_to: int):
+    paths = ["inter.contextual_decoder", "inter.recon_generation_net", "inter.mv_decoder", "intra.dec"]
     graph = trace_model(model, paths)
-    thin = compact(model, ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=8), graph)
+    thin = compact(model, ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=round_to), graph)
     before, after = (sum(value.numel() for value in m.parameters()) for m in (model, thin))
     assert after < before
     code(compile_codec(thin, dtype=torch.float32), moving(3, *SIZE))

@@ -121,6 +121,52 @@ def test_operator_without_a_rule_locks_and_says_why(function, c: int, reason: st
     assert f"locked, because {graph.spaces['net.a'].locked}" in graph.report()
 
 
+class Squeezed(nn.Module):
+    """conv `a` (4 -> 8), its channels weighted by two Linears of what `pool` makes of them, conv `b` (8 -> 4)."""
+
+    def __init__(self, pool) -> None:
+        super().__init__()
+        self.a, self.b = nn.Conv2d(4, 8, 3, padding=1), nn.Conv2d(8, 4, 3, padding=1)
+        self.fc = nn.Sequential(nn.Linear(8, 3), nn.ReLU(), nn.Linear(3, 8), nn.Sigmoid())
+        self.pool = pool
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        return self.b(x * self.fc(self.pool(x))[:, :, None, None])
+
+
+@pytest.mark.parametrize(
+    "pool", [lambda x: x.mean((-1, -2)), lambda x: torch.mean(x, dim=(2, 3))], ids=["method", "function"]
+)
+def test_squeeze_and_excitation_is_one_space_and_its_middle_another(pool) -> None:
+    graph = ChannelGraph.trace(Squeezed(pool))
+    assert graph.spaces["a"].producers == ("a", "fc.2") and graph.spaces["a"].locked is None
+    assert graph.spaces["a"].consumers == ("fc.0", "b")
+    assert graph.spaces["fc.0"].width == 3 and graph.spaces["fc.0"].locked is None
+    assert graph.layers["b"].input_keeps_zero
+
+
+@pytest.mark.parametrize(
+    ("function", "c", "reason"),
+    [
+        (lambda x: x * x.mean((-1, -2)), 8, "broadcasts channels over rows or columns"),
+        (lambda x: x * x.mean((1, 2))[:, :, None, None], 8, "other dimensions than those of space"),
+        (lambda x: x * x.mean(1, keepdim=True), 8, "other dimensions than those of space"),
+        (lambda x: x * x.mean((2, 3))[:, :4].mean((0, 1)), 8, "indexing"),
+        (lambda x: x * x.mean((2, 3)).shape[-1], 8, "its number of channels is read"),
+        (lambda x: x[:, :, :1, :1] * F.pad(x.mean((2, 3)), (0, 1))[:, :-1, None, None], 8, "pad"),
+    ],
+    ids=["rows", "channels_and_rows", "channels", "slice", "shape", "pad"],
+)
+def test_means_that_no_longer_tell_channels_apart_lock(function, c: int, reason: str) -> None:
+    assert reason in ChannelGraph.trace(Net(function, c)).spaces["a"].locked
+
+
+def test_linear_of_a_picture_s_rows_locks() -> None:
+    net = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Linear(8, 8), nn.Conv2d(8, 4, 1))
+    assert ChannelGraph.trace(net).spaces["0"].locked == "Linear (1) does not read means over space"
+
+
 def test_grouped_convolution_and_unknown_module_lock() -> None:
     grouped = nn.Sequential(nn.Conv2d(4, 8, 1), nn.Conv2d(8, 8, 1, groups=2), nn.Conv2d(8, 4, 1))
     graph = ChannelGraph.trace(grouped)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.models.evc import EVC
+from sparsecodec.nn.hem_layers import ExcitedBlock
 from sparsecodec.sparsity import (
     ChannelGraph,
     ChannelMasks,
@@ -161,10 +162,14 @@ class MaskedConv2d(nn.Conv2d):
 
 @pytest.mark.parametrize(
     "make",
-    [Split, lambda: nn.Sequential(MaskedConv2d(3, 8), nn.ReLU(), MaskedConv2d(8, 8), nn.ReLU(), MaskedConv2d(8, 2))],
+    [
+        Split,
+        lambda: nn.Sequential(MaskedConv2d(3, 8), nn.ReLU(), MaskedConv2d(8, 8), nn.ReLU(), MaskedConv2d(8, 2)),
+        lambda: nn.Sequential(ExcitedBlock(3, 48), ExcitedBlock(48, 32), nn.Conv2d(32, 2, 1)),  # middles of 3 and 2
+    ],
 )
 @pytest.mark.parametrize("seed", range(3))
-def test_chunks_and_masking_convolutions(make, seed: int) -> None:
+def test_chunks_masking_convolutions_and_squeezes(make, seed: int) -> None:
     torch.manual_seed(seed)
     model = make().double()
     graph = ChannelGraph.trace(model)
