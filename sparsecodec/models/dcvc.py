@@ -19,7 +19,7 @@ from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.fitting import filled
 from sparsecodec.nn import BitEstimator, FlowNetwork, factorized_tables, laplace_likelihood, round_ste
 from sparsecodec.nn.autoregressive import PositionCoder
-from sparsecodec.nn.dcvc_coder import FRAME, MOTION, STRIDE, DCVCCoder, DCVCPrediction, DCVCStrings
+from sparsecodec.nn.dcvc_coder import DCVC_WIRES, FRAME, MOTION, STRIDE, DCVCCoder, DCVCPrediction, DCVCStrings
 from sparsecodec.nn.dcvc_layers import LeakyBlock, MaskedConv2d, PlainGDN, ReluBlock
 from sparsecodec.nn.feature_codec import down5, up5
 from sparsecodec.nn.flow import FLOW_WIDTHS, warp_by_grid
@@ -114,6 +114,7 @@ class DCVC(nn.Module):
     """
 
     family = "dcvc"
+    wires = DCVC_WIRES
     SIGNATURE = ("auto_regressive_mv.mask", "contextualDecoder_part2.3.weight", "temporalPriorEncoder.6.weight")
 
     def __init__(self, widths: Widths | str = "full") -> None:

@@ -30,7 +30,7 @@ from sparsecodec.nn import (
     warp_by_grid,
 )
 from sparsecodec.nn.flow import FLOW_WIDTHS
-from sparsecodec.nn.hem_inter import HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
+from sparsecodec.nn.hem_inter import HEM_INTER_LAYOUT, HEM_WIRES, HEMInter, HEMInterCoder, HEMState
 from sparsecodec.nn.hem_layers import (
     UNET_WIDTHS,
     ContextFusion,
@@ -83,6 +83,8 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
     """
 
     family = "dcvc-hem-video"
+    wires = HEM_WIRES
+    stand_ins = {"feature_adaptor_I": "feature_adaptor_P"}
     SIGNATURE = (
         "mv_y_q_basic",
         "mv_y_prior_fusion.4.weight",

@@ -31,7 +31,7 @@ from sparsecodec.nn.rt_layers import (
     to_patches,
 )
 from sparsecodec.nn.rt_prior import InterPrior
-from sparsecodec.nn.rt_state import RTState
+from sparsecodec.nn.rt_state import RT_WIRES, RTState
 
 
 @dataclass(frozen=True)
@@ -147,6 +147,8 @@ class DCVCRTVideo(RTModel):
     family = "dcvc-rt-video"
     rates = INTER_QUALITIES
     widths_class = RTVideoWidths
+    wires = RT_WIRES
+    stand_ins = {"feature_adaptor_i": "feature_adaptor_p"}
     banks = {
         "feature_extractor.quant_step": "q_feature",
         "encoder.quant_step": "q_encoder",

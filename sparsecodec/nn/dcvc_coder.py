@@ -19,6 +19,15 @@ from sparsecodec.nn.routine import channel_indexes
 MOTION, FRAME = "_mv", ""  # which latent: suffix of the names of its networks
 STRIDE = 64  # of the hyper-latents
 Network = Callable[[Tensor], Tensor]
+# What networks read and make of each other's, for `sparsecodec.sparsity.wiring`. A warp stands before the refinement.
+DCVC_WIRES = {
+    "feature_extract": ((None,), ("feature",)),
+    "context_refine": (("feature",), ("context",)),
+    "temporalPriorEncoder": (("context",), (None,)),
+    "contextualEncoder": (((None, "context"),), (None,)),
+    "contextualDecoder_part1": ((None,), ("decoded",)),
+    "contextualDecoder_part2": ((("decoded", "context"),), (None,)),
+}
 
 
 class LatentCoder(Protocol):

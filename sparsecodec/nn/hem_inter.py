@@ -23,6 +23,17 @@ FLOW = tuple(f"optic_flow.moduleBasic.{level}" for level in range(LEVELS))
 HEM_INTRA_LAYOUT = CodingLayout(streams=1, symbol_max=MAX_LIMIT)  # the family clips no symbol
 HEM_INTER_LAYOUT = CodingLayout(streams=1, symbol_max=MAX_LIMIT, thresholds=laplace_scale_thresholds)
 Contexts = tuple[Tensor, Tensor, Tensor]
+# What networks read and make of each other's, for `sparsecodec.sparsity.wiring`. A warp stands before the fusion.
+HEM_WIRES = {
+    "feature_adaptor_I": ((None,), ("adapted",)),
+    "feature_adaptor_P": (("feature",), ("adapted",)),
+    "feature_extractor": (("adapted",), ("full", "half", "quarter")),
+    "context_fusion_net": (("full", "half", "quarter"), ("context", "context_half", "context_quarter")),
+    "contextual_encoder": ((None, "context", "context_half", "context_quarter"), (None,)),
+    "temporal_prior_encoder": (("context_quarter",), (None,)),
+    "contextual_decoder": ((None, "context_half", "context_quarter"), ("decoded",)),
+    "recon_generation_net": (("decoded", "context"), ("feature", None)),
+}
 
 
 @dataclass(frozen=True)

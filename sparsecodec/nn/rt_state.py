@@ -8,6 +8,17 @@ from torch import Tensor
 
 from sparsecodec.errors import UsageError
 
+# What networks read and make of each other's, for `sparsecodec.sparsity.wiring`.
+RT_WIRES = {
+    "feature_adaptor_i": ((None,), ("adapted",)),
+    "feature_adaptor_p": (("feature",), ("adapted",)),
+    "feature_extractor": (("adapted",), ("context", "temporal")),
+    "temporal_prior_encoder": (("temporal",), (None,)),
+    "encoder": ((None, "context"), (None,)),
+    "decoder": ((None, "context"), ("feature",)),
+    "recon_generation_net": (("feature",), (None,)),
+}
+
 
 @dataclass(frozen=True)
 class RTState:

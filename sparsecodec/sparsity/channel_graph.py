@@ -10,9 +10,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.errors import GraphError
+from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity.layout import MAKERS, OPEN, LayerUse
 from sparsecodec.sparsity.tracing import Bank, Walk, walk
+from sparsecodec.sparsity.wiring import COUPLED, LOCKED, STATES, walk_coupled, wires_of, with_stand_ins
 
 BRANCH = "branch:"
 
@@ -99,12 +100,14 @@ class ChannelGraph:
         transforms: the paths that were traced.
         banks: which channels the columns of a table of steps belong to, by the dotted name of the parameter; only those
             whose channels the transforms make.
+        state: "coupled" where the channels that transforms hand on to each other are spaces as well, else "locked".
     """
 
     spaces: dict[str, Space]
     layers: dict[str, LayerChannels]
     transforms: tuple[str, ...]
     banks: dict[str, ChannelMap] = field(default_factory=dict)
+    state: str = LOCKED
 
     @classmethod
     def trace(
@@ -120,7 +123,7 @@ class ChannelGraph:
         Raises:
             GraphError: the forward cannot be traced; the message names the module and the cause.
         """
-        return _build(walk(module, name_prefix, banks), name_prefix)
+        return _build([walk(module, name_prefix, banks)], (name_prefix,))
 
     @property
     def prunable(self) -> dict[str, Space]:
@@ -164,28 +167,36 @@ class ChannelGraph:
         return "\n".join(lines)
 
 
-def trace_model(model: nn.Module, paths: Sequence[str]) -> ChannelGraph:
+def trace_model(model: nn.Module, paths: Sequence[str], state: str = LOCKED) -> ChannelGraph:
     """Trace several transforms of a model into one graph with the model's own layer names.
 
     Args:
         model: the codec.
         paths: dotted paths of the transforms, such as ``["dec", "hyper_dec"]``; none inside another.
+        state: what becomes of the channels that transforms hand on to each other, within a frame or to the next one:
+            "locked", they keep their width, or "coupled", as the model's ``wires`` say, see `wiring`.
 
     Raises:
         GraphError: a path does not exist or lies inside another, or a transform cannot be traced.
+        UsageError: another `state`.
     """
-    paths = tuple(paths)
+    if state not in STATES:
+        raise UsageError(f"state={state!r} (needs one of {', '.join(STATES)})")
+    paths = with_stand_ins(model, paths) if state == COUPLED else tuple(paths)
     for path in paths:
         if any(other != path and path.startswith(other + ".") for other in paths) or paths.count(path) > 1:
             raise GraphError(f"transform {path!r} is listed twice or lies inside another one of {list(paths)}")
-    graphs = []
+    modules = {}
     for path in paths:
         try:
-            module = model.get_submodule(path)
+            modules[path] = model.get_submodule(path)
         except AttributeError as error:
             children = ", ".join(name for name, _ in model.named_children())
             raise GraphError(f"{type(model).__name__} has no module {path!r}; it has {children}") from error
-        graphs.append(ChannelGraph.trace(module, path, _banks(model, path)))
+    if state == COUPLED:
+        banks = {path: _banks(model, path) for path in paths}
+        return replace(_build(walk_coupled(modules, banks, wires_of(model, paths)), paths), state=COUPLED)
+    graphs = [ChannelGraph.trace(module, path, _banks(model, path)) for path, module in modules.items()]
     return ChannelGraph(
         {name: space for graph in graphs for name, space in graph.spaces.items()},
         {name: layer for graph in graphs for name, layer in graph.layers.items()},
@@ -215,8 +226,9 @@ def _banks(model: nn.Module, path: str) -> dict[str, Bank]:
 # --- from atoms to spaces ---------------------------------------------------------------------------------------
 
 
-def _build(found: Walk, path: str) -> ChannelGraph:
-    rec = found.recorder
+def _build(walks: Sequence[Walk], paths: tuple[str, ...]) -> ChannelGraph:
+    """The graph of walks that share a recorder."""
+    rec = walks[0].recorder
     label = rec.classes()
     reasons: dict[int, str] = {}
     for atoms, reason in rec.locks:
@@ -239,7 +251,7 @@ def _build(found: Walk, path: str) -> ChannelGraph:
     for name, space in spaces.items():
         readers = tuple(layer.name for layer in layers.values() if name in layer.inputs.spaces())
         spaces[name] = replace(space, consumers=readers)
-    for layer_name in found.branches:
+    for layer_name in (name for found in walks for name in found.branches):
         layer = layers[layer_name]
         if len(layer.outputs.parts) != 1:
             continue
@@ -253,7 +265,7 @@ def _build(found: Walk, path: str) -> ChannelGraph:
         for name, atoms in rec.banks.items()
         if all(int(label[atom]) in home for atom in atoms)
     }
-    return ChannelGraph(spaces, layers, (path,), banks)
+    return ChannelGraph(spaces, layers, paths, banks)
 
 
 def _components(groups: Sequence[np.ndarray]) -> list[list[int]]:

@@ -15,6 +15,7 @@ from sparsecodec.sparsity.channel_graph import ChannelGraph, LayerChannels, trac
 from sparsecodec.sparsity.gating import along
 from sparsecodec.sparsity.masks import ChannelMasks
 from sparsecodec.sparsity.scatter import ScatterConv2d
+from sparsecodec.sparsity.wiring import LOCKED
 
 CONFIG_FORMAT = 1
 
@@ -107,7 +108,12 @@ def compact(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> nn.Mo
 
 def compact_config(masks: ChannelMasks, graph: ChannelGraph) -> dict[str, Any]:
     """What `apply_compact_config` needs beside the dense architecture to rebuild the compact one; JSON-able."""
-    return {"format": CONFIG_FORMAT, "transforms": list(graph.transforms), "kept": masks.to_json()}
+    return {
+        "format": CONFIG_FORMAT,
+        "transforms": list(graph.transforms),
+        "state": graph.state,
+        "kept": masks.to_json(),
+    }
 
 
 def apply_compact_config(dense: nn.Module, config: Mapping[str, Any]) -> nn.Module:
@@ -123,7 +129,7 @@ def apply_compact_config(dense: nn.Module, config: Mapping[str, Any]) -> nn.Modu
     """
     if config.get("format") != CONFIG_FORMAT or "transforms" not in config or "kept" not in config:
         raise UsageError(f"compact configuration has format {config.get('format')!r} (needs {CONFIG_FORMAT})")
-    graph = trace_model(dense, config["transforms"])
+    graph = trace_model(dense, config["transforms"], config.get("state", LOCKED))
     return compact(dense, ChannelMasks.from_json(config["kept"]), graph)
 
 

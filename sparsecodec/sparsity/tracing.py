@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import numpy as np
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
@@ -21,10 +22,12 @@ class Walk:
     Attributes:
         recorder: layers, equalities and locks.
         branches: names of the layers that end a residual branch, in execution order.
+        results: its outputs, in order.
     """
 
     recorder: Recorder
     branches: tuple[str, ...]
+    results: tuple[Layout, ...]
 
 
 class Tracer(fx.Tracer):
@@ -78,13 +81,23 @@ class Bank:
     width: int
 
 
-def walk(module: nn.Module, prefix: str, banks: Mapping[str, Bank]) -> Walk:
+def walk(
+    module: nn.Module,
+    prefix: str,
+    banks: Mapping[str, Bank],
+    recorder: Recorder | None = None,
+    inputs: Sequence[Layout] = (),
+    outputs: Sequence[np.ndarray | None] = (),
+) -> Walk:
     """Trace `module` and interpret it on channel layouts.
 
     Args:
         module: a transform.
         prefix: its dotted path.
         banks: by the argument of the transform that takes a row of it.
+        recorder: of the transforms that were walked before, or None for one of its own.
+        inputs: its first inputs; the others come from outside.
+        outputs: atoms ``[C]`` that its first outputs are; None, and those behind, are locked.
 
     Raises:
         GraphError: the forward depends on values that tracing does not have.
@@ -92,38 +105,51 @@ def walk(module: nn.Module, prefix: str, banks: Mapping[str, Bank]) -> Walk:
     label = prefix or type(module).__name__
     if prefix:
         prefix += "."
+    recorder = recorder or Recorder()
+    recorder.prefix = prefix
+    inputs = [*inputs]
     if not list(module.children()):  # a lone layer: fx would trace into it
-        return _lone_layer(module, prefix)
+        recorder.prefix = ""
+        results = (rules.apply_module(recorder, prefix.rstrip("."), module, inputs[0] if inputs else OUTSIDE),)
+        _hand_on(recorder, results, outputs)
+        return Walk(recorder, (), results)
     graph = trace(module, label)
-    recorder = Recorder(prefix)
     env: dict[fx.Node, object] = {}
+    results: tuple[Layout, ...] = ()
     for node in graph.nodes:
         if node.op == "placeholder" and node.target in banks:
             bank = banks[node.target]
             recorder.banks[bank.name] = recorder.new(bank.width)
             env[node] = Layout((recorder.banks[bank.name],), keeps_zero=False)
             continue
-        env[node] = _interpret(recorder, module, node, env)
-    return Walk(recorder, tuple(prefix + name for name in _branches(module, graph)))
+        if node.op == "placeholder":
+            env[node] = inputs.pop(0) if inputs else OUTSIDE
+        elif node.op == "output":
+            results = tuple(rules.flat_layouts(fx.map_arg(node.args, env.__getitem__)))
+        else:
+            env[node] = _interpret(recorder, module, node, env)
+    _hand_on(recorder, results, outputs)
+    return Walk(recorder, tuple(prefix + name for name in _branches(module, graph)), results)
 
 
-def _lone_layer(module: nn.Module, prefix: str) -> Walk:
-    recorder = Recorder()
-    result = rules.apply_module(recorder, prefix.rstrip("."), module, OUTSIDE)
-    recorder.lock(result, "it is an output")
-    return Walk(recorder, ())
+def _hand_on(rec: Recorder, results: Sequence[Layout], outputs: Sequence[np.ndarray | None]) -> None:
+    """Joins what a transform makes with what others know it by; locks the rest."""
+    for i, layout in enumerate(results):
+        atoms = outputs[i] if i < len(outputs) else None
+        if atoms is None:
+            rec.lock(layout, "it is an output")
+        elif layout.known and layout.keeps_zero and len(layout.channels) == len(atoms):
+            rec.join(layout.channels, atoms)
+        else:
+            for side in (layout, Layout((atoms,))):
+                rec.lock(side, "it is handed on, and is not known in full or not zero where it is masked")
 
 
 def _interpret(rec: Recorder, root: nn.Module, node: fx.Node, env: dict[fx.Node, object]) -> object:
-    if node.op == "placeholder":
-        return OUTSIDE
     if node.op == "get_attr":
         return OUTSIDE if _attribute(root, node.target).numel() > 1 else None
     args = fx.map_arg(node.args, env.__getitem__)
     kwargs = fx.map_arg(node.kwargs, env.__getitem__)
-    if node.op == "output":
-        rules.lock_all(rec, args, kwargs, "it is an output")
-        return None
     if node.op == "call_module":
         inputs = rules.flat_layouts((args, kwargs))
         if len(inputs) == 1:

@@ -80,19 +80,21 @@ class RTVideo:
 
     def transforms(self, model: nn.Module, side: int) -> tuple[Shapes, Shapes]:
         w, e, h = model.widths, side // 8, side // 16
-        feature = (1, w.main, e, e)
+        adaptor, temporal = model.feature_adaptor_p, model.q_feature.shape[1]
+        up, read = model.decoder.up.conv[0].out_channels // 4, model.decoder.conv1[0].adaptor.in_channels
+        feature, adapted, context = ((1, c, e, e) for c in (adaptor.in_channels, adaptor.out_channels, read - up))
         decoder: Shapes = {
             "feature_adaptor_p": feature,
-            "feature_extractor": (feature, _row(model.q_feature)),
-            "temporal_prior_encoder": feature,
+            "feature_extractor": (adapted, _row(model.q_feature)),
+            "temporal_prior_encoder": (1, temporal, e, e),
             "hyper_decoder": (1, w.hyper, h // 4, h // 4),
             "y_prior_fusion": (1, 3 * w.latent, h, h),
             "y_spatial_prior": (1, 4 * w.latent, h, h),
-            "decoder": ((1, w.latent, h, h), feature, _row(model.q_decoder)),
+            "decoder": ((1, w.latent, h, h), context, _row(model.q_decoder)),
             "recon_generation_net": (feature, _row(model.q_recon)),
         }
         encoder: Shapes = {
-            "encoder": ((1, 3, side, side), feature, _row(model.q_encoder)),
+            "encoder": ((1, 3, side, side), context, _row(model.q_encoder)),
             "hyper_encoder": (1, w.latent, h, h),
         }
         return decoder, encoder
@@ -149,22 +151,31 @@ class HEMVideo(_InRGB):
 
     def transforms(self, model: nn.Module, side: int) -> tuple[Shapes, Shapes]:
         w, h = model.widths, side // 16
-        full, half, quarter = ((1, w.channels, side // k, side // k) for k in (1, 2, 4))
+        adaptor, extractor, fusion = model.feature_adaptor_P, model.feature_extractor, model.context_fusion_net
+        decoded = model.contextual_decoder.up4[0].out_channels // 4
+        layers = (
+            (extractor.conv1, extractor.conv2, extractor.conv3),
+            (fusion.conv1_out, fusion.conv2_out, fusion.conv3_out),
+        )
+        warped, (full, half, quarter) = (
+            tuple((1, made.out_channels, side // k, side // k) for made, k in zip(makers, (1, 2, 4), strict=True))
+            for makers in layers
+        )
         hyper = (1, w.channels, h // 4, h // 4)
         decoder: Shapes = {
             "mv_hyper_prior_decoder": hyper,
             "mv_y_prior_fusion": (1, 3 * w.mv, h, h),
             "mv_y_spatial_prior": (1, 4 * w.mv, h, h),
             "mv_decoder": (1, w.mv, h, h),
-            "feature_adaptor_P": full,
-            "feature_extractor": full,
-            "context_fusion_net": (full, half, quarter),
+            "feature_adaptor_P": (1, adaptor.in_channels, side, side),
+            "feature_extractor": (1, adaptor.out_channels, side, side),
+            "context_fusion_net": warped,
             "temporal_prior_encoder": quarter,
             "contextual_hyper_prior_decoder": hyper,
             "y_prior_fusion": (1, 5 * w.latent, h, h),
             "y_spatial_prior": (1, 4 * w.latent, h, h),
             "contextual_decoder": ((1, w.latent, h, h), half, quarter),
-            "recon_generation_net": ((1, w.decoded, side, side), full),
+            "recon_generation_net": ((1, decoded, side, side), full),
         }
         encoder: Shapes = {
             **_flow("optic_flow", model.optic_flow, side),
@@ -192,7 +203,9 @@ class DCVCVideo(_OneRate):
 
     def transforms(self, model: nn.Module, side: int) -> tuple[Shapes, Shapes]:
         w, h = model.widths, side // 16
-        hyper, context = (1, w.feature, h // 4, h // 4), (1, w.feature, side, side)
+        hyper = (1, w.feature, h // 4, h // 4)
+        feature, context = model.feature_extract[0].out_channels, model.context_refine[1].out_channels
+        decoded = model.contextualDecoder_part1[8][0].out_channels // 4
         decoder: Shapes = {
             "mvpriorDecoder": hyper,
             "auto_regressive_mv": (1, w.motion, h, h),
@@ -200,19 +213,19 @@ class DCVCVideo(_OneRate):
             "mvDecoder_part1": (1, w.motion, h, h),
             "mvDecoder_part2": (1, 5, side, side),
             "feature_extract": (1, 3, side, side),
-            "context_refine": context,
-            "temporalPriorEncoder": context,
+            "context_refine": (1, feature, side, side),
+            "temporalPriorEncoder": (1, context, side, side),
             "priorDecoder": hyper,
             "auto_regressive": (1, w.latent, h, h),
             "entropy_parameters": (1, 4 * w.latent, h, h),
             "contextualDecoder_part1": (1, w.latent, h, h),
-            "contextualDecoder_part2": (1, 2 * w.feature, side, side),
+            "contextualDecoder_part2": (1, decoded + context, side, side),
         }
         encoder: Shapes = {
             **_flow("opticFlow", model.opticFlow, side),
             "mvEncoder": (1, 2, side, side),
             "mvpriorEncoder": (1, w.motion, h, h),
-            "contextualEncoder": (1, w.feature + 3, side, side),
+            "contextualEncoder": (1, context + 3, side, side),
             "priorEncoder": (1, w.latent, h, h),
         }
         return decoder, encoder

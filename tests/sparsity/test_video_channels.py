@@ -65,13 +65,13 @@ def codec_of(name: str) -> nn.Module:
     return model
 
 
-@pytest.mark.parametrize("branches", [True, False])
+@pytest.mark.parametrize(("state", "branches"), [("locked", True), ("locked", False), ("coupled", True)])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_masked_and_compacted_codecs_agree_over_four_frames(name, branches):
+def test_masked_and_compacted_codecs_agree_over_four_frames(name, state, branches):
     model = codec_of(name)
     family = family_of(model)
     shapes = family.transforms(model, "all", 64)
-    graph = trace_model(model, list(shapes))
+    graph = trace_model(model, list(shapes), state)
     graph = graph if branches else graph.without_branches()
     masks = ChannelMasks.random(graph, 0.5, seed=2)
     masked, small = apply_masks(model, masks, graph), compact(model, masks, graph)

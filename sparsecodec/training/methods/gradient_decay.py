@@ -14,6 +14,7 @@ from torch import nn
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_config, count, trace_model
 from sparsecodec.sparsity.energy import channel_energies
+from sparsecodec.sparsity.wiring import LOCKED, STATES
 from sparsecodec.training.families import calibration_loss, family_of
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
@@ -36,6 +37,8 @@ class Settings:
             alone. Default: `transforms` at once.
         branches: whether the last layer of a residual branch may be pruned alone, its channels scattered into the sum.
             Blocks that are fused as a whole run faster without.
+        state: "locked", what transforms hand on to each other keeps its width, or "coupled": features and contexts
+            shrink as well, alike at every frame, where one stage names all that makes and reads them.
         criterion: what scores the channels: "l2", the norms of their filters, as published, or "energy", what they say
             to the layers that read them, measured on the recipe's first batch.
         method: "gradient_decay", or one of the baselines that `sparsecodec.sparsity.Method` lists.
@@ -51,6 +54,7 @@ class Settings:
     transforms: str = "decoder"
     stages: tuple[tuple[str, ...], ...] = ()
     branches: bool = True
+    state: str = LOCKED
     criterion: str = "l2"
     method: str = "gradient_decay"
     decay_start: float = 0.1
@@ -68,6 +72,8 @@ class Settings:
             raise UsageError(
                 f"decay_start={self.decay_start}, decay_end={self.decay_end} (needs 0 <= start < end <= 1)"
             )
+        if self.state not in STATES:
+            raise UsageError(f"state={self.state!r} (needs one of {', '.join(STATES)})")
         if self.criterion not in ("l2", "energy"):
             raise UsageError(f"criterion={self.criterion!r} (needs one of l2, energy)")
         paths = [path for stage in self.stages for path in stage]
@@ -106,7 +112,7 @@ class LearntMasks(Masking):
             if unknown := [path for path in paths if path not in shapes]:
                 raise UsageError(f"stage {list(paths)}: no transform {unknown[0]!r} (there are {', '.join(shapes)})")
             shapes = {path: shapes[path] for path in paths}
-        graph = trace_model(model, list(shapes))
+        graph = trace_model(model, list(shapes), settings.state)
         if not settings.branches:
             graph = graph.without_branches()
         config = DecayConfig(
