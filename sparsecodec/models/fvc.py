@@ -52,6 +52,21 @@ class Widths:
 FVC_WIDTHS: dict[str, Widths] = {"full": Widths(), "tiny": Widths(24, 32, 32, 4, 1, references=0)}
 
 
+# What networks read and make of each other's, for `sparsecodec.sparsity.wiring`. The compensated feature is subtracted
+# from the frame's, and the residual is added to it: all are one.
+WIRES = {
+    "extraction": ((None,), ("feature",)),
+    "motion_estimation": ((("feature", "feature"),), ("motion",)),
+    "motion_codec.analysis": (("motion",), (None,)),
+    "motion_codec.synthesis": ((None,), ("motion_hat",)),
+    "compensation": (("motion_hat", "feature"), ("feature",)),
+    "residual_codec.analysis": (("feature",), (None,)),
+    "residual_codec.synthesis": ((None,), ("feature",)),
+    "reconstruction": (("feature",), (None,)),
+}
+FUSION_WIRES = {"fusion": (("feature", "feature"), ("feature",))}  # no transform of the codec as a whole: it locks
+
+
 @dataclass(frozen=True)
 class FVCState:
     """What the next frame is predicted from.
@@ -89,6 +104,7 @@ class FVC(nn.Module):
         if c % groups:
             raise UsageError(f"{c} features in {groups} groups (needs a divisor)")
         self.widths = widths
+        self.wires = WIRES | (FUSION_WIRES if widths.references else {})
         self.extraction = nn.Sequential(down5(3, c), *(FeatureBlock(c) for _ in range(widths.blocks)))
         # *Our reading*: LeakyReLU(0.1) between the two.
         self.motion_estimation = nn.Sequential(

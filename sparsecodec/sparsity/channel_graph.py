@@ -44,7 +44,7 @@ class ChannelMap:
 
 @dataclass(frozen=True)
 class LayerChannels:
-    """One layer. `kind` is conv, conv_transpose, linear, depthwise or gdn; for the last two both sides are alike.
+    """One layer. `kind` is one of `layout.MAKERS`, depthwise or gdn; for the last two both sides are alike.
 
     Attributes:
         branch: the branch that this layer ends, if its filters may be dropped without shrinking the joined space.

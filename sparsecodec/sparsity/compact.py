@@ -168,7 +168,8 @@ def _shrink_layer(module: nn.Module, layer: LayerChannels, keep_in: Tensor, keep
         _replace(module, "bias", ((0, keep_out),))
     names = ("in_features", "out_features") if layer.kind == "linear" else ("in_channels", "out_channels")
     for name, keep in zip(names, (keep_in, keep_out), strict=True):
-        setattr(module, name, int(keep.sum()))
+        if hasattr(module, name):
+            setattr(module, name, int(keep.sum()))
 
 
 def _shrink_gdn(module: nn.Module, keep: Tensor) -> None:

@@ -10,7 +10,7 @@ from torch import nn
 OPEN = -1
 """Stands in a channel array for a channel that no layer of this transform makes: it comes from outside and stays."""
 
-MAKERS = ("conv", "conv_transpose", "linear")
+MAKERS = ("conv", "conv_transpose", "deformable", "linear")
 """Kinds of layers whose outputs are channels of their own; those of other kinds are their inputs."""
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph
 from sparsecodec.sparsity.masks import ChannelMasks, best_channels
-from sparsecodec.sparsity.rules import is_conv, is_depthwise, is_gdn
+from sparsecodec.sparsity.rules import is_conv, is_deformable, is_depthwise, is_gdn
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
 
@@ -194,7 +194,7 @@ def _named_layers(module: nn.Module, path: str) -> dict[str, nn.Module]:
     scattered = {child.conv: name for name, child in module.named_modules() if isinstance(child, ScatterConv2d)}
     found = {}
     for name, child in module.named_modules():
-        if is_conv(child) or is_gdn(child) or isinstance(child, nn.Linear):
+        if is_conv(child) or is_gdn(child) or is_deformable(child) or isinstance(child, nn.Linear):
             found[".".join(part for part in (path, scattered.get(child, name)) if part)] = child
     return found
 
@@ -208,6 +208,9 @@ def _recorder(layers: list[LayerMacs], name: str):
         elif isinstance(layer, nn.Linear):
             channels = (layer.in_features, layer.out_features)
             layers.append(LayerMacs(name, "linear", layer.in_features * output.numel(), params, channels))
+        elif is_deformable(layer):
+            channels = (layer.weight.shape[1], layer.weight.shape[0])
+            layers.append(LayerMacs(name, "deformable", layer.weight.numel() * output[:, 0].numel(), params, channels))
         else:
             transposed = isinstance(layer, nn.ConvTranspose2d)
             # every weight meets each position of the smaller side: the output, or a transposed convolution's input

@@ -5,6 +5,7 @@ Modules are recognised by structure: a convolution by its base class, a GDN by h
 
 from __future__ import annotations
 
+import inspect
 import operator
 from collections.abc import Callable
 from dataclasses import replace
@@ -33,6 +34,14 @@ def is_conv(module: nn.Module) -> bool:
 def is_quantized(module: nn.Module) -> bool:
     """A convolution that computes on integers of its own: it says at how many bits."""
     return is_conv(module) and hasattr(module, "weight_bits")
+
+
+def is_deformable(module: nn.Module) -> bool:
+    """A layer with the weight of a convolution whose taps are moved by an argument `offset`."""
+    weight = module._parameters.get("weight")
+    if is_conv(module) or weight is None or weight.dim() != 4:
+        return False
+    return "offset" in inspect.signature(module.forward).parameters
 
 
 def is_depthwise(module: nn.Module) -> bool:
@@ -123,6 +132,24 @@ def _conv(rec: Recorder, name: str, module: nn.Module, x: Layout) -> Layout:
             rec.lock(side, f"{where} is a grouped convolution ({module.groups} groups)")
     kind = "conv_transpose" if isinstance(module, nn.ConvTranspose2d) else "conv"
     return Layout((rec.add_layer(name, kind, module, inputs, outputs, x.keeps_zero),))
+
+
+def deformable(rec: Recorder, name: str, module: nn.Module, x: Layout, offset: Layout) -> Layout:
+    """A deformable convolution: offsets stay whole, of the channels each group keeps the same ones."""
+    where = f"{rec.prefix}{name}"
+    c_out, c_in, kh, kw = module.weight.shape
+    groups = len(offset.channels) // (2 * kh * kw) if offset.known else 0
+    inputs = rec.resolve(x, c_in * getattr(module, "groups", 1), where)
+    outputs = rec.new(c_out)
+    rec.lock(offset, f"{where} reads positions from it")
+    if groups == 0 or getattr(module, "groups", 1) > 1:
+        for side in (x, Layout((outputs,))):
+            rec.lock(side, f"{where} moves it in groups of unknown size")
+    else:
+        members = inputs.reshape(groups, -1)
+        for member in members[1:]:
+            rec.join(members[0], member)
+    return Layout((rec.add_layer(name, "deformable", module, inputs, outputs, x.keeps_zero),))
 
 
 def _linear(rec: Recorder, name: str, module: nn.Linear, x: Layout) -> Layout:
@@ -322,7 +349,10 @@ def _index(rec: Recorder, target: object, args: tuple, where: str) -> object:
         first_two = (whole, whole) if index[0] is Ellipsis and len(index) <= 3 else index[:2]
         if all(item == whole for item in first_two) and all(isinstance(i, slice) or i is Ellipsis for i in index):
             return x
-        return lock_all(rec, args, {}, f"indexing ({where}) with fixed channel numbers")
+        lock_all(rec, args, {}, f"indexing ({where}) with fixed channel numbers")
+        if x.known and len(index) >= 2 and index[0] == whole and all(isinstance(i, slice) for i in index):
+            return replace(x, parts=(x.channels[index[1]],))
+        return OUTSIDE
     return None
 
 

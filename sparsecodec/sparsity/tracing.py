@@ -31,7 +31,7 @@ class Walk:
 
 
 class Tracer(fx.Tracer):
-    """Stops at torch's own layers, at anything derived from a convolution, at GDN and at scattered convolutions.
+    """Stops at torch's own layers, at anything derived from a convolution, at GDN, deformable and scattered ones.
 
     Also at those of our ops that a model calls as functions, which look at shapes.
     """
@@ -40,7 +40,7 @@ class Tracer(fx.Tracer):
         super().__init__(autowrap_functions=(*rules.WARPS, *rules.DEFORMATIONS))
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = rules.is_conv(m) or rules.is_gdn(m) or isinstance(m, ScatterConv2d)
+        ours = rules.is_conv(m) or rules.is_gdn(m) or rules.is_deformable(m) or isinstance(m, ScatterConv2d)
         return ours or super().is_leaf_module(m, module_qualified_name)
 
 
@@ -152,8 +152,12 @@ def _interpret(rec: Recorder, root: nn.Module, node: fx.Node, env: dict[fx.Node,
     kwargs = fx.map_arg(node.kwargs, env.__getitem__)
     if node.op == "call_module":
         inputs = rules.flat_layouts((args, kwargs))
+        module = root.get_submodule(node.target)
         if len(inputs) == 1:
-            return rules.apply_module(rec, node.target, root.get_submodule(node.target), inputs[0])
+            return rules.apply_module(rec, node.target, module, inputs[0])
+        if rules.is_deformable(module):
+            rules.lock_all(rec, tuple(inputs[2:]), {}, f"{rec.prefix}{node.target} weighs its taps with it")
+            return rules.deformable(rec, node.target, module, *inputs[:2])
         return rules.lock_all(rec, args, kwargs, f"{rec.prefix}{node.target} has no rule for {len(inputs)} inputs")
     return rules.apply_function(rec, node.target, args, kwargs, rec.prefix + node.name)
 

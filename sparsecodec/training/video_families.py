@@ -238,12 +238,14 @@ class FVCVideo(_OneRate):
 
     def transforms(self, model: nn.Module, side: int) -> tuple[Shapes, Shapes]:
         w, f, h = model.widths, side // 2, side // 16
-        feature, latent, hyper = (1, w.feature, f, f), (1, w.latent, h, h), (1, w.latent, h // 4, h // 4)
-        pair = (1, 2 * w.feature, f, f)
+        alignment, width = model.compensation.alignment, model.motion_estimation[0].in_channels // 2
+        motion_hat, feature = (1, alignment.offsets.in_channels, f, f), (1, width, f, f)
+        motion, pair = (1, model.motion_estimation[2].out_channels, f, f), (1, 2 * width, f, f)
+        latent, hyper = (1, w.latent, h, h), (1, w.latent, h // 4, h // 4)
         decoder: Shapes = {
             "motion_codec.hyper_synthesis": hyper,
             "motion_codec.synthesis": latent,
-            "compensation": (feature, feature),
+            "compensation": (motion_hat, feature),
             "residual_codec.hyper_synthesis": hyper,
             "residual_codec.synthesis": latent,
             "reconstruction": feature,
@@ -255,7 +257,8 @@ class FVCVideo(_OneRate):
             decoder["fusion.fuse"] = (1, (w.references + 1) * w.feature, f, f)
         encoder: Shapes = {
             "motion_estimation": pair,
-            **{f"{codec}.analysis": feature for codec in ("motion_codec", "residual_codec")},
+            "motion_codec.analysis": motion,
+            "residual_codec.analysis": feature,
             **{f"{codec}.hyper_analysis": latent for codec in ("motion_codec", "residual_codec")},
         }
         return decoder, encoder

@@ -51,7 +51,11 @@ def fvc() -> VideoCodec:
     return VideoCodec(EVC("nano", "nano"), FVC(fvc_model.Widths(8, 12, 12, 2, 1, references=2)))
 
 
-FAMILIES = {"rt": rt, "hem": hem, "dcvc": dcvc, "fvc": fvc}
+def fvc_without_fusion() -> VideoCodec:
+    return VideoCodec(EVC("nano", "nano"), FVC(fvc_model.Widths(16, 12, 12, 2, 1, modulated=True, references=0)))
+
+
+FAMILIES = {"rt": rt, "hem": hem, "dcvc": dcvc, "fvc": fvc, "fvc_without_fusion": fvc_without_fusion}
 
 
 def codec_of(name: str) -> nn.Module:
