@@ -10,7 +10,6 @@ EVC has random weights and one-shot magnitude masks: times and MACs are real, pi
 from __future__ import annotations
 
 import copy
-import time
 from collections.abc import Callable
 from contextlib import contextmanager
 from statistics import median
@@ -21,7 +20,6 @@ import torch.nn.functional as F
 
 from sparsecodec import compile_codec
 from sparsecodec._compat import import_compressai
-from sparsecodec.runtime import CompiledCodec
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 HALF = torch.float16 if DEVICE.type == "cuda" else torch.bfloat16
@@ -92,99 +90,9 @@ class _Cloned(torch.nn.Module):
         return self.network(x).clone()
 
 
-def synchronised(call: Callable[[], object]) -> Callable[[], None]:
-    def run() -> None:
-        call()
-        if DEVICE.type == "cuda":
-            torch.cuda.synchronize()
-
-    return run
-
-
-def coder_seconds(codec: CompiledCodec, blob: bytes) -> float:
-    """Time of one decode that the host spends coding between two stretches of device work."""
-    spent: list[float] = []
-    run = codec._executor.run
-
-    def watched(routine, *inputs, host):
-        def timed(request, out):
-            start = time.perf_counter()
-            answer = host(request, out)
-            spent.append(time.perf_counter() - start)
-            return answer
-
-        return run(routine, *inputs, host=timed)
-
-    codec._executor.run = watched
-    try:
-        codec.decode(blob)
-    finally:
-        del codec._executor.run
-    return sum(spent)
-
-
-def network_calls(codec: CompiledCodec) -> Callable[[], None] | None:
-    """Replays the graphs of the last decode without the coder; None if there are none."""
-    captured = [entry for entry in codec._executor._captured.values() if entry]
-    if not captured:
-        return None
-
-    def replay() -> None:
-        for stretch in captured[-1].stretches:
-            stretch.replay()
-
-    return replay
-
-
-def launches_and_waits(call: Callable[[], object]) -> dict[str, int]:
-    """Kernels that run, and times that the host waits for the device, in one call."""
-    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
-    with torch.profiler.profile(activities=activities) as profile:
-        call()
-    kernels = [e for e in profile.events() if e.device_type.name == "CUDA" and "mem" not in e.name.lower()[:4]]
-    waits = [e for e in profile.events() if e.name in ("cudaEventSynchronize", "cudaStreamSynchronize")]
-    return {"launches": len(kernels), "host_syncs": len(waits)}
-
-
-def peak_bytes(call: Callable[[], object]) -> int:
-    torch.cuda.reset_peak_memory_stats()
-    call()
-    return torch.cuda.max_memory_allocated()
-
-
-def joules(call: Callable[[], object]) -> dict[str, float]:
-    """Of one call, where the driver's counter can be read (it ticks every 20 ms or so, hence a second of calls)."""
-    try:
-        import pynvml
-    except ImportError:
-        return {}
-    try:
-        pynvml.nvmlInit()
-        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
-        before, count, start = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle), 0, time.perf_counter()
-        while time.perf_counter() - start < 1.0:
-            call()
-            count += 1
-        return {"joules": (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before) / 1e3 / count}
-    except pynvml.NVMLError:
-        return {}
-
-
-def facts(codec: CompiledCodec, blob: bytes, clock) -> dict[str, float]:
-    """What a row says beside the time of the whole call."""
-    call = synchronised(lambda: codec.decode(blob))
-    found = {"coder_us": 1e6 * coder_seconds(codec, blob)}
-    if DEVICE.type == "cuda":
-        replay = network_calls(codec)
-        if replay is not None:
-            found["network_us"] = 1e6 * median(clock.race({"network": [replay]}, ROUNDS)["network"])
-        found |= {**launches_and_waits(call), "peak_bytes": peak_bytes(call), **joules(call)}
-    return found
-
-
 @pytest.mark.parametrize("size", SIZES)
 @pytest.mark.parametrize("name", EVC)
-def bench_evc(name, size, evc_pair, decoder_macs, psnr, bench_row, benchmark, clock_of):
+def bench_evc(name, size, evc_pair, decoder_macs, psnr, bench_row, benchmark, clock_of, synchronised, routine_facts):
     x = picture_of(size)
     height, width = x.shape[2:]
     small = x.cpu()[:, :, : height // 64 * 64 or 64, : width // 64 * 64 or 64][:, :, :512, :768]
@@ -211,7 +119,7 @@ def bench_evc(name, size, evc_pair, decoder_macs, psnr, bench_row, benchmark, cl
         base = median(times["eager dense"])
         for label, values in times.items():
             t = median(values)
-            more = facts(codecs[label], blobs[label], clock_of(DEVICE)) if label in codecs else {}
+            more = routine_facts(codecs[label]._executor, calls[label], DEVICE) if label in codecs else {}
             macs = decoder_macs(sparse if "sparse" in label else dense, height, width)
             bench_row(
                 op="decode", case=f"{name} {size}", backend=label, dtype="float16", passed=True, macs=macs,
@@ -219,13 +127,14 @@ def bench_evc(name, size, evc_pair, decoder_macs, psnr, bench_row, benchmark, cl
                 speedup_over_eager_dense=base / t, timer="host, synchronised, rounds interleaved", **more,
             )  # fmt: skip
     elif DEVICE.type == "cpu":
-        assert facts(codecs["compiled sparse"], blobs["compiled sparse"], None)["coder_us"] > 0
+        codec = codecs["compiled sparse"]
+        assert routine_facts(codec._executor, calls["compiled sparse"], DEVICE)["coder_us"] > 0
     benchmark.pedantic(calls["compiled sparse"], rounds=1)
 
 
 @pytest.mark.parametrize("size", list(SIZES)[:2])
 @pytest.mark.parametrize("name", COMPRESSAI)
-def bench_compressai(name, size, psnr, bench_row, benchmark, clock_of):
+def bench_compressai(name, size, psnr, bench_row, benchmark, clock_of, synchronised):
     """CompressAI's own `decompress` in float32 against the compiled one, on the same strings."""
     if name.startswith("cheng") and size != "768x512":
         pytest.skip("decoding position by position takes minutes at this size")

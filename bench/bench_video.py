@@ -18,10 +18,7 @@ from torch import Tensor
 import sparsecodec
 from sparsecodec import compile_codec
 from sparsecodec.data import read_image
-from sparsecodec.models import create
 from sparsecodec.nn.rt_state import RTState
-from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_macs, trace_model
-from sparsecodec.training.families import family_of
 
 HEIGHT, WIDTH = 256, 512
 QP = 32
@@ -39,21 +36,6 @@ def frames() -> list[Tensor]:
     return [picture[:, :, 100 : 100 + HEIGHT, 3 * t : 3 * t + WIDTH].contiguous() for t in range(3)]
 
 
-def pair() -> tuple[torch.nn.Module, torch.nn.Module, float, float]:
-    """(dense, pruned, MACs of a decoded frame of each)."""
-    torch.manual_seed(0)
-    dense = create("dcvc-rt-video").eval().requires_grad_(False)
-    transforms = family_of(dense).transforms(dense, "decoder")
-    report, graph = count(dense, transforms), trace_model(dense, list(transforms))
-    masks = masks_for_macs(report, graph, magnitude_scores(dense, graph), SPARSITY, round_to=16)
-    pruned = compact(dense, masks, graph).eval()
-    for model in (dense, pruned):
-        model.update(SKIP)
-    scale = HEIGHT * WIDTH / 256**2  # transforms are those of 256 x 256
-    after = count(pruned, family_of(pruned).transforms(pruned, "decoder")).macs
-    return dense, pruned, scale * report.macs, scale * after
-
-
 def third_frame(model: torch.nn.Module, clip: list[Tensor]) -> tuple[bytes, RTState, RTState]:
     """(payload of the third frame, state before it, state after it)."""
     state = model.start(clip[0])
@@ -63,8 +45,9 @@ def third_frame(model: torch.nn.Module, clip: list[Tensor]) -> tuple[bytes, RTSt
     return payload, before, state
 
 
-def bench_predicted_frame(bench_row, benchmark, clock_of):
-    dense, pruned, macs_dense, macs_pruned = pair()
+def bench_predicted_frame(rt_pair, bench_row, benchmark, clock_of):
+    dense, pruned, *per_pixel = rt_pair("dcvc-rt-video", SPARSITY, SKIP)
+    macs_dense, macs_pruned = (HEIGHT * WIDTH * macs for macs in per_pixel)
     models = {
         "eager dense float32": dense,
         "eager pruned float32": pruned,
@@ -99,8 +82,8 @@ def bench_predicted_frame(bench_row, benchmark, clock_of):
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=["float32", "bfloat16"])
-def bench_encode_predicted_frame(dtype, bench_row, benchmark, clock_of):
-    dense, pruned, *_ = pair()
+def bench_encode_predicted_frame(dtype, rt_pair, bench_row, benchmark, clock_of):
+    dense, pruned, *_ = rt_pair("dcvc-rt-video", SPARSITY, SKIP)
     models = {"eager dense": dense, "compiled dense": compile_codec(dense, dtype=dtype)}
     models["compiled pruned"] = compile_codec(pruned, dtype=dtype)
     clip = frames()

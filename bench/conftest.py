@@ -18,7 +18,9 @@ import torch
 
 from sparsecodec.info import device_name, environment
 from sparsecodec.models import create
+from sparsecodec.runtime.executor import Executor
 from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_macs, trace_model
+from sparsecodec.training.families import family_of
 
 RESULTS = Path(__file__).parent / "results"
 Calls = dict[str, Sequence[Callable[[], object]]]  # contender -> the same call on rotated inputs
@@ -163,6 +165,128 @@ def _times(values_us: list[float]) -> dict[str, float]:
         return {"t_us_p50": values_us[0], "n_runs": len(values_us)}
     fifths = quantiles(values_us, n=5, method="inclusive")
     return {"t_us_p20": fifths[0], "t_us_p50": median(values_us), "t_us_p80": fifths[3], "n_runs": len(values_us)}
+
+
+def _synchronised(call: Callable[[], object]) -> Callable[[], None]:
+    def run() -> None:
+        call()
+        if torch.cuda.is_available():
+            torch.cuda.synchronize()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def synchronised() -> Callable[[Callable[[], object]], Callable[[], None]]:
+    """``synchronised(call)``: `call`, which then also waits for the GPU if there is one."""
+    return _synchronised
+
+
+def _coder_seconds(executor: Executor, call: Callable[[], object]) -> float:
+    """Time within one call that the host spends coding between two stretches of device work."""
+    spent: list[float] = []
+    run = executor.run
+
+    def watched(routine, *inputs, host):
+        def timed(request, out):
+            start = time.perf_counter()
+            answer = host(request, out)
+            spent.append(time.perf_counter() - start)
+            return answer
+
+        return run(routine, *inputs, host=timed)
+
+    executor.run = watched
+    try:
+        call()
+    finally:
+        del executor.run
+    return sum(spent)
+
+
+def _network_calls(executor: Executor) -> Callable[[], None] | None:
+    """Replays the graphs of the last call without the coder; None if there are none."""
+    captured = [entry for entry in executor._captured.values() if entry]
+    if not captured:
+        return None
+
+    def replay() -> None:
+        for stretch in captured[-1].stretches:
+            stretch.replay()
+
+    return replay
+
+
+def _launches_and_waits(call: Callable[[], object]) -> dict[str, int]:
+    """Kernels that run, and times that the host waits for the device, in one call."""
+    activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
+    with torch.profiler.profile(activities=activities) as profile:
+        call()
+    kernels = [e for e in profile.events() if e.device_type.name == "CUDA" and "mem" not in e.name.lower()[:4]]
+    waits = [e for e in profile.events() if e.name in ("cudaEventSynchronize", "cudaStreamSynchronize")]
+    return {"launches": len(kernels), "host_syncs": len(waits)}
+
+
+def _peak_bytes(call: Callable[[], object]) -> int:
+    torch.cuda.reset_peak_memory_stats()
+    call()
+    return torch.cuda.max_memory_allocated()
+
+
+def _joules(call: Callable[[], object]) -> dict[str, float]:
+    """Of one call, where the driver's counter can be read (it ticks every 20 ms or so, hence a second of calls)."""
+    try:
+        import pynvml
+    except ImportError:
+        return {}
+    try:
+        pynvml.nvmlInit()
+        handle = pynvml.nvmlDeviceGetHandleByIndex(torch.cuda.current_device())
+        before, count, start = pynvml.nvmlDeviceGetTotalEnergyConsumption(handle), 0, time.perf_counter()
+        while time.perf_counter() - start < 1.0:
+            call()
+            count += 1
+        return {"joules": (pynvml.nvmlDeviceGetTotalEnergyConsumption(handle) - before) / 1e3 / count}
+    except pynvml.NVMLError:
+        return {}
+
+
+@pytest.fixture(scope="session")
+def routine_facts() -> Callable[[Executor, Callable[[], object], torch.device], dict[str, float]]:
+    """``routine_facts(executor, call, device)``: what a row says of a call beside its time; `call` waits at its end."""
+
+    def facts(executor: Executor, call: Callable[[], object], device: torch.device) -> dict[str, float]:
+        found = {"coder_us": 1e6 * _coder_seconds(executor, call)}
+        if device.type == "cuda":
+            replay = _network_calls(executor)
+            if replay is not None:
+                found["network_us"] = 1e6 * median(DeviceClock().race({"network": [replay]}, 20)["network"])
+            found |= {**_launches_and_waits(call), "peak_bytes": _peak_bytes(call), **_joules(call)}
+        return found
+
+    return facts
+
+
+@pytest.fixture(scope="session")
+def rt_pair() -> Callable[[str, float, float], tuple[torch.nn.Module, torch.nn.Module, float, float]]:
+    """``rt_pair(name, sparsity, skip)``: a model of DCVC-RT's predicted frames with random weights and its
+    magnitude-pruned, compact twin, both with tables; and the MACs per pixel of a decoded frame of each.
+    """
+
+    def make(name: str, sparsity: float, skip: float) -> tuple[torch.nn.Module, torch.nn.Module, float, float]:
+        torch.manual_seed(0)
+        dense = create(name)
+        dense = getattr(dense, "inter", dense).eval().requires_grad_(False)
+        transforms = family_of(dense).transforms(dense, "decoder")
+        report, graph = count(dense, transforms), trace_model(dense, list(transforms))
+        masks = masks_for_macs(report, graph, magnitude_scores(dense, graph), sparsity, round_to=16)
+        pruned = compact(dense, masks, graph).eval()
+        for model in (dense, pruned):
+            model.update(skip)
+        after = count(pruned, family_of(pruned).transforms(pruned, "decoder")).macs
+        return dense, pruned, report.macs / 256**2, after / 256**2  # transforms are those of 256 x 256
+
+    return make
 
 
 EVC_DECODER = ("hyper_dec", "y_prior_fusion", "y_spatial_prior", "dec")

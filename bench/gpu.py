@@ -87,6 +87,7 @@ def main() -> int:
     lane, pytest = Lane(), [str(beside) if beside.exists() else "pytest", "-q"]
     lane.stage("conformance", [*pytest, "tests/ops/test_conformance.py", "-k", "triton or cuda"], 0.4)
     lane.stage("codecs", [*pytest, "tests/runtime/test_gpu.py"], 0.3)
+    lane.stage("video codecs", [*pytest, "tests/runtime/test_video_gpu.py"], 0.3)
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if Path(sanitizer).exists():
         for tool in ("memcheck", "racecheck"):
@@ -94,6 +95,7 @@ def main() -> int:
             lane.stage(tool, [*check, *pytest, "tests/ops/test_conformance.py", "-x", "-k", SANITIZED], 0.25)
     else:
         print("== sanitizer: compute-sanitizer is not installed")
+    lane.stage("video decoders", [*pytest, "bench/bench_video_gpu.py"], 0.3)
     lane.stage("whole decoders", [*pytest, "bench/bench_codec_gpu.py"], 0.6)
     lane.stage("ops", [*pytest, "bench/bench_ops.py", "-k", "triton or cuda"])
     print(table([json.loads(line) for line in results() if line not in before]))

@@ -216,7 +216,7 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
         motion = nets.mv_prior.estimate(mv_y, mv_z, self.bit_estimator_z_mv, join=join, **how)
         mv_hat = motion.y_hat * q_mv
         flow = nets.flow(mv_hat).to(x.dtype)
-        contexts = nets.contexts(flow, state.frame, state.feature)
+        contexts = nets.contexts(flow, nets.features(state.frame, state.feature))
 
         y = nets.network("contextual_encoder")(x, *contexts).to(x.dtype) / q_y
         z = self.contextual_hyper_prior_encoder(y).to(x.dtype)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
 from typing import Any, ClassVar
 
@@ -18,7 +18,7 @@ from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.nn import rate_factorized_tables
 from sparsecodec.nn.part_coder import PartCoder
 from sparsecodec.nn.part_prior import PartPrior
-from sparsecodec.nn.routine import Routine, drive, pulling, pushing
+from sparsecodec.nn.routine import Host, Routine, eagerly, pulling, pushing
 from sparsecodec.ops import rt_scale_thresholds
 
 STRIDE = 16  # of the latent: pictures are padded to multiples of it
@@ -164,19 +164,40 @@ class RTModel(nn.Module):
             if all(value is not None for value in rows):
                 setattr(self, name, EntropyTables(*(np.asarray(value, np.int32) for value in rows)))
 
-    def _write(self, routine: Routine) -> tuple[bytes, Any]:
+    def _run(self, routine: Callable[..., Routine], *inputs: Any, host: Host) -> Any:
+        """Runs ``routine(*inputs)``; a model whose routines are captured does it in its own way."""
+        return eagerly(routine, *inputs, host=host)
+
+    def _write(self, routine: Callable[..., Routine], *inputs: Any) -> tuple[bytes, Any]:
         """Runs an encoding routine: (payload, what it returns)."""
         encoder = Encoder32(1 + self._two_streams)
-        result = drive(routine, pushing(encoder))
+        result = self._run(routine, *inputs, host=pushing(encoder))
         return encoder.finish(), result
 
-    @staticmethod
-    def _read(payload: bytes, routine: Routine, streams: int) -> Any:
-        """Runs a decoding routine on all of `payload`."""
+    def _read(
+        self, payload: bytes, size: tuple[int, int, int], qp: int, routine: Callable[..., Routine], *inputs: Any
+    ) -> Any:
+        """Runs a decoding routine on all of `payload`.
+
+        Args:
+            size: height and width of the latent, and the number of streams.
+            qp: of the hyper-latent's tables.
+            routine: asks for the hyper-latent as a `Known`, once.
+        """
+        height, width, streams = size
         decoder = Decoder32(payload, streams)
-        result = drive(routine, pulling(decoder))
+        hyper = self.coder().z_request(self._hyper_shape(height, width), qp)
+        result = self._run(routine, *inputs, host=pulling(decoder, hyper))
         decoder.finish()
         return result
+
+    def _hyper_shape(self, height: int, width: int) -> tuple[int, int, int, int]:
+        """Of the hyper-latent of a latent of that size."""
+        return 1, self.hyper_channels, -(-height // HYPER), -(-width // HYPER)
+
+    def _rate(self, qp: int) -> Tensor | int:
+        """`qp` as routines take it; where those are captured it is data, ``[1]`` int64 on the device."""
+        return qp
 
     # --- checks ---------------------------------------------------------------------------------------------------
 

@@ -12,12 +12,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.models.dcvc_rt import HYPER, QUALITIES, RTModel, pad_latent, quality_bank
+from sparsecodec.models.dcvc_rt import QUALITIES, RTModel, pad_latent, quality_bank
 from sparsecodec.models.fitting import filled, numbered
 from sparsecodec.nn import BitEstimator
 from sparsecodec.nn.likelihood import rate_rows
 from sparsecodec.nn.part_prior import estimate
-from sparsecodec.nn.routine import Routine
+from sparsecodec.nn.routine import Known, Routine
 from sparsecodec.nn.rt_layers import DCB, PATCH_CHANNELS, Down, Up, blocks, from_patches, to_patches
 from sparsecodec.nn.rt_prior import IntraPrior
 
@@ -181,8 +181,8 @@ class DCVCRTImage(RTModel):
         """
         self.check_picture(x, batch=1)
         self.check_rate(qp, 1)
-        payload, y_hat = self._write(self._encoding(x, qp))
-        return {"bit_stream": payload, "x_hat": self._picture(y_hat, qp)}
+        payload, x_hat = self._write(self._encoding, x, self._rate(qp))
+        return {"bit_stream": payload, "x_hat": x_hat}
 
     @torch.no_grad()
     def decompress(self, bit_stream: bytes, sps: Mapping[str, int], qp: int) -> dict[str, Tensor]:
@@ -201,19 +201,18 @@ class DCVCRTImage(RTModel):
             UsageError: `update` was not called; a size below 1; another quality.
         """
         self.check_rate(qp, 1)
-        height, width, streams = self.check_parameter_set(sps)
-        y_hat = self._read(bit_stream, self._decoding(height, width, qp), streams)
-        return {"x_hat": self._picture(y_hat, qp)}
+        height, width, _ = size = self.check_parameter_set(sps)
+        return {"x_hat": self._read(bit_stream, size, qp, self._decoding, height, width, self._rate(qp))}
 
-    def _encoding(self, x: Tensor, qp: int) -> Routine:
-        y = self.enc(x, rate_rows(self.q_scale_enc, qp))
-        return (yield from self.coder().encoding(y, self.hyper_enc(pad_latent(y)), qp))
+    def _encoding(self, x: Tensor, rate: Tensor | int) -> Routine:
+        y = self.enc(x, rate_rows(self.q_scale_enc, rate))
+        y_hat = yield from self.coder().encoding(y, self.hyper_enc(pad_latent(y)), rate)
+        return self._picture(y_hat, rate)
 
-    def _decoding(self, height: int, width: int, qp: int) -> Routine:
-        coder = self.coder()
-        z_shape = (1, self.hyper_channels, -(-height // HYPER), -(-width // HYPER))
-        z_symbols = (yield coder.z_request(z_shape, qp)).to(self.q_scale_dec.device)
-        return (yield from coder.decoding(z_symbols, (height, width), dtype=self.q_scale_dec.dtype))
+    def _decoding(self, height: int, width: int, rate: Tensor | int) -> Routine:
+        z_symbols = (yield Known(self._hyper_shape(height, width))).to(self.q_scale_dec.device)
+        y_hat = yield from self.coder().decoding(z_symbols, (height, width), dtype=self.q_scale_dec.dtype)
+        return self._picture(y_hat, rate)
 
-    def _picture(self, y_hat: Tensor, qp: int) -> Tensor:
-        return self.dec(y_hat, rate_rows(self.q_scale_dec, qp)).clamp(0, 1)
+    def _picture(self, y_hat: Tensor, rate: Tensor | int) -> Tensor:
+        return self.dec(y_hat, rate_rows(self.q_scale_dec, rate)).clamp(0, 1)

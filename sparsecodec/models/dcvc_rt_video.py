@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.models.dcvc_rt import HYPER, INTER_QUALITIES, SHIFTS, RTModel, pad_latent, quality_bank
+from sparsecodec.models.dcvc_rt import INTER_QUALITIES, SHIFTS, RTModel, pad_latent, quality_bank
 from sparsecodec.models.fitting import filled, numbered
 from sparsecodec.nn import BitEstimator
 from sparsecodec.nn.likelihood import rate_rows
 from sparsecodec.nn.part_prior import estimate
-from sparsecodec.nn.routine import Routine
+from sparsecodec.nn.routine import Known, Routine
 from sparsecodec.nn.rt_layers import (
     DCB,
     PATCH_CHANNELS,
@@ -289,7 +289,7 @@ class DCVCRTVideo(RTModel):
         """
         self.check_picture(x, batch=1)
         self.check_rate(qp, 1)
-        payload, feature = self._write(self._encoding(x, state, qp))
+        payload, feature = self._write(self._encoding, x, *state.fields, self._rate(qp))
         return payload, RTState(feature=feature)
 
     @torch.no_grad()
@@ -311,25 +311,30 @@ class DCVCRTVideo(RTModel):
             UsageError: `update` was not called; a size below 1; another quality.
         """
         self.check_rate(qp, 1)
-        height, width, streams = self.check_parameter_set(sps)
-        feature = self._read(payload, self._decoding(state, height, width, qp), streams)
-        return self.picture(feature, qp), RTState(feature=feature)
+        height, width, _ = size = self.check_parameter_set(sps)
+        inputs = (*state.fields, height, width, self._rate(qp))
+        x_hat, feature = self._read(payload, size, qp, self._decoding, *inputs)
+        return x_hat, RTState(feature=feature)
 
-    def _encoding(self, x: Tensor, state: RTState, qp: int) -> Routine:
-        context, temporal = self.feature_extractor(self.adapt(state), rate_rows(self.q_feature, qp))
-        y = self.encoder(x, context, rate_rows(self.q_encoder, qp))
+    def _contexts(self, frame: Tensor | None, feature: Tensor | None, rate: Tensor | int) -> tuple[Tensor, Tensor]:
+        """What the reference says of a frame, and of its latent's distribution."""
+        reference = self.adapt(RTState(frame, feature))
+        context, temporal = self.feature_extractor(reference, rate_rows(self.q_feature, rate))
+        return context, self.temporal_prior_encoder(temporal)
+
+    def _encoding(self, x: Tensor, frame: Tensor | None, feature: Tensor | None, rate: Tensor | int) -> Routine:
+        context, temporal = self._contexts(frame, feature, rate)
+        y = self.encoder(x, context, rate_rows(self.q_encoder, rate))
         z = self.hyper_encoder(pad_latent(y))
-        y_hat = yield from self.coder().encoding(y, z, qp, self.temporal_prior_encoder(temporal))
-        return self.decoder(y_hat, context, rate_rows(self.q_decoder, qp))
+        y_hat = yield from self.coder().encoding(y, z, rate, temporal)
+        return self.decoder(y_hat, context, rate_rows(self.q_decoder, rate))
 
-    def _decoding(self, state: RTState, height: int, width: int, qp: int) -> Routine:
-        coder = self.coder()
-        z_shape = (1, self.hyper_channels, -(-height // HYPER), -(-width // HYPER))
-        z_symbols = (yield coder.z_request(z_shape, qp)).to(self.q_decoder.device)
-        context, temporal = self.feature_extractor(self.adapt(state), rate_rows(self.q_feature, qp))
-        temporal = self.temporal_prior_encoder(temporal)
-        y_hat = yield from coder.decoding(z_symbols, (height, width), temporal, dtype=self.q_decoder.dtype)
-        return self.decoder(y_hat, context, rate_rows(self.q_decoder, qp))
+    def _decoding(self, frame: Tensor | None, feature: Tensor | None, height: int, width: int, rate: Tensor) -> Routine:
+        context, temporal = self._contexts(frame, feature, rate)  # before the hyper-latent, which they do not need
+        z_symbols = (yield Known(self._hyper_shape(height, width))).to(self.q_decoder.device)
+        y_hat = yield from self.coder().decoding(z_symbols, (height, width), temporal, dtype=self.q_decoder.dtype)
+        feature = self.decoder(y_hat, context, rate_rows(self.q_decoder, rate))
+        return self.picture(feature, rate), feature
 
     # --- the same with the state inside, as the published scripts call it -------------------------------------------
 

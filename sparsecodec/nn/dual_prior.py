@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
 from sparsecodec.nn.layers import lower_bound
 from sparsecodec.nn.likelihood import BitEstimator, round_ste
-from sparsecodec.nn.routine import Coding, Routine, channel_indexes, drive, pulling, pushing
+from sparsecodec.nn.routine import Coding, Known, Routine, channel_indexes, drive, pulling, pushing
 from sparsecodec.ops import evc_scale_thresholds
 from sparsecodec.ops._registry import deferred
 from sparsecodec.ops.entropy_parameters import ENTROPY_PARAMETERS
@@ -242,10 +242,16 @@ class DualPriorCoder:
 
         return (yield from self._two_passes(z_symbols, gain, push, join))
 
+    def z_request(self, size: tuple[int, int]) -> Coding:
+        """The coding call behind `z_decoding`, for whoever answers it."""
+        return Coding(self._z_tables, channel_indexes(self._z_shape(size)))
+
     def z_decoding(self, size: tuple[int, int], device: torch.device) -> Routine:
         """The hyper-latent's symbols where other calls precede them: ``[1, C_z, *size]`` int32 on `device`."""
-        shape = (1, self._z_tables.rows, *size)
-        return (yield Coding(self._z_tables, channel_indexes(shape, device)))
+        return (yield Known(self._z_shape(size))).to(device)
+
+    def _z_shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        return 1, self._z_tables.rows, *size
 
     def decoding(self, z_symbols: Tensor, gain: Tensor, join: Network | None = None) -> Routine:
         """Device work of `decode`: ``z_symbols [1, C_z, h, w]`` int32 -> latent ``[1, C, 4h, 4w]``."""

@@ -15,7 +15,7 @@ from torch import Tensor
 from sparsecodec.entropy import Decoder, Encoder
 from sparsecodec.nn.dual_prior import CodingLayout, DualPrior, DualPriorCoder, Network
 from sparsecodec.nn.flow import LEVELS, Warp, estimate_flow, halve_size
-from sparsecodec.nn.routine import Routine, drive, pulling, pushing
+from sparsecodec.nn.routine import Routine, eagerly, pulling, pushing
 from sparsecodec.ops import laplace_scale_thresholds
 from sparsecodec.ops.quantize_latent import MAX_LIMIT
 
@@ -96,15 +96,17 @@ class HEMInter:
         """The decoded motion ``[N, 2, H, W]`` in pixels."""
         return self.network("mv_decoder")(mv_hat)
 
-    def contexts(self, flow: Tensor, frame: Tensor, feature: Tensor | None) -> Contexts:
-        """What the reference says of this frame, ``[N, C, H, W]`` at 1/1, 1/2 and 1/4."""
+    def features(self, frame: Tensor, feature: Tensor | None) -> Contexts:
+        """What the frame before gives, not yet moved: ``[N, C, H, W]`` at 1/1, 1/2 and 1/4."""
         if feature is None:
-            adapted = self.network("feature_adaptor_I")(frame)
-        else:
-            adapted = self.network("feature_adaptor_P")(feature)
+            return self.network("feature_extractor")(self.network("feature_adaptor_I")(frame))
+        return self.network("feature_extractor")(self.network("feature_adaptor_P")(feature))
+
+    def contexts(self, flow: Tensor, features: Contexts) -> Contexts:
+        """What the reference says of this frame, ``[N, C, H, W]`` at 1/1, 1/2 and 1/4."""
         flow2 = halve_size(flow) / 2
         flow3 = halve_size(flow2) / 2
-        full, half, quarter = self.network("feature_extractor")(adapted)
+        full, half, quarter = features
         warped = (self.warp(full, flow), self.warp(half, flow2), self.warp(quarter, flow3))
         return self.network("context_fusion_net")(*warped)
 
@@ -119,16 +121,29 @@ def _or_zeros(before: Tensor | None, hyper: Tensor) -> Tensor:
     return torch.zeros_like(hyper[:, : hyper.shape[1] // 2]) if before is None else before
 
 
+def _hyper_size(frame: Tensor) -> tuple[int, int]:
+    """Of both hyper-latents."""
+    return frame.shape[2] // 64, frame.shape[3] // 64
+
+
 class HEMInterCoder:
     """Predicted frames to payloads and back.
 
     Args:
         networks: encoder and decoder must compute the same bits.
         mv_coder, y_coder: of the latents of motion and picture.
+        run: runs a routine with its inputs, as `eagerly` does.
     """
 
-    def __init__(self, networks: HEMInter, mv_coder: DualPriorCoder, y_coder: DualPriorCoder) -> None:
+    def __init__(
+        self,
+        networks: HEMInter,
+        mv_coder: DualPriorCoder,
+        y_coder: DualPriorCoder,
+        run: Callable[..., Any] = eagerly,
+    ) -> None:
         self._networks = networks
+        self._run = run
         self._mv_coder = mv_coder
         self._y_coder = y_coder
 
@@ -139,7 +154,7 @@ class HEMInterCoder:
             The payload, and the state as the decoder will have it.
         """
         encoder = Encoder()
-        fields = drive(self.encoding(x, mv_gain, y_gain, *state.fields), pushing(encoder))
+        fields = self._run(self.encoding, x, mv_gain, y_gain, *state.fields, host=pushing(encoder))
         return encoder.finish(), HEMState(*fields)
 
     def decode(self, payload: bytes, state: HEMState, mv_gain: Tensor, y_gain: Tensor) -> HEMState:
@@ -149,7 +164,9 @@ class HEMInterCoder:
             BitstreamError: the payload is damaged or belongs to another state, model or arithmetic.
         """
         decoder = Decoder(payload)
-        fields = drive(self.decoding(mv_gain, y_gain, *state.fields), pulling(decoder))
+        size = _hyper_size(state.frame)
+        hyper = (coder.z_request(size) for coder in (self._mv_coder, self._y_coder))
+        fields = self._run(self.decoding, mv_gain, y_gain, *state.fields, host=pulling(decoder, *hyper))
         decoder.finish()
         return HEMState(*fields)
 
@@ -168,7 +185,7 @@ class HEMInterCoder:
         mv_y = nets.motion(x, frame) / mv_gain.view(1, -1, 1, 1)
         mv_z = nets.network("mv_hyper_prior_encoder")(mv_y)
         mv_hat = yield from self._mv_coder.encoding(mv_y, mv_z, mv_gain, nets.join_motion(mv_before))
-        contexts = nets.contexts(nets.flow(mv_hat), frame, feature)
+        contexts = nets.contexts(nets.flow(mv_hat), nets.features(frame, feature))
         y = nets.network("contextual_encoder")(x, *contexts) / y_gain.view(1, -1, 1, 1)
         z = nets.network("contextual_hyper_prior_encoder")(y)
         y_hat = yield from self._y_coder.encoding(y, z, y_gain, nets.join_latent(contexts[2], y_before))
@@ -183,14 +200,15 @@ class HEMInterCoder:
         y_before: Tensor | None,
         mv_before: Tensor | None,
     ) -> Routine:
-        """Device work of `decode`; returns the fields of the next state."""
-        nets = self._networks
-        size = (frame.shape[2] // 64, frame.shape[3] // 64)
+        """Device work of `decode`; returns the fields of the next state. What needs no hyper-latent comes before it."""
+        nets, size = self._networks, _hyper_size(frame)
+        features = nets.features(frame, feature)
         mv_z = yield from self._mv_coder.z_decoding(size, frame.device)
         mv_hat = yield from self._mv_coder.decoding(mv_z, mv_gain, nets.join_motion(mv_before))
-        contexts = nets.contexts(nets.flow(mv_hat), frame, feature)
+        contexts = nets.contexts(nets.flow(mv_hat), features)
+        join = nets.join_latent(contexts[2], y_before)
         z = yield from self._y_coder.z_decoding(size, frame.device)
-        y_hat = yield from self._y_coder.decoding(z, y_gain, nets.join_latent(contexts[2], y_before))
+        y_hat = yield from self._y_coder.decoding(z, y_gain, join)
         return self._finish(y_hat, mv_hat, contexts)
 
     def _finish(self, y_hat: Tensor, mv_hat: Tensor, contexts: Contexts) -> tuple[Tensor, ...]:

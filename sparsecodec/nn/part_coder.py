@@ -66,22 +66,24 @@ class PartCoder:
         self._index = [deferred(ENTROPY_PARAMETERS, thresholds=thresholds, part=part) for part in prior.parts]
         self._restore = [deferred(RESTORE_LATENT, part=part) for part in prior.parts]
 
-    def z_indexes(self, shape: tuple[int, ...], rate: int, device: torch.device | str | None = None) -> Tensor:
-        """Table rows of a hyper-latent ``[N, Cz, h, w]`` at `rate`, int16 of that shape."""
-        rows = torch.arange(shape[1], dtype=torch.int16, device=device) + rate * shape[1]
+    def z_indexes(self, shape: tuple[int, ...], rate: Tensor | int, device: torch.device | str | None = None) -> Tensor:
+        """Table rows of a hyper-latent ``[N, Cz, h, w]`` at `rate` (an int or ``[1]`` int64), int16 of that shape."""
+        first = rate * shape[1]
+        first = first.to(torch.int16) if isinstance(first, Tensor) else first
+        rows = torch.arange(shape[1], dtype=torch.int16, device=device) + first
         return rows[None, :, None, None].expand(shape).contiguous()
 
     def z_request(self, shape: tuple[int, ...], rate: int) -> Coding:
         """The first coding call of a payload, for decoding it."""
         return Coding(self._z_tables, self.z_indexes(shape, rate))
 
-    def encoding(self, y: Tensor, z: Tensor, rate: int, temporal: Tensor | None = None) -> Routine:
+    def encoding(self, y: Tensor, z: Tensor, rate: Tensor | int, temporal: Tensor | None = None) -> Routine:
         """A frame's latents to coding calls.
 
         Args:
             y: ``[1, C, H, W]`` float. Latent.
             z: ``[1, Cz, ceil(H/4), ceil(W/4)]`` float. Hyper-latent, not yet rounded.
-            rate: row of the tables of the hyper-latent.
+            rate: row of the tables of the hyper-latent; an int, or ``[1]`` int64 on the device.
             temporal: as for `PartPrior.parameters`.
 
         Returns:

@@ -2,7 +2,9 @@
 
 A routine is a generator of device work. Where it needs the coder it yields a `Coding` and, when decoding, is sent the
 symbols. It never looks at a value itself, so whoever drives it may run it eagerly (`drive`) or capture the stretches
-between two yields once and replay them.
+between two yields once and replay them. Where the host knows the table rows without the device, a routine yields a
+`Known`: networks that it ran before, or that follow but for which it needs no symbols, are at work while the host
+decodes.
 """
 
 from __future__ import annotations
@@ -32,15 +34,28 @@ class Coding:
     symbols: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Known:
+    """A decoding call whose tables and rows the host has (`pulling`), so that it waits for no device.
+
+    The answer is in host memory when it was computed eagerly; the routine brings it to its device.
+
+    Attributes:
+        shape: of the symbols.
+    """
+
+    shape: tuple[int, ...]
+
+
 def channel_indexes(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Indexes of a factorised latent ``[N, C, H, W]``: table row = channel, int16."""
     rows = torch.arange(shape[1], dtype=torch.int16, device=device)
     return rows[None, :, None, None].expand(shape).contiguous()
 
 
-Routine = Generator[Coding, Tensor | None, Any]
+Routine = Generator[Coding | Known, Tensor | None, Any]
 # (request on the host, where decoded symbols go or None) -> the symbols when decoding, None when encoding
-Host = Callable[[Coding, Tensor | None], Tensor | None]
+Host = Callable[[Coding | Known, Tensor | None], Tensor | None]
 
 
 def drive(routine: Routine, host: Host) -> Any:
@@ -51,9 +66,17 @@ def drive(routine: Routine, host: Host) -> Any:
             request = routine.send(answer)
         except StopIteration as stop:
             return stop.value
+        if isinstance(request, Known):
+            answer = host(request, None)
+            continue
         symbols = None if request.symbols is None else request.symbols.cpu()
         answer = host(Coding(request.tables, request.indexes.cpu(), symbols), None)
         answer = None if answer is None else answer.to(request.indexes.device)
+
+
+def eagerly(routine: Callable[..., Routine], *inputs: Any, host: Host) -> Any:
+    """Runs ``routine(*inputs)`` by `drive`; what captures routines takes the same arguments."""
+    return drive(routine(*inputs), host)
 
 
 def pushing(encoder: Encoder) -> Host:
@@ -65,10 +88,12 @@ def pushing(encoder: Encoder) -> Host:
     return push
 
 
-def pulling(decoder: Decoder) -> Host:
-    """Answers requests by what a payload holds."""
+def pulling(decoder: Decoder, *known: Coding) -> Host:
+    """Answers requests by what a payload holds; `known`: the calls that the routine asks for by `Known`, in order."""
+    ahead = iter(known)
 
-    def pull(request: Coding, out: Tensor | None) -> Tensor:
-        return decoder.decode(request.indexes, request.tables, out)
+    def pull(request: Coding | Known, out: Tensor | None) -> Tensor:
+        coding = next(ahead) if isinstance(request, Known) else request
+        return decoder.decode(coding.indexes, coding.tables, out)
 
     return pull

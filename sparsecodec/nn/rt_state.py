@@ -44,6 +44,11 @@ class RTState:
         return (self.reference,)
 
     @property
+    def fields(self) -> tuple[Tensor | None, Tensor | None]:
+        """Both."""
+        return self.frame, self.feature
+
+    @property
     def reference(self) -> Tensor:
         """The one that is there."""
         return self.frame if self.feature is None else self.feature

@@ -13,13 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.entropy import Container, Header
-from sparsecodec.errors import ModelMismatchError, UsageError
+from sparsecodec.errors import UsageError
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.runtime.batch import Decoded, decode_each
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.runtime.memory import check_decoding, fitting_tiling
-from sparsecodec.runtime.numerics import Numerics, eager_numerics, kernel_numerics
+from sparsecodec.runtime.numerics import Numerics, check_made_here, eager_numerics, kernel_numerics
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.tiles import Code, check_pixels, decode_tiles, encode_tiles, region_of, touched
 from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
@@ -202,7 +202,7 @@ class CompiledCodec(ABC):
         header = Header.read(data)
         window = region_of(header, region)
         check_pixels(header, window, max_pixels)
-        self._check_made_here(header)
+        check_made_here(header, self.model_hash, self.numerics, self.EXACT_PICTURES)
         check_decoding(self, window, touched(header, window).values(), max_memory)
 
         def restore(payloads: list[bytes], height: int, width: int) -> Tensor:
@@ -237,22 +237,6 @@ class CompiledCodec(ABC):
             shape = self.input_shapes(side, side)[path.split("+")[0]]  # of networks that run as one, the first one's
             self._footprints[path] = self._transforms[path].footprint(shape, self.device) / side**2
         return self._footprints[path]
-
-    def _check_made_here(self, header: Header) -> None:
-        """Raises a ModelMismatchError for a file that another model wrote, or other numerics."""
-        if header.model_hash != self.model_hash:
-            raise ModelMismatchError(
-                f"the stream was made by model {header.model_hash.hex()}, this one is {self.model_hash.hex()}"
-            )
-        if header.numerics != self.numerics.tag:
-            raise ModelMismatchError(
-                f"the stream's entropy parameters were computed with numerics {header.numerics:#06x}, "
-                f"this codec computes with {self.numerics.tag:#06x}: {self.numerics.name}"
-            )
-        if header.exact and not self.EXACT_PICTURES:
-            raise ModelMismatchError(
-                "the file promises an exact picture, this codec's synthesis rounds as its device does"
-            )
 
     def _notes(self) -> tuple[str, ...]:
         """What the report says of precision and guarantees."""

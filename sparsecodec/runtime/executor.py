@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsecodec.nn.routine import Coding, Host, Routine, drive
+from sparsecodec.nn.routine import Coding, Host, Known, Routine, eagerly
 from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.runtime.planning import holding
 
@@ -25,11 +25,13 @@ class _Stretch:
         replay: launches it.
         request: the call, its tensors in pinned memory, which the stretch fills; None at the end.
         answer: pinned memory for decoded symbols, which the next stretch reads; None when encoding.
+        done: behind its last launch.
     """
 
     replay: Callable[[], None]
-    request: Coding | None
+    request: Coding | Known | None
     answer: Tensor | None
+    done: Any = None
 
 
 @dataclass
@@ -52,8 +54,9 @@ class Executor:
 
     A routine's first run with new shapes is eager: kernels are chosen, tuned and given their buffers. It is then
     captured, one graph for each stretch between two coding calls, and later runs replay those: tensors among the inputs
-    are data (another rate needs no other graph), everything else is part of the key. Each coding call costs one
-    synchronisation, and nothing else does.
+    are data (another rate needs no other graph), everything else is part of the key. The host waits for the device
+    before it decodes with what the device computed, and only then: for a `Known` it does not, and what is to be encoded
+    it fetches while the stretches behind it run.
 
     Args:
         device: of the tensors.
@@ -78,7 +81,7 @@ class Executor:
             What the routine returns, a tensor or a tuple of tensors; new memory.
         """
         if self._graphs is None:
-            return drive(routine(*map(self._on_device, inputs)), host)
+            return self._eager(routine, inputs, host)
         key = (routine, *map(_key, inputs))
         with self._graphs.session():
             if key in self._captured:
@@ -98,19 +101,23 @@ class Executor:
         """How many graphs are held."""
         return sum(len(captured.stretches) for captured in self._captured.values() if captured)
 
+    def forget(self) -> None:
+        """Drops all captures: what routines read beside their inputs has changed."""
+        self._captured.clear()
+
     def _on_device(self, value: Any) -> Any:
         return value.to(self._device) if isinstance(value, Tensor) else value
 
     def _eager(self, routine: Callable[..., Routine], inputs: tuple, host: Host) -> Any:
-        return drive(routine(*map(self._on_device, inputs)), host)
+        return eagerly(routine, *map(self._on_device, inputs), host=host)
 
     def _capture(
-        self, routine: Callable[..., Routine], inputs: tuple, calls: list[tuple[Coding, Tensor | None]]
+        self, routine: Callable[..., Routine], inputs: tuple, calls: list[tuple[Coding | Known, Tensor | None]]
     ) -> _Captured | None:
         """`calls`: the requests and answers of the same routine in an eager run, for their sizes."""
         graphs = self._graphs
         static = [_clone(self._on_device(value)) for value in inputs]
-        requests = [_map_coding(graphs.pinned, request) for request, _ in calls]
+        requests = [_map_request(graphs.pinned, request) for request, _ in calls]
         answers = [None if answer is None else graphs.pinned(answer) for _, answer in calls]
         on_device = [None if answer is None else torch.empty_like(answer, device=self._device) for answer in answers]
         running, pool = routine(*static), graphs.new_pool()
@@ -124,9 +131,10 @@ class Executor:
                 request = running.send(answer)
             except StopIteration as stop:
                 return True, stop.value
-            requests[index].indexes.copy_(request.indexes, non_blocking=True)
-            if request.symbols is not None:
-                requests[index].symbols.copy_(request.symbols, non_blocking=True)
+            if isinstance(request, Coding):
+                requests[index].indexes.copy_(request.indexes, non_blocking=True)
+                if request.symbols is not None:
+                    requests[index].symbols.copy_(request.symbols, non_blocking=True)
             return False, None
 
         try:
@@ -144,16 +152,36 @@ class Executor:
         return _Captured(static, stretches, value, [*held, *on_device])
 
     def _replay(self, captured: _Captured, inputs: tuple, host: Host) -> Any:
-        for static, value in zip(captured.inputs, inputs, strict=True):
-            if isinstance(value, Tensor):
-                static.copy_(value, non_blocking=True)
-        for stretch in captured.stretches:
+        with torch.inference_mode():  # made in it, perhaps: then they may be written to only in it
+            for static, value in zip(captured.inputs, inputs, strict=True):
+                if isinstance(value, Tensor):
+                    static.copy_(value, non_blocking=True)
+        graphs, unsent = self._graphs, []  # what is to be encoded, and still on its way to the host
+
+        def send() -> None:
+            for stretch in unsent:
+                graphs.wait(stretch.done)
+                host(stretch.request, None)
+            unsent.clear()
+
+        for stretch, behind in zip(captured.stretches, [*captured.stretches[1:], None], strict=True):
             stretch.replay()
-            if stretch.request is not None:
-                self._graphs.wait()
-                answer = host(stretch.request, stretch.answer)
-                if answer is not None and answer is not stretch.answer:
-                    stretch.answer.copy_(answer)
+            request, read = stretch.request, behind and behind.done  # by the run before, if it read the same memory
+            stretch.done = graphs.mark()
+            if request is None:
+                break
+            if stretch.answer is None:
+                unsent.append(stretch)
+                continue
+            send()
+            if not isinstance(request, Known):
+                graphs.wait(stretch.done)
+            elif read is not None:
+                graphs.wait(read)
+            answer = host(request, stretch.answer)
+            if answer is not stretch.answer:
+                stretch.answer.copy_(answer)
+        send()
         return captured.result
 
 
@@ -162,9 +190,9 @@ class _Witness:
 
     def __init__(self, host: Host) -> None:
         self._host = host
-        self.calls: list[tuple[Coding, Tensor | None]] = []
+        self.calls: list[tuple[Coding | Known, Tensor | None]] = []
 
-    def __call__(self, request: Coding, out: Tensor | None) -> Tensor | None:
+    def __call__(self, request: Coding | Known, out: Tensor | None) -> Tensor | None:
         answer = self._host(request, out)
         self.calls.append((request, answer))
         return answer
@@ -184,6 +212,8 @@ def _map(function: Callable[[Tensor], Tensor], value: Any) -> Any:
     return function(value) if isinstance(value, Tensor) else value
 
 
-def _map_coding(function: Callable[[Tensor], Tensor], request: Coding) -> Coding:
+def _map_request(function: Callable[[Tensor], Tensor], request: Coding | Known) -> Coding | Known:
+    if isinstance(request, Known):
+        return request
     symbols = None if request.symbols is None else function(request.symbols)
     return Coding(request.tables, function(request.indexes), symbols)

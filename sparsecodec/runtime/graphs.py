@@ -22,7 +22,6 @@ class CudaGraphs:
     def __init__(self, device: torch.device) -> None:
         self._stream = torch.cuda.Stream(device)
         self._outside = self._stream
-        self._event = torch.cuda.Event()
 
     @contextmanager
     def session(self) -> Iterator[None]:
@@ -51,10 +50,15 @@ class CudaGraphs:
         """Page-locked host memory for a tensor of that shape and dtype, contiguous."""
         return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
 
-    def wait(self) -> None:
-        """Blocks the host until everything launched so far is done."""
-        self._event.record()
-        self._event.synchronize()
+    def mark(self) -> torch.cuda.Event:
+        """This point of the work, within a session: behind everything launched so far."""
+        event = torch.cuda.Event()
+        event.record()
+        return event
+
+    def wait(self, mark: torch.cuda.Event) -> None:
+        """Blocks the host until everything in front of `mark` is done."""
+        mark.synchronize()
 
     def handed_over(self, tensor: Tensor) -> Tensor:
         """A copy for the caller, whose stream will use it; within a session."""

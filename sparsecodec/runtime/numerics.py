@@ -6,10 +6,15 @@ import importlib.metadata
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
+from typing import Protocol
 
 import torch
 
+from sparsecodec.errors import ModelMismatchError
 from sparsecodec.ops._registry import resolve
+
+GPU_TAG = 0x4000  # of kernels on a GPU; 0x8000: of a CPU's whose bits differ between CPUs, and of torch's own layers
+GPU_DTYPES = ("float32", "float16", "bfloat16", "mixed")  # two bits of a GPU's tag; float32 may be beside the others
 
 
 def default_dtype(device: torch.device) -> torch.dtype:
@@ -50,6 +55,13 @@ def _unnumbered(name: str) -> Numerics:
     return Numerics(name, 0x8000 | zlib.crc32(name.encode()) & 0x7FFF)
 
 
+def _on_gpu(name: str, dtypes: Collection[str]) -> Numerics:
+    """Kernels on a GPU: the tag also tells what they computed in."""
+    narrow = sorted(set(dtypes) - {"float32"}) or ["float32"]
+    kind = GPU_DTYPES.index(narrow[0] if len(narrow) == 1 else "mixed")
+    return Numerics(name, GPU_TAG | kind << 12 | zlib.crc32(name.encode()) & 0xFFF)
+
+
 def kernel_numerics(backends: frozenset[str], device: torch.device) -> Numerics:
     """What float32 networks compute with when `backends` run their steps.
 
@@ -59,8 +71,10 @@ def kernel_numerics(backends: frozenset[str], device: torch.device) -> Numerics:
     if backends == {"cpu"}:
         return PINNED
     if backends == {"triton"}:
-        where = torch.cuda.get_device_name(device) if device.type == "cuda" else "interpreter"
-        return _unnumbered(f"triton {importlib.metadata.version('triton')} fma32, {where}")
+        name = f"triton {importlib.metadata.version('triton')} fma32"
+        if device.type == "cuda":
+            return _on_gpu(f"{name}, {torch.cuda.get_device_name(device)}", ("float32",))
+        return _unnumbered(f"{name}, interpreter")
     return eager_numerics(device)
 
 
@@ -73,19 +87,21 @@ def video_numerics(
     do not.
 
     Args:
-        threads: how many there are, where torch also reduces or multiplies matrices; None: its share does not depend on
-            their number.
+        threads: how many there are, where torch also reduces or multiplies matrices on a CPU; None: its share does not
+            depend on their number.
     """
+    name = "video loop in " + "+".join(sorted(dtypes)) + " on " + "+".join(sorted(backends))
+    name += f", torch {torch.__version__}"
     if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    else:
-        where = torch.backends.cpu.get_cpu_capability()
-        if "bfloat16" in dtypes and "cpu" in backends:
-            where += f", {resolve('sparsecodec._C:cpu_isa')()}"
+        if "triton" in backends:
+            name += f", triton {importlib.metadata.version('triton')}"
+        return _on_gpu(f"{name}, {torch.cuda.get_device_name(device)}", dtypes)
+    name += f", {torch.backends.cpu.get_cpu_capability()}"
+    if "bfloat16" in dtypes and "cpu" in backends:
+        name += f", {resolve('sparsecodec._C:cpu_isa')()}"
     if threads is not None:
-        where += f", {threads} threads"
-    kinds = "+".join(sorted(dtypes)) + " on " + "+".join(sorted(backends))
-    return _unnumbered(f"video loop in {kinds}, torch {torch.__version__}, {where}")
+        name += f", {threads} threads"
+    return _unnumbered(name)
 
 
 def described(tag: int) -> str:
@@ -93,4 +109,38 @@ def described(tag: int) -> str:
     for numerics in (PINNED, PORTABLE, PORTABLE_VIDEO):
         if numerics.tag == tag:
             return numerics.name
-    return "of one machine and its library versions" if tag & 0x8000 else "unknown to this release"
+    if tag & 0x8000:
+        return "of one CPU, or of torch's own layers, and of their library versions"
+    if tag & GPU_TAG:
+        return f"kernels on a GPU in {GPU_DTYPES[tag >> 12 & 3]}, of one device and its library versions"
+    return "unknown to this release"
+
+
+class _Header(Protocol):
+    model_hash: bytes
+    numerics: int
+    exact: bool
+
+
+def check_made_here(header: _Header, model_hash: bytes, numerics: Numerics, exact_pictures: bool) -> None:
+    """Refuses a stream that other weights or another arithmetic made.
+
+    Args:
+        header: of the stream.
+        model_hash, numerics: of the codec that is to open it.
+        exact_pictures: whether that codec gives the same pictures on every device.
+
+    Raises:
+        ModelMismatchError: it does not fit; the message says what made the stream, and what this codec is.
+    """
+    if header.model_hash != model_hash:
+        raise ModelMismatchError(
+            f"the stream was made by model {header.model_hash.hex()}, this one is {model_hash.hex()}"
+        )
+    if header.numerics != numerics.tag:
+        raise ModelMismatchError(
+            f"the stream was made with numerics {header.numerics:#06x} ({described(header.numerics)}), "
+            f"this codec computes with {numerics.tag:#06x}: {numerics.name}"
+        )
+    if header.exact and not exact_pictures:
+        raise ModelMismatchError("the stream promises exact pictures, this codec's synthesis rounds as its device does")

@@ -16,7 +16,7 @@ from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.runtime.codec import MAX_PIXELS, finished
-from sparsecodec.runtime.numerics import Numerics, described
+from sparsecodec.runtime.numerics import Numerics, check_made_here
 
 QPS = 64
 INTRA_PERIOD = 250  # frames; what x264 takes, too
@@ -54,6 +54,7 @@ class CompiledVideo(ABC):
         self.model_hash = model_hash
         self.device = device
         self.lock = threading.Lock()  # sessions hold it while they code a frame
+        self._warm_pixels = 0
 
     @property
     @abstractmethod
@@ -93,6 +94,16 @@ class CompiledVideo(ABC):
         self, payload: bytes, state: VideoState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, VideoState]:
         """Payload of `inter_encode` -> frame and State, as for `intra_decode`."""
+
+    def warm_up(self, sample: Tensor) -> None:
+        """Codes `sample` as three frames, so that every layer has its kernel and its buffers."""
+        x = self.padded(sample)
+        self._warm_pixels = x.shape[2] * x.shape[3]
+        _, state = self.intra_encode(x, 0)
+        for index in (1, 2):
+            payload, after = self.inter_encode(x, state, 0, index)
+            self.inter_decode(payload, state, x.shape[2], x.shape[3], 0, index)
+            state = after
 
     def padded_size(self, height: int, width: int) -> tuple[int, int]:
         """The next multiples of `stride`."""
@@ -224,7 +235,7 @@ class VideoDecoder:
             raise UsageError(f"start={start} (needs at least 0)")
         self._codec, self._reader, self._start = codec, reader, start
         self.header = reader.header
-        _check_made_here(codec, self.header)
+        check_made_here(self.header, codec.model_hash, codec.numerics, codec.exact_pictures)
         if start and reader.seekable:
             reader.seek(start)
 
@@ -266,21 +277,6 @@ def _checked_qp(qp: int) -> int:
     if not 0 <= qp < QPS:
         raise UsageError(f"qp={qp} (needs 0 to {QPS - 1})")
     return qp
-
-
-def _check_made_here(codec: CompiledVideo, header: VideoHeader) -> None:
-    """Raises a ModelMismatchError for a file that another model wrote, or other numerics."""
-    if header.model_hash != codec.model_hash:
-        raise ModelMismatchError(
-            f"the stream was made by model {header.model_hash.hex()}, this one is {codec.model_hash.hex()}"
-        )
-    if header.numerics != codec.numerics.tag:
-        raise ModelMismatchError(
-            f"the stream was made with numerics {header.numerics:#06x} ({described(header.numerics)}), "
-            f"this codec computes with {codec.numerics.tag:#06x}: {codec.numerics.name}"
-        )
-    if header.exact and not codec.exact_pictures:
-        raise ModelMismatchError("the file promises exact pictures, this codec's synthesis rounds as its device does")
 
 
 def fingerprint(state: VideoState) -> int:

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from sparsecodec.nn.routine import Host, Routine
+from sparsecodec.ops import warp
+from sparsecodec.runtime.executor import Executor
+from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.runtime.numerics import Numerics, video_numerics
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.transform import CompiledTransform
@@ -69,15 +73,26 @@ class Keeping(nn.Module):
         return self._network(*inputs, **steps).to(self._dtype, copy=True)
 
 
+def warp_any(x: Tensor, flow: Tensor) -> Tensor:
+    """`sparsecodec.ops.warp` of tensors of any layout."""
+    return warp(x.contiguous(memory_format=torch.channels_last), flow.float())
+
+
 class VideoNetworks:
     """Compiled networks, called by their path.
 
     Args:
         model: in eval mode, float32, on the device; not modified.
         strict: as for `CompiledTransform`.
+
+    Attributes:
+        device: where they run.
+        executor: runs the routines that call them.
     """
 
     def __init__(self, model: nn.Module, strict: bool) -> None:
+        self.device = next(model.parameters()).device
+        self.executor = Executor(self.device, CudaGraphs(self.device) if self.device.type == "cuda" else None)
         self._model = model
         self._strict = strict
         self._networks: dict[str, Network] = {}
@@ -100,6 +115,10 @@ class VideoNetworks:
         self._networks[path], self._modules[path] = Network(transform), (prefix, module)
         return self._networks[path]
 
+    def run(self, routine: Callable[..., Routine], *inputs: Any, host: Host) -> Any:
+        """Runs a routine that calls them, as `Executor.run`."""
+        return self.executor.run(routine, *inputs, host=host)
+
     @property
     def transforms(self) -> list[CompiledTransform]:
         """What runs, in the order of `add`."""
@@ -114,7 +133,13 @@ class VideoNetworks:
         """As `numerics`; `threads` as for `video_numerics`."""
         backends = frozenset().union(*(transform.backends for transform in self.transforms))
         dtypes = {str(transform.dtype).removeprefix("torch.") for transform in self.transforms}
-        return video_numerics(backends, dtypes, next(self._model.parameters()).device, threads)
+        return video_numerics(backends, dtypes, self.device, threads)
+
+    def capture_notes(self) -> tuple[str, ...]:
+        """What a report says of the graphs; nothing where there are none."""
+        if self.device.type != "cuda":
+            return ()
+        return f"{self.executor.captures} CUDA graphs held", *self.executor.refusals
 
     def report(self, pixels: int, decoder: Sequence[str], notes: tuple[str, ...]) -> Report:
         """Each layer with its op, backend and MACs per pixel of a frame.

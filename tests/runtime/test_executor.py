@@ -2,12 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import nullcontext
-
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from sparsecodec import BitstreamError
 from sparsecodec.entropy import evc_gaussian_tables
@@ -17,66 +13,9 @@ from sparsecodec.runtime import compile_codec, executor
 from sparsecodec.runtime.executor import Executor
 
 from .conftest import build
+from .recorded_graphs import RecordedGraphs
 
 CPU = torch.device("cpu")
-
-
-class Recorder(TorchDispatchMode):
-    """Keeps every operation with the tensors it read and wrote."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.calls = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        kwargs = kwargs or {}
-        out = function(*args, **kwargs)
-        read = {storage_of(value) for value in tree_leaves((args, kwargs))}
-        written = any(
-            value.alias_info is not None and value.alias_info.is_write for value in function._schema.arguments
-        )
-        new = [value for value in tree_leaves(out) if isinstance(value, torch.Tensor) and storage_of(value) not in read]
-        if new or written:  # else a view, which changes with its base
-            self.calls.append((function, args, kwargs, out))
-        return out
-
-    def replay(self) -> None:
-        for function, args, kwargs, out in self.calls:
-            again = function(*args, **kwargs)
-            for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
-                if isinstance(old, torch.Tensor) and storage_of(old) != storage_of(new):
-                    old.copy_(new)
-
-
-def storage_of(value) -> int | None:
-    return value.untyped_storage().data_ptr() if isinstance(value, torch.Tensor) else None
-
-
-class RecordedGraphs:
-    """`CudaGraphs` without CUDA."""
-
-    session = staticmethod(nullcontext)
-
-    def __init__(self) -> None:
-        self.recorded = self.waits = 0
-
-    def new_pool(self):
-        return None
-
-    def capture(self, work, pool):
-        self.recorded += 1
-        with Recorder() as recorder:
-            result = work()
-        return result, recorder.replay
-
-    def pinned(self, like):
-        return torch.empty(like.shape, dtype=like.dtype)
-
-    def wait(self):
-        self.waits += 1
-
-    def handed_over(self, tensor):
-        return tensor.clone()
 
 
 @pytest.fixture(autouse=True)
@@ -107,7 +46,7 @@ def test_replays_decode_other_pictures_at_other_rates(pair):
     for number, (x, quality) in enumerate(zip(pictures(4), (50, 0, 100, 30), strict=True)):
         blob = eager.encode(x, quality)
         assert captured.encode(x, quality) == blob
-        graphs.waits = 0
+        graphs.events.clear()
         assert torch.equal(captured.decode(blob), eager.decode(blob))
         assert graphs.waits == (0 if number == 0 else 2)  # one for each pass over the latent, none else
     assert captured._executor.captures == graphs.recorded == 4 + 3

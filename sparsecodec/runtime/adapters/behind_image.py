@@ -14,9 +14,10 @@ from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.runtime.adapters.autoregressive import AutoregressiveCodec
 from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec
 from sparsecodec.runtime.adapters.evc import EVCCodec
+from sparsecodec.runtime.adapters.paired import PairedVideo
 from sparsecodec.runtime.codec import CompiledCodec
 from sparsecodec.runtime.numerics import Numerics, eager_numerics, video_numerics
-from sparsecodec.runtime.video import QPS, CompiledVideo, VideoState
+from sparsecodec.runtime.video import QPS, VideoState
 from sparsecodec.runtime.video_networks import VideoNetworks
 
 INTRA = (EVCCodec, FactorizedCodec, HyperpriorCodec, AutoregressiveCodec)
@@ -35,7 +36,7 @@ class Chain(nn.Module):
         return x
 
 
-class BehindImage(CompiledVideo):
+class BehindImage(PairedVideo):
     """An inter codec behind EVC or one of CompressAI's codecs. It has one rate: only I frames listen to the qp.
 
     Args:
@@ -53,15 +54,12 @@ class BehindImage(CompiledVideo):
     def __init__(
         self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, networks: VideoNetworks | None
     ) -> None:
-        super().__init__(model_hash(model)[:8], device)
-        self.dtype = dtype
+        super().__init__(model_hash(model)[:8], device, dtype, networks)
         adapter = next((adapter for adapter in INTRA if adapter.matches(model.intra)), None)
         if adapter is None:
             known = ", ".join(adapter.__name__ for adapter in INTRA)
             raise UsageError(f"{type(model.intra).__name__} cannot code a clip's first frame ({known} can)")
-        self.intra: CompiledCodec = adapter(model.intra, device, dtype, strict)
-        self._networks = networks
-        self._warm_pixels = 0
+        self.intra: CompiledCodec = adapter(model.intra, device, self.dtype, strict)
 
     @abstractmethod
     def start(self, x_hat: Tensor) -> VideoState:
@@ -76,14 +74,6 @@ class BehindImage(CompiledVideo):
         dtypes = {str(dtype).removeprefix("torch.") for dtype in (torch.float32, self.dtype)}
         return video_numerics(backends, dtypes, self.device)
 
-    def warm_up(self, sample: Tensor) -> None:
-        """Codes `sample` as two frames, so that every layer has its kernel and its buffers."""
-        x = self.padded(sample)
-        self._warm_pixels = x.shape[2] * x.shape[3]
-        _, state = self.intra_encode(x, 0)
-        payload, _ = self.inter_encode(x, state, 0, 1)
-        self.inter_decode(payload, state, x.shape[2], x.shape[3], 0, 1)
-
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, VideoState]:
         quality = 100 * qp / (QPS - 1) if isinstance(self.intra, EVCCodec) else None
@@ -96,14 +86,6 @@ class BehindImage(CompiledVideo):
         check_size(header.height, header.width, height, width)
         x_hat = self.intra.decode(payload)
         return x_hat, self.start(x_hat)
-
-    def paired_notes(self, precision: str) -> tuple[str, ...]:
-        """What the report says of both ends; `precision`: which networks compute in which one."""
-        return (
-            f"networks in {str(self.dtype).removeprefix('torch.')}; {precision} in float32",
-            f"both ends: {self.numerics.name}",
-            "paired: the state after each frame is fingerprinted; where it drifts, decoding stops and says so",
-        )
 
 
 def check_size(height: int, width: int, wanted_height: int, wanted_width: int) -> None:

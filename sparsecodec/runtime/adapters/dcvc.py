@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from typing import ClassVar
 
 import torch
@@ -15,11 +14,11 @@ from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.autoregressive import PositionCoder
 from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, LatentCoder
 from sparsecodec.nn.flow import estimate_flow
-from sparsecodec.ops import dcvc_scale_thresholds, warp
+from sparsecodec.ops import dcvc_scale_thresholds
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain, check_size
+from sparsecodec.runtime.adapters.paired import copied
 from sparsecodec.runtime.context_model import ContextModel, ContextRows, why_not_native
-from sparsecodec.runtime.report import Report
-from sparsecodec.runtime.video_networks import VideoNetworks
+from sparsecodec.runtime.video_networks import VideoNetworks, warp_any
 
 
 class CompiledFlow(nn.Module):
@@ -30,7 +29,7 @@ class CompiledFlow(nn.Module):
         self._steps = nn.ModuleList(steps)
 
     def forward(self, x: Tensor, reference: Tensor) -> Tensor:
-        return estimate_flow(self._steps, x, reference, _warp)
+        return estimate_flow(self._steps, x, reference, warp_any)
 
 
 class RowsOrLayers:
@@ -134,7 +133,7 @@ class CompiledDCVC(DCVC):
                 setattr(self, f"{name}{part}", module)
         self.eval().requires_grad_(False)
         coders = {part: self._coder_of(part) for part in (MOTION, FRAME)}
-        self._coder = DCVCCoder(self.get_submodule, coders, DCVC.coder(self).z_tables, _warp)
+        self._coder = DCVCCoder(self.get_submodule, coders, DCVC.coder(self).z_tables, warp_any)
 
     def _coder_of(self, part: str) -> LatentCoder:
         context, parameters, _ = self.entropy_networks(part)
@@ -170,12 +169,14 @@ class DCVCCodec(BehindImage):
         inter: the inter model; it answers the published calls.
     """
 
+    FLOAT32: ClassVar = "entropy networks, motion and the last layer of a picture"
+
     def __init__(
         self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, original: bool = False
     ) -> None:
         inter = _own_copy(model.inter, device, original)
         networks = None if original else VideoNetworks(inter, strict)
-        super().__init__(model, device, torch.float32 if original else dtype, strict, networks)
+        super().__init__(model, device, dtype, strict, networks)
         self.inter = OriginalDCVC(inter) if original else CompiledDCVC(inter, networks, "", dtype)
 
     @classmethod
@@ -208,31 +209,23 @@ class DCVCCodec(BehindImage):
         x_hat = self.inter.coder().decode(DCVCStrings(*file.strings), state.frame)
         return x_hat, DCVCState(x_hat)
 
-    @property
-    def report(self) -> Report:
-        """Each layer of the inter model with its op, backend and MACs, or the reason why it stayed a torch layer."""
-        if self._networks is None:
-            native = all(coder.native for coder in self.inter.coder().coders.values())
-            how = "row by row in one native call" if native else "as torch layers"
-            notes = ("original: every layer is the model's own, in float32", f"context models: {how}")
-            return Report((), notes, (), 0)
-        notes = (
-            *self.paired_notes("entropy networks, motion and the last layer of a picture"),
-            "context models: wave by wave in one native call, pinned float32",
-        )
-        paths = (*CompiledDCVC.ENTROPY, *CompiledDCVC.MOTION, *CompiledDCVC.FEATURES, *CompiledDCVC.PICTURE)
-        return self._networks.report(self._warm_pixels, paths, notes)
+    def decoder_paths(self) -> list[str]:
+        return [*CompiledDCVC.ENTROPY, *CompiledDCVC.MOTION, *CompiledDCVC.FEATURES, *CompiledDCVC.PICTURE]
 
-
-def _warp(x: Tensor, flow: Tensor) -> Tensor:
-    """`sparsecodec.ops.warp` of tensors of any layout."""
-    return warp(x.contiguous(memory_format=torch.channels_last), flow.float())
+    def notes(self) -> tuple[str, ...]:
+        if self._networks is not None:
+            return (*super().notes(), "context models: wave by wave in one native call, pinned float32")
+        native = all(coder.native for coder in self.inter.coder().coders.values())
+        return (*super().notes(), f"context models: {'row by row in one native call' if native else 'as torch layers'}")
 
 
 def _own_copy(model: DCVC, device: torch.device, original: bool) -> DCVC:
     if device.type != "cpu" and not original:
-        raise UsageError(f"device={device}: DCVC is compiled for CPUs (original=True runs the model's own layers)")
-    model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+        raise UsageError(
+            f"device={device}: DCVC is compiled for CPUs, because its context models code position by position in a "
+            "native call (original=True runs the model's own layers)"
+        )
+    model = copied(model, device)
     model.auto_regressive.hide()
     model.auto_regressive_mv.hide()
     return model

@@ -2,25 +2,23 @@
 
 from __future__ import annotations
 
-import copy
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
-from torch import Tensor, get_num_threads, nn
+from torch import Tensor, nn
 
+from sparsecodec.entropy import Decoder, Encoder
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
-from sparsecodec.models.dual_prior_image import STRIDE
-from sparsecodec.models.video import VideoCodec
+from sparsecodec.models.dual_prior_image import STRIDE, check_picture
 from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.hem_inter import FLOW, HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
-from sparsecodec.ops import warp
-from sparsecodec.runtime.numerics import Numerics, eager_numerics
-from sparsecodec.runtime.report import Report
-from sparsecodec.runtime.video import QPS, CompiledVideo
-from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks
+from sparsecodec.nn.routine import Routine, pulling, pushing
+from sparsecodec.runtime.adapters.paired import TwoModels
+from sparsecodec.runtime.video import QPS
+from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks, warp_any
 
 
 class Picture(nn.Module):
@@ -38,8 +36,8 @@ class CompiledHEMImage(DCVCHEMImage):
     """`DCVCHEMImage` on compiled networks: it answers the same calls.
 
     Args:
-        model: on a CPU, in eval mode.
-        networks: of the whole codec; this model's are added to them.
+        model: on the device, in eval mode.
+        networks: of the whole codec; this model's are added to them, and their executor runs its routines.
         prefix: what paths in this model begin with there.
         dtype: of the transforms; entropy networks and the last layer of the picture are float32.
     """
@@ -62,10 +60,40 @@ class CompiledHEMImage(DCVCHEMImage):
             networks.add(prefix + net, dtype), Picture(networks.add(prefix + last, torch.float32))
         )
         self.eval().requires_grad_(False)
-        self._coder = DualPriorCoder(self.prior, *model.tables(), layout=self.LAYOUT)
+        self._networks = networks
+        self._coder = DualPriorCoder(self.prior, *model.tables(), networks.device, self.LAYOUT)
 
     def coder(self) -> DualPriorCoder:
         return self._coder
+
+    @torch.no_grad()
+    def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
+        """As the model's own."""
+        check_picture(x, batch=1)
+        encoder, q = Encoder(self.LAYOUT.streams), self.curr_q(self.round_q_scale(q_scale))
+        x_hat = self._networks.run(self._encoding, x, q, host=pushing(encoder))
+        return {"bit_stream": encoder.finish(), "x_hat": x_hat}
+
+    def _decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> Tensor:
+        if height < 1 or width < 1:
+            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
+        decoder, q = Decoder(bit_stream, self.LAYOUT.streams), self.curr_q(self.round_q_scale(q_scale))
+        size = (-(-height // STRIDE), -(-width // STRIDE))
+        hyper = self._coder.z_request(size)
+        x_hat = self._networks.run(self._decoding, *size, q, host=pulling(decoder, hyper))
+        decoder.finish()
+        return x_hat
+
+    def _encoding(self, x: Tensor, q: Tensor) -> Routine:
+        y = self.enc(x) / q
+        return self._finish((yield from self._coder.encoding(y, self.hyper_enc(y), q.flatten())))
+
+    def _decoding(self, height: int, width: int, q: Tensor) -> Routine:
+        z_symbols = yield from self._coder.z_decoding((height, width), q.device)
+        return self._finish((yield from self._coder.decoding(z_symbols, q.flatten())))
+
+    def _finish(self, y_hat: Tensor) -> Tensor:
+        return self.synthesise(y_hat.contiguous()).clamp(0, 1)
 
 
 class CompiledHEMVideo(DCVCHEMVideo):
@@ -111,83 +139,46 @@ class CompiledHEMVideo(DCVCHEMVideo):
         setattr(generator, last, Picture(networks.add(f"{prefix}{self.GENERATOR}.{last}", torch.float32)))
         self.eval().requires_grad_(False)
         of_latents, of_mv_z, of_z = model.tables()
-        nets = HEMInter(self.get_submodule, _warp)
+        nets = HEMInter(self.get_submodule, warp_any)
         mv, y = (
-            DualPriorCoder(prior, of_latents, of_hyper, layout=HEM_INTER_LAYOUT)
+            DualPriorCoder(prior, of_latents, of_hyper, networks.device, HEM_INTER_LAYOUT)
             for prior, of_hyper in ((nets.mv_prior, of_mv_z), (nets.y_prior, of_z))
         )
-        self._coder = HEMInterCoder(nets, mv, y)
+        self._coder = HEMInterCoder(nets, mv, y, networks.run)
 
     def coder(self) -> HEMInterCoder:
         return self._coder
 
+    @classmethod
+    def decoder_paths(cls) -> tuple[str, ...]:
+        """The networks that decoding runs, by their paths in the model."""
+        return (*cls.ENTROPY, *cls.MOTION, *cls.FEATURES, *(f"{cls.GENERATOR}.{part}" for part in cls.PICTURE))
 
-class DCVCHEMCodec(CompiledVideo):
-    """Compiled DCVC-HEM.
+
+class DCVCHEMCodec(TwoModels):
+    """Compiled DCVC-HEM; arguments as for `TwoModels`.
 
     Networks between the hyper-latents and the tables, motion and the last layer of a picture compute in float32, all
     others in `dtype`. All of them are part of the loop, so both ends need the same `numerics`.
-
-    Args:
-        model: a `VideoCodec` of both models of the family.
-        device: where to run: a CPU, unless `original`.
-        dtype: see above.
-        strict: raise if a layer with a rule finds no kernel although its device has kernels.
-        original: the models' own layers in float32 instead, as the published software runs them: it opens streams that
-            were made so on the same kind of machine.
-
-    Attributes:
-        intra, inter: both models; they answer the published software's calls.
     """
 
     stride: ClassVar = STRIDE
     colour: ClassVar = "rgb"
+    FLOAT32: ClassVar = "entropy networks, motion and the last layer of a picture"
+    MODELS: ClassVar = (DCVCHEMImage, DCVCHEMVideo)
+    COMPILED: ClassVar = (CompiledHEMImage, CompiledHEMVideo)
+    FIRST: ClassVar = "feature_adaptor_I"
+    REDUCES: ClassVar = True  # squeeze-and-excitation: means over pictures and products of matrices, in torch's order
 
     def __init__(
         self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, original: bool = False
     ) -> None:
-        super().__init__(model_hash(model)[:8], device)
-        self.dtype = torch.float32 if original else dtype
-        model = _own_copy(model, device, original)
-        self._networks = None if original else VideoNetworks(model, strict)
-        if original:
-            self.intra, self.inter = model.intra, model.inter
-        else:
-            self.intra = CompiledHEMImage(model.intra, self._networks, "intra.", dtype)
-            self.inter = CompiledHEMVideo(model.inter, self._networks, "inter.", dtype)
+        super().__init__(model, device, dtype, strict, original)
         self._intra_steps, self._inter_steps = model.intra.q_scales(QPS), model.inter.q_scales(QPS)
-        self._warm_pixels = 0
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        """Whether `model` is both models of this family, or one of them."""
-        if isinstance(model, VideoCodec):
-            return isinstance(model.intra, DCVCHEMImage) and isinstance(model.inter, DCVCHEMVideo)
-        return isinstance(model, DCVCHEMImage | DCVCHEMVideo)
 
     @staticmethod
-    def half(model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, original: bool) -> nn.Module:
-        """One model of the family alone: it answers the published software's calls; arguments as for the codec."""
-        model = _own_copy(model, device, original)
-        if original:
-            return model
-        compiled = CompiledHEMImage if isinstance(model, DCVCHEMImage) else CompiledHEMVideo
-        return compiled(model, VideoNetworks(model, strict), "", dtype)
-
-    @property
-    def numerics(self) -> Numerics:
-        # Squeeze-and-excitation takes means over pictures and multiplies matrices, in torch's own order.
-        return eager_numerics(self.device) if self._networks is None else self._networks.numerics_of(get_num_threads())
-
-    def warm_up(self, sample: Tensor) -> None:
-        """Codes `sample` as three frames, so that every layer has its kernel and its buffers."""
-        x = self.padded(sample)
-        self._warm_pixels = x.shape[2] * x.shape[3]
-        _, state = self.intra_encode(x, 0)
-        for index in (1, 2):
-            payload, after = self.inter_encode(x, state, 0, index)
-            self.inter_decode(payload, state, x.shape[2], x.shape[3], 0, index)
-            state = after
+    def identity(model: nn.Module) -> bytes:
+        return model_hash(model)[:8]
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, HEMState]:
@@ -213,27 +204,6 @@ class DCVCHEMCodec(CompiledVideo):
         state = self.inter.coder().decode(payload, state, *self.inter.gains(*self._inter_steps[qp]))
         return state.frame, state
 
-    @property
-    def report(self) -> Report:
-        """Each layer with its op, backend and MACs, or the reason why it stayed a torch layer."""
-        if self._networks is None:
-            return Report((), ("original: every layer is the model's own, in float32",), (), 0)
-        of = CompiledHEMVideo
-        paths = (*of.ENTROPY, *of.MOTION, *of.FEATURES, *(f"{of.GENERATOR}.{part}" for part in of.PICTURE))
-        precision = str(self.dtype).removeprefix("torch.")
-        notes = (
-            f"networks in {precision}; entropy networks, motion and the last layer of a picture in float32",
-            f"both ends: {self.numerics.name}",
-            "paired: the state after each frame is fingerprinted; where it drifts, decoding stops and says so",
-        )
-        decoder = [f"inter.{path}" for path in paths if path != "feature_adaptor_I"]
-        return self._networks.report(self._warm_pixels, decoder, notes)
-
-
-def _warp(x: Tensor, flow: Tensor) -> Tensor:
-    """`sparsecodec.ops.warp` of tensors of any layout."""
-    return warp(x.contiguous(memory_format=torch.channels_last), flow.float())
-
 
 def _take(compiled: nn.Module, model: nn.Module) -> None:
     """Moves what is not compiled: steps, and the distributions of hyper-latents."""
@@ -242,9 +212,3 @@ def _take(compiled: nn.Module, model: nn.Module) -> None:
     for name, child in model.named_children():
         if name.startswith("bit_estimator"):
             setattr(compiled, name, child)
-
-
-def _own_copy(model: nn.Module, device: torch.device, original: bool) -> nn.Module:
-    if device.type != "cpu" and not original:
-        raise UsageError(f"device={device}: DCVC-HEM is compiled for CPUs (original=True runs the model's own layers)")
-    return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)

@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
-from typing import ClassVar
+from collections.abc import Callable
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import dcvc_gaussian16_tables
-from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_rt import SHIFT_OF_FRAME, STRIDE, RTModel
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
-from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.part_coder import PartCoder
 from sparsecodec.nn.part_prior import PartParameters
+from sparsecodec.nn.routine import Host, Routine
 from sparsecodec.nn.rt_layers import PATCH
 from sparsecodec.nn.rt_prior import IntraPrior
 from sparsecodec.nn.rt_state import RTState
 from sparsecodec.ops import rt_scale_thresholds
-from sparsecodec.runtime.numerics import Numerics, eager_numerics
-from sparsecodec.runtime.report import Report
-from sparsecodec.runtime.video import CompiledVideo
+from sparsecodec.runtime.adapters.paired import TwoModels
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks
 
 SPLIT_AREA = 1280 * 720  # frames of more pixels have their symbols in two streams
@@ -66,8 +63,8 @@ class CompiledRT(RTModel):
     """A model of the family on compiled networks: what it answers, and how, stays the model's own.
 
     Args:
-        model: on a CPU, in eval mode.
-        networks: of the whole codec; this model's are added to them.
+        model: on the device, in eval mode.
+        networks: of the whole codec; this model's are added to them, and their executor runs its routines.
         prefix: what paths in this model begin with there.
         dtype: of all networks but the head of the picture, and those of `ENTROPY` if they are to be exact.
     """
@@ -84,6 +81,8 @@ class CompiledRT(RTModel):
         for name, parameter in model.named_parameters(recurse=False):
             setattr(self, name, parameter)
         self.bit_estimator_z = model.bit_estimator_z
+        self._networks = networks
+        self._rates = torch.arange(self.rates, device=networks.device)
         for path in self.ENTROPY:
             setattr(self, path, networks.add(prefix + path, torch.float32 if self.EXACT_ENTROPY else dtype))
         for path in self.LATENTS:
@@ -100,11 +99,24 @@ class CompiledRT(RTModel):
     def update(self, force_zero_thres: float | None = None) -> None:
         super().update(force_zero_thres)
         tables = dcvc_gaussian16_tables(), self._z_tables
-        thresholds = rt_scale_thresholds()
-        self._coder = PartCoder(self.prior, *tables, thresholds, force_zero_thres, layout=torch.channels_last)
+        settings = rt_scale_thresholds(), force_zero_thres, self._networks.device, torch.channels_last
+        self._coder = PartCoder(self.prior, *tables, *settings)
+        self._networks.executor.forget()
 
     def coder(self) -> PartCoder:
         return self._coder
+
+    def _run(self, routine: Callable[..., Routine], *inputs: Any, host: Host) -> Any:
+        return self._networks.run(routine, *inputs, host=host)
+
+    def _rate(self, qp: int) -> Tensor:
+        return self._rates[qp : qp + 1]
+
+    @classmethod
+    def decoder_paths(cls) -> tuple[str, ...]:
+        """The networks that decoding runs, by their paths in the model."""
+        whole, *parts = cls.PICTURE
+        return (*cls.ENTROPY, *cls.FEATURES, *(f"{whole}.{part}" for part in parts))
 
 
 class CompiledRTImage(CompiledRT, DCVCRTImage):
@@ -145,70 +157,19 @@ class CompiledRTVideo(CompiledRT, DCVCRTVideo):
         self.decoder = Keeping(self.decoder, dtype)  # its result outlives the frame
 
 
-class DCVCRTCodec(CompiledVideo):
-    """Compiled DCVC-RT.
+class DCVCRTCodec(TwoModels):
+    """Compiled DCVC-RT; arguments as for `TwoModels`.
 
     The last layers of a picture, and in I frames the networks between hyper-latent and tables, compute in float32, all
     others in `dtype`. All of them are part of the loop, so both ends need the same `numerics`.
-
-    Args:
-        model: a `VideoCodec` of both models of the family.
-        device: where to run.
-        dtype: see above.
-        strict: raise if a layer with a rule finds no kernel although its device has kernels.
-        original: the model's own layers in float32 instead, as the published software runs them: it opens streams
-            that were made so on the same kind of machine.
-
-    Attributes:
-        intra, inter: both models; they answer the published software's calls.
     """
 
     stride: ClassVar = STRIDE
     colour: ClassVar = "ycbcr"
-
-    def __init__(
-        self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, original: bool = False
-    ) -> None:
-        super().__init__(_identity(model), device)
-        self.dtype = torch.float32 if original else dtype
-        model = _own_copy(model, device, original)
-        self._networks = None if original else VideoNetworks(model, strict)
-        if original:
-            self.intra, self.inter = model.intra, model.inter
-        else:
-            self.intra = CompiledRTImage(model.intra, self._networks, "intra.", dtype)
-            self.inter = CompiledRTVideo(model.inter, self._networks, "inter.", dtype)
-        self._warm_pixels = 0
-
-    @classmethod
-    def matches(cls, model: nn.Module) -> bool:
-        """Whether `model` is both models of this family, or one of them."""
-        if isinstance(model, VideoCodec):
-            return isinstance(model.intra, DCVCRTImage) and isinstance(model.inter, DCVCRTVideo)
-        return isinstance(model, DCVCRTImage | DCVCRTVideo)
-
-    @staticmethod
-    def half(model: RTModel, device: torch.device, dtype: torch.dtype, strict: bool, original: bool) -> RTModel:
-        """One model of the family alone: it answers the published software's calls; arguments as for the codec."""
-        model = _own_copy(model, device, original)
-        if original:
-            return model
-        compiled = CompiledRTImage if isinstance(model, DCVCRTImage) else CompiledRTVideo
-        return compiled(model, VideoNetworks(model, strict), "", dtype)
-
-    @property
-    def numerics(self) -> Numerics:
-        return eager_numerics(self.device) if self._networks is None else self._networks.numerics
-
-    def warm_up(self, sample: Tensor) -> None:
-        """Codes `sample` as three frames, so that every layer has its kernel and its buffers."""
-        x = self.padded(sample)
-        self._warm_pixels = x.shape[2] * x.shape[3]
-        _, state = self.intra_encode(x, 0)
-        for index in (1, 2):
-            payload, after = self.inter_encode(x, state, 0, index)
-            self.inter_decode(payload, state, x.shape[2], x.shape[3], 0, index)
-            state = after
+    FLOAT32: ClassVar = "the last layers of a picture, and an I frame's entropy networks,"
+    MODELS: ClassVar = (DCVCRTImage, DCVCRTVideo)
+    COMPILED: ClassVar = (CompiledRTImage, CompiledRTVideo)
+    FIRST: ClassVar = "feature_adaptor_i"
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, RTState]:
@@ -236,39 +197,21 @@ class DCVCRTCodec(CompiledVideo):
         """The quality at which a predicted frame is coded, 0 .. 71; `index`: frames since the I frame."""
         return self.inter.shift_qp(qp, SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)])
 
-    @property
-    def report(self) -> Report:
-        """Each layer with its op, backend and MACs, or the reason why it stayed a torch layer."""
-        if self._networks is None:
-            return Report((), ("original: every layer is the model's own, in float32",), (), 0)
-        path, *parts = CompiledRTVideo.PICTURE
-        paths = (*CompiledRTVideo.ENTROPY, *CompiledRTVideo.FEATURES, *(f"{path}.{part}" for part in parts))
-        precision = str(self.dtype).removeprefix("torch.")
-        notes = (
-            f"networks in {precision}; the last layers of a picture, and an I frame's entropy networks, in float32",
-            f"both ends: {self.numerics.name}",
-            "paired: the state after each frame is fingerprinted; where it drifts, decoding stops and says so",
-        )
-        decoder = [f"inter.{path}" for path in paths if path != "feature_adaptor_i"]
-        return self._networks.report(self._warm_pixels, decoder, notes)
+    @classmethod
+    def own_copy(cls, model: nn.Module, device: torch.device, original: bool) -> nn.Module:
+        """Of original models also the coding tables."""
+        model = super().own_copy(model, device, original)
+        for half in model.modules():
+            if original and isinstance(half, RTModel):
+                half.update(half.force_zero_thres)
+        return model
 
-
-def _own_copy(model: nn.Module, device: torch.device, original: bool) -> nn.Module:
-    """A copy to compile or, with its coding tables, to use as it is."""
-    if device.type != "cpu" and not original:
-        raise UsageError(f"device={device}: DCVC-RT is compiled for CPUs (original=True runs the model's own layers)")
-    model = copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
-    for half in model.modules():
-        if original and isinstance(half, RTModel):
-            half.update(half.force_zero_thres)
-    return model
-
-
-def _identity(model: nn.Module) -> bytes:
-    """Of weights and of what streams do not say: the scales up to which nothing is coded. 8 bytes."""
-    skips = [getattr(model, half).force_zero_thres for half in ("intra", "inter")]
-    digest = model_hash(model)
-    return digest[:8] if skips == [None, None] else hashlib.sha256(digest + repr(skips).encode()).digest()[:8]
+    @staticmethod
+    def identity(model: nn.Module) -> bytes:
+        """Of weights and of what streams do not say: the scales up to which nothing is coded."""
+        skips = [getattr(model, half).force_zero_thres for half in ("intra", "inter")]
+        digest = model_hash(model)
+        return digest[:8] if skips == [None, None] else hashlib.sha256(digest + repr(skips).encode()).digest()[:8]
 
 
 def _split(height: int, width: int) -> bool:

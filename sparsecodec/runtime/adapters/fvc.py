@@ -9,14 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
-from sparsecodec.errors import UsageError
 from sparsecodec.models.fvc import FVC, FVCState
 from sparsecodec.models.video import VideoCodec
-from sparsecodec.nn.routine import drive, pulling, pushing
+from sparsecodec.nn.routine import Routine, pulling, pushing
 from sparsecodec.ops._registry import bind
 from sparsecodec.ops.deform_conv2d import DEFORM_CONV2D
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain
-from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.adapters.paired import copied
 from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
 
 CODECS = ("motion_codec", "residual_codec")
@@ -48,7 +47,7 @@ class CompiledFVC(FVC):
     """`FVC` on compiled networks: what it answers, and how, stays the model's own.
 
     Args:
-        model: on a CPU, in eval mode.
+        model: on the device, in eval mode.
         networks: of the whole codec; this model's are added to them.
         dtype: of the features; entropy networks, offsets, attention and the last layer of the picture are float32.
 
@@ -121,12 +120,14 @@ class FVCCodec(BehindImage):
         inter: the inter model; it answers the same calls as the plain one.
     """
 
+    FLOAT32: ClassVar = "entropy networks, offsets, attention and the last layer of a picture"
+
     def __init__(
         self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool, original: bool = False
     ) -> None:
-        inter = _own_copy(model.inter, device, original)
+        inter = copied(model.inter, device)
         networks = None if original else VideoNetworks(inter, strict)
-        super().__init__(model, device, torch.float32 if original else dtype, strict, networks)
+        super().__init__(model, device, dtype, strict, networks)
         self.inter = inter if original else CompiledFVC(inter, networks, dtype)
 
     @classmethod
@@ -137,7 +138,7 @@ class FVCCodec(BehindImage):
     @staticmethod
     def half(model: FVC, device: torch.device, dtype: torch.dtype, strict: bool, original: bool) -> FVC:
         """The inter model alone; arguments as for the codec."""
-        model = _own_copy(model, device, original)
+        model = copied(model, device)
         return model if original else CompiledFVC(model, VideoNetworks(model, strict), dtype)
 
     def start(self, x_hat: Tensor) -> FVCState:
@@ -146,28 +147,25 @@ class FVCCodec(BehindImage):
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: FVCState, qp: int, index: int) -> tuple[bytes, FVCState]:
         encoder = Encoder()
-        _, state = drive(self.inter.encoding(x, state), pushing(encoder))
-        return encoder.finish(), state
+        _, features = self._run(self._encoding, x, *state.features, host=pushing(encoder))
+        return encoder.finish(), FVCState(features)
 
     @torch.inference_mode()
     def inter_decode(
         self, payload: bytes, state: FVCState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, FVCState]:
         decoder = Decoder(payload)
-        x_hat, state = drive(self.inter.decoding(state), pulling(decoder))
+        x_hat, features = self._run(self._decoding, *state.features, host=pulling(decoder))
         decoder.finish()
-        return x_hat, state
+        return x_hat, FVCState(features)
 
-    @property
-    def report(self) -> Report:
-        """Each layer of the inter model with its op, backend and MACs, or the reason why it stayed a torch layer."""
-        if self._networks is None:
-            return Report((), ("original: every layer is the model's own, in float32",), (), 0)
-        notes = self.paired_notes("entropy networks, offsets, attention and the last layer of a picture")
-        return self._networks.report(self._warm_pixels, ("extraction", *self.inter.paths), notes)
+    def _encoding(self, x: Tensor, *features: Tensor) -> Routine:
+        x_hat, state = yield from self.inter.encoding(x, FVCState(features))
+        return x_hat, state.features
 
+    def _decoding(self, *features: Tensor) -> Routine:
+        x_hat, state = yield from self.inter.decoding(FVCState(features))
+        return x_hat, state.features
 
-def _own_copy(model: FVC, device: torch.device, original: bool) -> FVC:
-    if device.type != "cpu" and not original:
-        raise UsageError(f"device={device}: FVC is compiled for CPUs (original=True runs the model's own layers)")
-    return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+    def decoder_paths(self) -> list[str]:
+        return ["extraction", *self.inter.paths]

@@ -190,15 +190,6 @@ class PortableRTCodec(CompiledVideo):
     def numerics(self) -> Numerics:
         return PORTABLE_VIDEO
 
-    def warm_up(self, sample: Tensor) -> None:
-        """Codes `sample` as three frames, so that every layer has its kernel and its buffers."""
-        x = self.padded(sample)
-        _, state = self.intra_encode(x, 0)
-        for index in (1, 2):
-            payload, after = self.inter_encode(x, state, 0, index)
-            self.inter_decode(payload, state, x.shape[2], x.shape[3], 0, index)
-            state = after
-
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, IntegerState]:
         model, coder = self._model.intra, self._intra.coder
