@@ -8,7 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from sparsecodec.cli.clips import opened_reader, opened_stream
+from sparsecodec.cli.clip_io import opened_stream
+from sparsecodec.cli.clips import opened_reader
 from sparsecodec.cli.files import Codecs
 from sparsecodec.entropy import VideoReader, observing
 from sparsecodec.errors import BitstreamError

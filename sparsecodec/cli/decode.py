@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from sparsecodec.cli import clips
-from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, Codecs, each, pairs, read_stream
+from sparsecodec.cli import clips, published
+from sparsecodec.cli.clip_io import refuse
+from sparsecodec.cli.files import VIDEO_SUFFIX, Codecs, each, pairs, read_stream
 from sparsecodec.cli.options import (
     add_compute,
     add_json,
     add_part,
+    add_published,
     compute_options,
     memory,
     memory_left,
@@ -30,7 +32,7 @@ OUTPUT_BYTES = 8  # per pixel, of the picture in 8 bits and of Pillow's copy
 
 def add_to(subparsers) -> None:
     parser = subparsers.add_parser("decode", help="a file to a picture or a clip, or a folder of pictures to a folder")
-    parser.add_argument("input", help=f"what encode wrote, or a folder of {SUFFIX} files; - is {VIDEO_SUFFIX} on stdin")
+    parser.add_argument("input", help=f"what encode wrote, or a folder of such; - is {VIDEO_SUFFIX} on stdin")
     parser.add_argument("output", help="photo.png, ...; clip.y4m, .yuv, or - for y4m on stdout; or a folder, for PNG")
     parser.add_argument("-m", "--model", help="shipped name or path (default: the shipped one that made the file)")
     parser.add_argument("--region", type=region, metavar="T,L,H,W", help="decode a part: top, left, height, width")
@@ -41,14 +43,19 @@ def add_to(subparsers) -> None:
     clip = parser.add_argument_group("clips")
     add_part(clip)
     clip.add_argument("--raw", action="store_true", help="frames without y4m headers: planes Y, U, V")
+    add_published(parser, encoding=False)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if published.is_published(arguments.input):
+        published.decode(arguments)
+        return
+    refuse(arguments, ("force_zero_thres", "rate"), ".bin files of a published codec")
     if clips.is_coded_clip(arguments.input):
         clips.decode(arguments)
         return
-    clips.refuse(arguments, clips.CLIPS_ONLY, "clips")
+    refuse(arguments, clips.CLIPS_ONLY, "clips")
     codecs = Codecs(arguments.model, compute_options(arguments))
 
     def decode(paths: tuple[Path, Path]) -> dict[str, Any]:

@@ -9,7 +9,8 @@ from typing import Any
 
 from torch import Tensor
 
-from sparsecodec.cli import clips
+from sparsecodec.cli import clips, published
+from sparsecodec.cli.clip_io import refuse
 from sparsecodec.cli.encoders import encoding_codec
 from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, each, pairs
 from sparsecodec.cli.options import (
@@ -18,6 +19,7 @@ from sparsecodec.cli.options import (
     add_compute,
     add_json,
     add_part,
+    add_published,
     memory,
     memory_left,
     positive,
@@ -37,8 +39,8 @@ CALIBRATION_PICTURES, CALIBRATION_SIDE = 16, 512  # their middles: more changes 
 
 def add_to(subparsers) -> None:
     parser = subparsers.add_parser("encode", help="a picture or a clip to a file, or a folder of pictures to a folder")
-    parser.add_argument("input", help="PNG, JPEG, ..., a folder of such; MP4, y4m, YUV, ...; - is a clip on stdin, y4m")
-    parser.add_argument("output", help="photo.spc; clip.spv, or - for a clip to stdout; or the folder to write to")
+    parser.add_argument("input", help="PNG, JPEG, ..., a folder of such; MP4, y4m, YUV, ...; - is y4m on stdin")
+    parser.add_argument("output", help="photo.spc; clip.spv, - for stdout; clip.bin; or the folder to write to")
     parser.add_argument(
         "-m", "--model", help=f"shipped name or path (default: {DEFAULT_MODEL}, of clips {DEFAULT_VIDEO_MODEL})"
     )
@@ -65,16 +67,21 @@ def add_to(subparsers) -> None:
     clip.add_argument("--intra-period", type=int, help="frames between those that decode alone; 0: only the first does")
     add_part(clip)
     clip.add_argument("--size", type=size, metavar="WxH", help="of raw frames: planes Y, U, V, 4:2:0")
-    clip.add_argument("--rate", help="frames per second of raw frames, as 30000/1001 (default: 25)")
+    clip.add_argument("--rate", "--fps", help="frames per second of raw frames and pictures (default: 25)")
     clip.add_argument("--depth", type=int, choices=(8, 10), help="bits of raw samples (default: 8)")
+    add_published(parser, encoding=True)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if published.is_wanted(arguments):
+        published.encode(arguments)
+        return
+    refuse(arguments, tuple(published.ONLY), ".bin files of a published codec")
     if clips.is_clip_to_encode(arguments):
         clips.encode(arguments)
         return
-    clips.refuse(arguments, clips.CLIPS_ONLY, "clips")
+    refuse(arguments, clips.CLIPS_ONLY, "clips")
     if Path(arguments.output).suffix.lower() == VIDEO_SUFFIX:
         raise UsageError(
             f"{arguments.output}: {VIDEO_SUFFIX} is for clips, {arguments.input} is none (a picture becomes a {SUFFIX})"

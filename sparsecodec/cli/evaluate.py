@@ -39,7 +39,7 @@ def add_to(subparsers) -> None:
     parser.add_argument(
         "model", help=f"shipped name or path; or Pillow's {', '.join(ANCHORS)}; of clips {', '.join(CLIP_ANCHORS)}"
     )
-    parser.add_argument("folder", help="of pictures, or of clips, or a clip")
+    parser.add_argument("folder", help="of pictures, of clips, of folders of a clip's pictures; or a clip")
     parser.add_argument(
         "-q", "--qualities", type=_qualities, help="comma-separated, for clips qps (default: from small to good)"
     )
@@ -54,7 +54,7 @@ def add_to(subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
-    if evaluate_clips.holds_clips(arguments.folder):
+    if evaluate_clips.holds_clips(arguments.folder, arguments.model):
         return evaluate_clips.run(arguments)
     if arguments.frames is not None:
         raise UsageError(f"--frames is for clips, {arguments.folder} holds none")

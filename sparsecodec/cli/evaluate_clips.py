@@ -14,10 +14,11 @@ from sparsecodec._clip_format import ClipFormat
 from sparsecodec.cli.options import compute_options, print_json, usual_stream, write_json
 from sparsecodec.data import list_clips
 from sparsecodec.data.colour import Planes, to_frame, to_planes
+from sparsecodec.data.picture_folders import is_picture_folder
 from sparsecodec.data.video import is_clip
 from sparsecodec.errors import UsageError
 from sparsecodec.info import environment
-from sparsecodec.metrics import CLIP_ANCHORS, evaluate_clips
+from sparsecodec.metrics import ANCHORS, CLIP_ANCHORS, evaluate_clips
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import trained_numbers
 from sparsecodec.runtime import compile_codec
@@ -38,23 +39,44 @@ class CodedClips:
 
     def encode(self, form: ClipFormat, frames: Iterable[Planes], qp: int) -> Iterator[bytes]:
         encoder = self.codec.encoder(form, qp, intra_period=0)
-        pieces = [encoder.push(to_frame(planes, form, self.codec.colour)) for planes in frames]
-        yield from pieces[:-1]
-        yield pieces[-1] + encoder.finish()
+        last = None
+        for planes in frames:
+            if last is not None:
+                yield last
+            last = encoder.push(to_frame(planes, form, self.codec.colour))
+        end = encoder.finish()
+        yield (last or b"") + end
 
     def decode(self, data: bytes, form: ClipFormat) -> Iterator[Planes]:
         for frame in self.codec.decoder(data):
             yield to_planes(frame, form, self.codec.colour)
 
 
-def holds_clips(folder: str | Path) -> bool:
-    """Whether `folder` is one clip, or a folder with clips in it."""
+def holds_clips(folder: str | Path, model: str) -> bool:
+    """Whether `folder` is one clip, or a folder with clips in it; pictures are a clip where `model` codes clips."""
     folder = Path(folder)
-    return is_clip(folder) if folder.is_file() else folder.is_dir() and any(map(is_clip, folder.iterdir()))
+    if not folder.is_dir():
+        return folder.is_file() and is_clip(folder)
+    if any(map(is_clip, folder.iterdir())):
+        return True
+    if not _sequences(folder):
+        return False
+    return model in CLIP_ANCHORS or (model not in ANCHORS and isinstance(load(model), VideoCodec))
+
+
+def _sequences(folder: Path) -> list[Path]:
+    """`folder`, if pictures are in it, or those folders in it that have pictures."""
+    if is_picture_folder(folder):
+        return [folder]
+    return sorted(path for path in folder.iterdir() if path.is_dir() and is_picture_folder(path))
 
 
 def run(arguments: argparse.Namespace) -> None:
-    clips = [arguments.folder] if Path(arguments.folder).is_file() else list_clips(arguments.folder)
+    folder = Path(arguments.folder)
+    if folder.is_file():
+        clips = [folder]
+    else:
+        clips = list_clips(folder) if any(map(is_clip, folder.iterdir())) else _sequences(folder)
     options = compute_options(arguments)
     machine = environment()
     name = Path(arguments.model).name

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+from sparsecodec.cli import published
 from sparsecodec.cli.clip_checks import describe_clip
 from sparsecodec.cli.clips import is_coded_clip
 from sparsecodec.cli.files import read_stream
@@ -17,14 +18,16 @@ from sparsecodec.zoo import find, names
 
 def add_to(subparsers) -> None:
     parser = subparsers.add_parser("info", help="what this installation can do, or the header of a file")
-    parser.add_argument("file", nargs="?", help="what encode wrote")
+    parser.add_argument("file", nargs="?", help="what encode wrote, also .bin files and folders of such")
     add_json(parser)
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
     problem = None
-    if arguments.file is not None and is_coded_clip(arguments.file):
+    if arguments.file is not None and published.is_published(arguments.file):
+        values, problem = published.describe(arguments.file)
+    elif arguments.file is not None and is_coded_clip(arguments.file):
         values, problem = describe_clip(arguments.file)
     else:
         values = _header(arguments.file) if arguments.file else _installation()

@@ -8,10 +8,10 @@ import sys
 from collections.abc import Sequence
 
 import sparsecodec
-from sparsecodec.cli import bdrate, decode, demo, encode, evaluate, info, plot, train, verify
+from sparsecodec.cli import bdrate, convert, decode, demo, encode, evaluate, info, plot, train, verify
 from sparsecodec.errors import SparseCodecError
 
-COMMANDS = (demo, encode, decode, info, verify, evaluate, bdrate, plot, train)
+COMMANDS = (demo, convert, encode, decode, info, verify, evaluate, bdrate, plot, train)
 EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 corrupt stream, 4 stream or weights of another model,
 5 over a limit. Progress goes to stderr, results to stdout."""
 
@@ -31,6 +31,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     arguments = build_parser().parse_args(argv)
     try:
         arguments.run(arguments)
+        if sys.stdout is not None:
+            sys.stdout.flush()  # what cannot be written is an error of the command, not of Python's end
     except SparseCodecError as error:
         return _fail(str(error), error.exit_code)
     except BrokenPipeError:  # the reader of our output has seen enough; what is left in buffers has nowhere to go

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 
+from sparsecodec.cli import published
 from sparsecodec.cli.clip_checks import Observer, check_clip
 from sparsecodec.cli.clips import is_coded_clip
 from sparsecodec.cli.decode import MAX_PIXELS
@@ -29,13 +30,14 @@ def add_to(subparsers) -> None:
     parser.add_argument("--against", help="sums file: also compare the hashes of decoded symbols")
     parser.add_argument("--sums", help="write such a file")
     parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, help="refuse more (default: %(default)s)")
+    parser.add_argument("--force-zero-thres", type=float, help="of DCVC-RT's .bin files: what they were written with")
     add_compute(parser)
     parser.epilog = EPILOG
     parser.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> None:
-    files = streams(arguments.files, (SUFFIX, VIDEO_SUFFIX))
+    files = [file for name in arguments.files for file in _named(name)]
     expected = None if arguments.against is None else _read_sums(arguments.against)
     decoding = arguments.model is not None or expected is not None or arguments.sums is not None
     codecs = Codecs(arguments.model, compute_options(arguments)) if decoding else None
@@ -43,7 +45,7 @@ def run(arguments: argparse.Namespace) -> None:
     for path in files:
         result: dict[str, Any] = {"file": str(path), "ok": True, "error": None, "symbols_sha256": None}
         try:
-            result["symbols_sha256"] = _check(path, codecs, expected, arguments.max_pixels)
+            result["symbols_sha256"] = _check(path, arguments, codecs, expected)
         except SparseCodecError as error:
             result |= {"ok": False, "error": str(error)}
             failures.append(error)
@@ -58,14 +60,23 @@ def run(arguments: argparse.Namespace) -> None:
         raise type(first)(f"{len(failures)} of {len(files)} files failed")
 
 
-def _check(path: Path, codecs: Codecs | None, expected: dict[str, str] | None, max_pixels: int) -> str | None:
+def _named(name: str) -> list[Path]:
+    return [Path(name)] if published.is_published(name) else streams([name], (SUFFIX, VIDEO_SUFFIX))
+
+
+def _check(
+    path: Path, arguments: argparse.Namespace, codecs: Codecs | None, expected: dict[str, str] | None
+) -> str | None:
     """Verifies one file; with `codecs` also decodes it and returns the hash of its symbols."""
     digest = hashlib.sha256()
 
     def add(symbols: np.ndarray) -> None:
         digest.update(symbols.astype("<i4", copy=False).tobytes())
 
-    (check_clip if is_coded_clip(path) else _check_picture)(path, codecs, max_pixels, add)
+    if published.is_published(path):
+        published.check(path, arguments, add, decoding=codecs is not None)
+    else:
+        (check_clip if is_coded_clip(path) else _check_picture)(path, codecs, arguments.max_pixels, add)
     if codecs is None:
         return None
     if expected is not None and expected.get(path.name) != digest.hexdigest():

@@ -1,9 +1,10 @@
 """Pictures and clips in and out, and the crops that training draws."""
 
 from sparsecodec._clip_format import ClipFormat
-from sparsecodec.data.colour import to_frame, to_planes
+from sparsecodec.data.colour import to_frame, to_planes, to_rgb
 from sparsecodec.data.crops import RandomClips, RandomCrops, list_training_files
 from sparsecodec.data.images import list_images, read_image, to_uint8, write_image
+from sparsecodec.data.picture_folders import PictureWriter
 from sparsecodec.data.video import Clip, list_clips, read_clip
 from sparsecodec.data.video_io import ClipWriter, open_clip
 
@@ -11,6 +12,7 @@ __all__ = [
     "Clip",
     "ClipFormat",
     "ClipWriter",
+    "PictureWriter",
     "RandomClips",
     "RandomCrops",
     "list_clips",
@@ -21,6 +23,7 @@ __all__ = [
     "read_image",
     "to_frame",
     "to_planes",
+    "to_rgb",
     "to_uint8",
     "write_image",
 ]

@@ -11,26 +11,32 @@ from sparsecodec._clip_format import ClipFormat
 from sparsecodec.errors import UsageError
 
 Planes = tuple[np.ndarray, np.ndarray, np.ndarray]
+Samples = Planes | np.ndarray  # of a frame: of a planar clip, or of a picture, [H, W, 3] uint8, R'G'B'
 COLOURS = ("ycbcr", "rgb")
 
 
-def to_frame(planes: Planes, form: ClipFormat, colour: str, device: torch.device | str = "cpu") -> Tensor:
+def to_frame(samples: Samples, form: ClipFormat, colour: str, device: torch.device | str = "cpu") -> Tensor:
     """A frame as a codec takes it.
 
     Chroma is brought to full size by repeating each sample. Without colour conversion (``"ycbcr"``) samples are divided
-    by the largest one of their depth, whatever their range, so that nothing is lost.
+    by the largest one of their depth, whatever their range, so that nothing is lost. Pictures keep their chroma at full
+    size; of R, G, B in [0, 1], Y = Kr R + Kg G + Kb B, Cb = (B - Y) / (2 (1 - Kb)) + 0.5, Cr = (R - Y) / (2 (1 - Kr)) +
+    0.5.
 
     Args:
-        planes: Y ``[H, W]``, U and V ``[ceil(H / 2), ceil(W / 2)]``, uint8 or uint16.
-        form: of the clip.
+        samples: Y ``[H, W]``, U and V ``[ceil(H / 2), ceil(W / 2)]``, uint8 or uint16; or a picture
+            ``[H, W, 3]`` uint8.
+        form: of the clip; for pictures in full range.
         colour: ``"ycbcr"``, or ``"rgb"``: R'G'B' by the matrix and range of the clip, limited to [0, 1].
         device: where to convert.
 
     Returns:
         ``[1, 3, H, W]`` float32 in [0, 1] on `device`.
     """
+    if isinstance(samples, np.ndarray):
+        return _of_picture(samples, form, _checked(colour), device)
     dtype = np.uint8 if form.depth == 8 else np.int16  # torch computes with few operators on uint16
-    y, u, v = (torch.tensor(plane.astype(dtype, copy=False), device=device) for plane in planes)
+    y, u, v = (torch.tensor(plane.astype(dtype, copy=False), device=device) for plane in samples)
     if _checked(colour) == "ycbcr":
         frame = torch.empty(1, 3, form.height, form.width, device=device)
         torch.div(y, form.peak, out=frame[0, 0])
@@ -76,6 +82,46 @@ def to_planes(frame: Tensor, form: ClipFormat, colour: str) -> Planes:
     planes = (plane.round().clamp_(0, form.peak).to(torch.int16).cpu().numpy() for plane in (y, u, v))
     y, u, v = (plane.astype(np.uint8 if form.depth == 8 else np.uint16) for plane in planes)
     return y, u, v
+
+
+def to_rgb(frame: Tensor, form: ClipFormat, colour: str) -> Tensor:
+    """A frame as a picture, by the matrix and range of the clip; chroma is not thinned out.
+
+    Args:
+        frame: ``[1, 3, H, W]`` float32 in [0, 1].
+
+    Returns:
+        R'G'B', ``[1, 3, H, W]`` float32 in [0, 1].
+    """
+    if _checked(colour) == "rgb":
+        return frame
+    black, luma, middle, chroma = (level / form.peak for level in _levels(form))
+    if form.full_range:
+        middle = 0.5  # as `_of_picture` has it; a byte has no middle
+    of_red, of_blue = form.luma_weights
+    y, cb, cr = frame[0]
+    y = (y - black) / luma
+    red = y + (cr - middle) * (2 * (1 - of_red) / chroma)
+    blue = y + (cb - middle) * (2 * (1 - of_blue) / chroma)
+    green = (y - of_red * red - of_blue * blue) / (1 - of_red - of_blue)
+    return torch.stack([red, green, blue])[None].clamp_(0, 1)
+
+
+def planes_of(samples: Samples, form: ClipFormat) -> Planes:
+    """The planes of a frame; a picture's chroma is thinned out."""
+    return to_planes(to_frame(samples, form, "ycbcr"), form, "ycbcr") if isinstance(samples, np.ndarray) else samples
+
+
+def _of_picture(picture: np.ndarray, form: ClipFormat, colour: str, device: torch.device | str) -> Tensor:
+    frame = torch.tensor(picture, device=device).permute(2, 0, 1)[None].float().div_(255)
+    if colour == "rgb":
+        return frame.contiguous()
+    of_red, of_blue = form.luma_weights
+    red, green, blue = frame[0]
+    y = of_red * red + (1 - of_red - of_blue) * green + of_blue * blue
+    cb = (blue - y) / (2 * (1 - of_blue)) + 0.5
+    cr = (red - y) / (2 * (1 - of_red)) + 0.5
+    return torch.stack([y, cb, cr])[None].clamp_(0, 1)
 
 
 def _doubled(plane: Tensor, form: ClipFormat) -> Tensor:

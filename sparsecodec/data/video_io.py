@@ -6,6 +6,7 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -13,7 +14,8 @@ import numpy as np
 
 from sparsecodec._clip_format import SITINGS, ClipFormat
 from sparsecodec.data.clip_headers import LINE_BYTES, Y4M_MAGIC, Y4M_SPACES, raw_format, y4m_format
-from sparsecodec.data.colour import Planes
+from sparsecodec.data.colour import Planes, Samples
+from sparsecodec.data.picture_folders import RATE, folder_format, list_frames, read_frames
 from sparsecodec.data.video import RAW_SUFFIX, Y4M_SUFFIX, why_not_decodable
 from sparsecodec.errors import UsageError
 
@@ -28,27 +30,34 @@ class ClipStream:
 
     Attributes:
         form: its format.
-        frames: planes of one frame after another; raises a `UsageError` that names the frame if the clip is cut off.
+        frames: planes, or the picture, of one frame after another, as `to_frame` takes them; raises a `UsageError` that
+            names the frame if the clip is cut off.
         count: how many there will be, if that is known beforehand.
     """
 
     form: ClipFormat
-    frames: Iterator[Planes]
+    frames: Iterator[Samples]
     count: int | None
 
 
 @contextmanager
-def open_clip(path: str | Path, raw: ClipFormat | None = None) -> Iterator[ClipStream]:
-    """Opens a clip: y4m, raw, or what PyAV decodes (other depths and samplings become 4:2:0 of 8 or 10 bits).
+def open_clip(
+    path: str | Path, raw: ClipFormat | None = None, rate: tuple[int, int] | None = None
+) -> Iterator[ClipStream]:
+    """Opens a clip: y4m, raw, what PyAV decodes (other depths and samplings become 4:2:0 of 8 or 10 bits), pictures.
 
     Args:
-        path: of a file; ``.yuv`` is raw, and its name has the size unless `raw` has it.
+        path: of a file; ``.yuv`` is raw, and its name has the size unless `raw` has it. Or of a folder of pictures.
         raw: format of a raw file; the file is then raw whatever its name is.
+        rate: frames per second of pictures, as a fraction.
 
     Raises:
         UsageError: missing, or no clip of a kind that can be read; the message says why.
     """
     path = Path(path)
+    if path.is_dir():
+        yield _open_folder(path, rate or RATE)
+        return
     if not path.is_file():
         raise UsageError(f"{path} does not exist" if not path.exists() else f"{path} is no file")
     suffix = path.suffix.lower()
@@ -62,6 +71,13 @@ def open_clip(path: str | Path, raw: ClipFormat | None = None) -> Iterator[ClipS
             if path.stat().st_size != (count or path.stat().st_size // raw.frame_bytes) * raw.frame_bytes:
                 raise UsageError(f"{path}: {path.stat().st_size} bytes (frames have {raw.frame_bytes}: wrongly named?)")
         yield read_stream(file, path, raw)
+
+
+def _open_folder(path: Path, rate: tuple[int, int]) -> ClipStream:
+    paths = list_frames(path)
+    frames = read_frames(paths)
+    first = next(frames)
+    return ClipStream(folder_format(first, rate), chain([first], frames), len(paths))
 
 
 def read_stream(file: BinaryIO, name: str | Path, raw: ClipFormat | None = None) -> ClipStream:
@@ -82,7 +98,7 @@ def read_stream(file: BinaryIO, name: str | Path, raw: ClipFormat | None = None)
         raise UsageError(f"{name} is empty")
     if not header.startswith(Y4M_MAGIC):
         raise UsageError(
-            f"{name} is no y4m (ffmpeg -f yuv4mpegpipe makes it); raw frames need their size, --raw 416x240"
+            f"{name} is no y4m (ffmpeg -f yuv4mpegpipe makes it); raw frames need their size, --size 416x240"
         )
     form = y4m_format(header, name)
     return ClipStream(form, _frames(file, name, form, marked=True), _count(file, form.frame_bytes + len(b"FRAME\n")))
@@ -104,9 +120,8 @@ class ClipWriter:
 
     def write(self, planes: Planes) -> None:
         """Writes one frame of uint8 or, for 10 bits, uint16 planes."""
-        self._file.write(self._mark)
-        for plane in planes:
-            self._file.write(np.ascontiguousarray(plane, plane.dtype.newbyteorder("<")).data)
+        parts = [np.ascontiguousarray(plane, plane.dtype.newbyteorder("<")).data for plane in planes]
+        self._file.write(b"".join([self._mark, *parts]))  # at once: Ctrl-C between two planes would leave half a frame
         self._file.flush()
 
 

@@ -131,6 +131,11 @@ class NalReader:
         self._position = 0
         self._parameters: dict[int, NalFrame] = {}  # frames without a payload
 
+    @property
+    def position(self) -> int:
+        """Bytes that were read."""
+        return self._position
+
     def __iter__(self) -> Iterator[NalFrame]:
         unit = None
         while start := self._source.read(1):

@@ -42,7 +42,7 @@ def is_foreign(module: nn.Module) -> bool:
     """Whether `from_foreign` would make another model of this one."""
     if isinstance(module, VideoCodec):
         return is_foreign(module.intra) or is_foreign(module.inter)
-    return not isinstance(module, FAMILIES) and _family_of(module.state_dict()) is not None
+    return not isinstance(module, FAMILIES) and recognised(module.state_dict()) is not None
 
 
 def from_foreign(module: nn.Module) -> nn.Module:
@@ -65,7 +65,7 @@ def from_foreign(module: nn.Module) -> nn.Module:
     if isinstance(module, VideoCodec):
         return VideoCodec(from_foreign(module.intra), from_foreign(module.inter))
     state = module.state_dict()
-    family = _family_of(state)
+    family = recognised(state)
     if family is None:
         known = ", ".join(cls.family for cls in FAMILIES)
         raise UsageError(
@@ -77,5 +77,6 @@ def from_foreign(module: nn.Module) -> nn.Module:
     return model
 
 
-def _family_of(state: Mapping[str, Tensor]) -> type[Family] | None:
+def recognised(state: Mapping[str, Tensor]) -> type[Family] | None:
+    """The class of ours for models with the keys of `state`; None if there is none."""
     return next((family for family in FAMILIES if all(key in state for key in family.SIGNATURE)), None)
