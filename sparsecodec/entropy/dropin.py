@@ -6,9 +6,10 @@ the modules' own: lists or arrays, tables with every call or registered once. Th
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import Any
 
@@ -323,14 +324,43 @@ def install(family: str, package: str = "src") -> list[str]:
     Raises:
         UsageError: no such family, or a module of that name is already there.
     """
-    if family not in _MODULES:
-        raise UsageError(f"family={family!r} (needs one of {', '.join(FAMILIES)})")
-    modules = {name.format(package): contents for name, contents in _MODULES[family].items()}
+    modules = {name.format(package): contents for name, contents in _contents(family).items()}
     taken = sorted(set(modules) & set(sys.modules))
     if taken:
         raise UsageError(f"{', '.join(taken)} is already imported; install before the family's classes are used")
-    for name, contents in modules.items():
-        module = ModuleType(name, doc="Stand-in of sparsecodec.entropy.dropin.")
-        module.__dict__.update(contents)
-        sys.modules[name] = module
+    sys.modules.update({name: _module(name, contents) for name, contents in modules.items()})
     return list(modules)
+
+
+@contextlib.contextmanager
+def standing_in(family: str, beside: str) -> Iterator[None]:
+    """Within the block the compiled coder modules of one family are ours, whether there are others or none.
+
+    Args:
+        family: one of `FAMILIES`.
+        beside: import name of the package that holds the module which imports them.
+
+    Raises:
+        UsageError: no such family.
+    """
+    modules = {f"{beside}.{name.rpartition('.')[2]}": contents for name, contents in _contents(family).items()}
+    before = {name: sys.modules[name] for name in modules if name in sys.modules}
+    sys.modules.update({name: _module(name, contents) for name, contents in modules.items()})
+    try:
+        yield
+    finally:
+        for name in modules:
+            sys.modules.pop(name, None)
+        sys.modules.update(before)
+
+
+def _contents(family: str) -> dict[str, dict[str, Any]]:
+    if family not in _MODULES:
+        raise UsageError(f"family={family!r} (needs one of {', '.join(FAMILIES)})")
+    return _MODULES[family]
+
+
+def _module(name: str, contents: dict[str, Any]) -> ModuleType:
+    module = ModuleType(name, doc="Stand-in of sparsecodec.entropy.dropin.")
+    module.__dict__.update(contents)
+    return module

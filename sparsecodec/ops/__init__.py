@@ -21,6 +21,7 @@ from sparsecodec.ops.scale_thresholds import (
     laplace_scale_thresholds,
     rt_scale_thresholds,
     scale_table_thresholds,
+    uf_scale_thresholds,
 )
 from sparsecodec.ops.warp import warp
 
@@ -47,6 +48,7 @@ __all__ = [
     "rt_scale_thresholds",
     "scale_table_thresholds",
     "specs",
+    "uf_scale_thresholds",
     "use_backend",
     "warp",
     "why_unavailable",

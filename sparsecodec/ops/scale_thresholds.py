@@ -76,6 +76,24 @@ _RT_BITS = """
 """
 
 
+# The same for DCVC-UF's rule, floor((log(clamp(s, 0.11, 16)) + 2.2073) * 25.5025) in halves: each constant and each
+# result is rounded to float16. Entry k: bits of the largest float32 that rounds to a half of index k or less. SHA-256
+# begins with 467125b21ce636ec.
+_UF_BITS = """
+3dea9000 3df3efff 3dfd9000 3e03d000 3e091000 3e0e6fff 3e145000 3e1a2fff 3e205000 3e26d000 3e2d6fff 3e345000
+3e3b6fff 3e432fff 3e4aefff 3e531000 3e5b6fff 3e642fff 3e6d2fff 3e76afff 3e805000 3e856fff 3e8ad000 3e905000
+3e961000 3e9c1000 3ea25000 3ea8efff 3eafafff 3eb6afff 3ebdefff 3ec59000 3ecd6fff 3ed59000 3ede1000 3ee71000
+3ef05000 3ef9d000 3f01efff 3f071000 3f0c6fff 3f121000 3f181000 3f1e1000 3f246fff 3f2aefff 3f31d000 3f38d000
+3f405000 3f481000 3f501000 3f582fff 3f60d000 3f69d000 3f731000 3f7d5000 3f83afff 3f88efff 3f8e6fff 3f941000
+3f99efff 3fa01000 3fa66fff 3fad1000 3fb41000 3fbb2fff 3fc2afff 3fca6fff 3fd26fff 3fdad000 3fe39000 3fecefff
+3ff66fff 40001000 40052fff 400a9000 40101000 4015d000 401bd000 4021efff 40286fff 402f1000 40361000 403d5000
+40456fff 404d5000 40556fff 405defff 4066d000 40701000 40799000 4081d000 4086efff 408c5000 4091efff 4097afff
+409dafff 40a42fff 40aaafff 40b19000 40b89000 40bfefff 40c76fff 40cf5000 40d79000 40e02fff 40e92fff 40f25000
+40fbefff 4102efff 41091000 410e6fff 41142fff 411a1000 41202fff 41269000 412d2fff 41341000 413b5000 4142afff
+414a6fff 41529000 415aefff 4163afff 416cafff 41762fff 417fefff
+"""
+
+
 def _floats(text: str) -> Tensor:
     """Hexadecimal words, eight digits each -> ``[L]`` float32 of those bits."""
     digits = "".join(text.split())
@@ -99,6 +117,12 @@ def laplace_scale_thresholds() -> Tensor:
 def rt_scale_thresholds() -> Tensor:
     """Thresholds of DCVC-RT in float32: 128 Gaussians, scales 0.11 to 16. ``[127]`` float32."""
     return _floats(_RT_BITS)
+
+
+@functools.cache
+def uf_scale_thresholds() -> Tensor:
+    """Thresholds of DCVC-UF, whose rule is one of halves: 128 Gaussians, scales 0.11 to 16. ``[127]`` float32."""
+    return _floats(_UF_BITS)
 
 
 def scale_table_thresholds(scale_table: Tensor, lower_bound: float = 0.0) -> Tensor:

@@ -11,9 +11,9 @@ from sparsecodec.errors import UsageError
 from sparsecodec.models.foreign import from_foreign, is_foreign
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import is_portable, portable
-from sparsecodec.runtime.adapters import ADAPTERS, PORTABLE_ADAPTERS, VIDEO_ADAPTERS
+from sparsecodec.runtime.adapters import ADAPTERS, FOREIGN_OBJECTS, PORTABLE_ADAPTERS, VIDEO_ADAPTERS
 from sparsecodec.runtime.codec import CompiledCodec
-from sparsecodec.runtime.foreign_object import compile_object, is_codec
+from sparsecodec.runtime.foreign_object import ForeignCodec, compile_object
 from sparsecodec.runtime.numerics import default_dtype
 from sparsecodec.runtime.video import CompiledVideo
 
@@ -45,14 +45,15 @@ def compile_codec(
         strict: raise `NoBackendError` if a layer with a rule finds no kernel although the device has kernels.
         calibration: pictures for a portable stream of a model that is not portable yet (`quant.portable`, which also
             has other precisions). Files then need the very integers found here: keep ``codec.portable_model``.
-        original: for video: the model's own layers in float32, as the published software runs them, for its streams.
+        original: for video and foreign objects: the model's own layers in float32, as the published software runs
+            them, for its streams.
             What is decoded feeds the next frame, so a compiled loop cannot open those.
 
     Returns:
         A `CompiledCodec` that answers the family's calls, and ``encode``, ``decode`` and ``report``; for a `VideoCodec`
         a `CompiledVideo`; for one model of a video codec one that answers the same calls as the model itself. Foreign
-        objects of a family that we have are such models first (`from_foreign`); others (DCVC-DC, DCVC-FM) stay what
-        they are, with compiled networks (`compile_object`).
+        objects of a family that we have are such models first (`from_foreign`); others (DCVC-DC, DCVC-FM, DCVC-UF) stay
+        what they are, with compiled networks (`compile_object`).
 
     Raises:
         UsageError: an argument is wrong, or no family matches the model.
@@ -81,6 +82,9 @@ def compile_codec(
             codec = video(model, *settings, original)
             codec.warm_up(sample)
             return codec
+    for kind in FOREIGN_OBJECTS:
+        if stream == "native" and kind.matches(model):
+            return compile_object(model, device, dtype, kind, original)
     if original:
         raise UsageError("original=True is for video codecs: compress and decompress of an image codec always are that")
     if stream == "portable" and not is_portable(model):
@@ -90,7 +94,8 @@ def compile_codec(
             codec = adapter(model, *settings)
             codec.warm_up(sample)
             return codec
-    if stream == "native" and is_codec(model):
+    if stream == "native" and ForeignCodec.matches(model):
         return compile_object(model, device, dtype)
-    known = ", ".join(adapter.__name__ for adapter in (*STREAMS[stream], *VIDEO_ADAPTERS))
+    adapters = (*STREAMS[stream], *VIDEO_ADAPTERS, *(FOREIGN_OBJECTS if stream == "native" else ()))
+    known = ", ".join(adapter.__name__ for adapter in adapters)
     raise UsageError(f"{type(model).__name__} has the structure of no known family ({known})")

@@ -1,23 +1,23 @@
-"""Codecs of the DCVC family that no adapter knows (DCVC-DC, DCVC-FM): the object as it is, its networks compiled.
+"""Codecs of the DCVC family that are not ours (DCVC-DC, DCVC-FM, DCVC-UF): the object as it is, its networks compiled.
 
 The object's own Python code goes on deciding what is coded when; wherever it calls a network (any submodule with
 convolutions), fused kernels run in its place. A network that cannot be traced runs as its own code, and what it calls
-inside is compiled.
+inside is compiled. What its code needs a GPU for is replaced by kinds of `ForeignCodec`, in `adapters`.
 """
 
 from __future__ import annotations
 
 import copy
-import inspect
-from collections.abc import Callable, Iterator
-from typing import Any
+from collections.abc import Iterator
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.errors import UsageError
+from sparsecodec.runtime.foreign_methods import without_cuda
+from sparsecodec.runtime.foreign_network import ForeignNetwork, has_convolutions
 from sparsecodec.runtime.report import Report, Row
-from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.sparsity.macs import count
 
 CALLS = ("compress", "decompress")
@@ -30,109 +30,119 @@ NOTES = (
 _PLAIN_TYPES = (Tensor, type, str, bytes, int, float, bool, tuple, type(None), torch.device, torch.dtype)
 
 
-def is_codec(model: nn.Module) -> bool:
-    """Whether the model has the calls of a codec, networks to compile, and the factorised prior of the DCVC family.
+class ForeignCodec(nn.Module):
+    """What a compiled foreign object has beside its own calls; mixed into its class, in front of it.
 
-    Models of other families that resemble a known one are refused rather than compiled worse than that.
+    Attributes:
+        NEEDS: what the state dict of an object of this kind holds: tensors, and networks by the names that their keys
+            begin with.
+        LAYOUT: of what its networks return.
     """
-    calls = all(callable(getattr(model, name, None)) for name in CALLS)
-    return calls and hasattr(model, PRIOR) and _has_convolutions(model)
+
+    NEEDS: ClassVar[tuple[str, ...]] = ()
+    LAYOUT: ClassVar[torch.memory_format] = torch.contiguous_format
+
+    _original: nn.Module | None = None  # with its own layers, if those here are compiled
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Whether the model has the calls of a codec, networks to compile, and the factorised prior of the family.
+
+        Models of other families that resemble a known one are refused rather than compiled worse than that.
+        """
+        calls = all(callable(getattr(model, name, None)) for name in CALLS)
+        return calls and hasattr(model, PRIOR) and has_convolutions(model)
+
+    def set_up(self) -> None:
+        """Called once, when the object is ready."""
+
+    @property
+    def report(self) -> Report:
+        """Each layer with its op, backend and MACs, and each network that runs as its own code, with the reason."""
+        if self._original is None:
+            return Report((), ("original: every layer is the object's own, in float32",), (), 0)
+        networks = [module for module in self.modules() if isinstance(module, ForeignNetwork)]
+        ran = [network for network in networks if network.transform is not None]
+        shapes = {network.path: network.shapes for network in ran}
+        pixels = max((shape[-2] * shape[-1] for given in shapes.values() for shape in given), default=1)
+        macs = {layer.name: (layer.macs, layer.macs) for layer in count(self._original, shapes).layers}
+        rows = [row for network in ran for row in network.transform.rows(pixels, macs)]
+        share = f"{_share_on_kernels(rows):.1%} of the multiply-accumulates of what ran are on kernels"
+        for network in networks:
+            if network.reason and network.transform is None:
+                kind = type(network).__name__
+                rows.append(Row(network.path, (network.path,), kind, "torch", "float32", 0.0, 0.0, network.reason))
+        bytes_held = sum(network.transform.buffer_bytes for network in ran)
+        return Report(tuple(rows), (*NOTES, share), tuple(shapes), bytes_held)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> Any:
+        """As the object's own.
+
+        Raises:
+            UsageError: networks are compiled already, and would not see the weights.
+        """
+        if any(isinstance(module, ForeignNetwork) and module.transform is not None for module in self.modules()):
+            raise UsageError(
+                f"this {type(self).__name__} is compiled with other weights: load them into the model and compile that"
+            )
+        return super().load_state_dict(*args, **options)
 
 
-def compile_object(model: nn.Module, device: torch.device, dtype: torch.dtype | None) -> nn.Module:
+def compile_object(
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype | None,
+    kind: type[ForeignCodec] = ForeignCodec,
+    original: bool = False,
+) -> ForeignCodec:
     """A copy of a foreign codec with its networks compiled.
 
     Args:
         model: answers `CALLS`. Not modified: weights are copied, and what it keeps in lists, tables and objects is.
         device: where to run.
         dtype: None or float32: which networks the symbols depend on is not known of a foreign object.
+        kind: what it is.
+        original: compile nothing: its own layers run, in float32.
 
     Returns:
         An object of a class derived from the model's, with its state dict and its calls, and with ``report``. Networks
-        are compiled when they are first called; weights that are loaded later are not seen by those.
+        are compiled when they are first called.
 
     Raises:
-        UsageError: another dtype.
+        UsageError: another dtype, weights on no device, or something that objects of this kind have is missing.
     """
     if dtype not in (None, torch.float32):
         raise UsageError(f"dtype={dtype} for a foreign {type(model).__name__} (needs float32)")
-    original = _copied(model, {}).eval().requires_grad_(False).to(device)
-    compiled = _inside(original, "")
-    compiled.__class__ = type(type(model).__name__, (_ForeignCodec, type(model)), {})
-    compiled.__dict__["_original"] = original
-    return compiled
+    _check(model, kind)
+    made = _copied(model, {}).eval().requires_grad_(False).to(device).float()
+    if not original:
+        plain, made = made, _inside(made, "", kind.LAYOUT)
+        made.__dict__["_original"] = plain
+    name, published = type(model).__name__, type(model)
+    if device.type != "cuda":
+        published = without_cuda(published)
+    made.__class__ = type(name, (kind, published), {})
+    made.set_up()
+    return made
 
 
-class _ForeignCodec(nn.Module):
-    """What a compiled foreign object has beside its own calls."""
-
-    @property
-    def report(self) -> Report:
-        """Each layer with its op, backend and MACs, and each network that runs as its own code, with the reason."""
-        networks = [module for module in self.modules() if isinstance(module, _ForeignNetwork)]
-        ran = [network for network in networks if network.transform is not None]
-        shapes = {network.path: network.shapes for network in ran}
-        pixels = max((shape[-2] * shape[-1] for given in shapes.values() for shape in given), default=1)
-        macs = {layer.name: (layer.macs, layer.macs) for layer in count(self._original, shapes).layers}
-        rows = [row for network in ran for row in network.transform.rows(pixels, macs)]
-        for network in networks:
-            if network.reason:
-                kind = type(network).__name__
-                rows.append(Row(network.path, (network.path,), kind, "torch", "float32", 0.0, 0.0, network.reason))
-        bytes_held = sum(network.transform.buffer_bytes for network in ran)
-        return Report(tuple(rows), NOTES, tuple(shapes), bytes_held)
+def _check(model: nn.Module, kind: type[ForeignCodec]) -> None:
+    state = model.state_dict()
+    missing = [
+        name for name in kind.NEEDS if name not in state and not any(key.startswith(f"{name}.") for key in state)
+    ]
+    if missing:
+        raise UsageError(
+            f"{type(model).__name__} is like a {kind.__name__}, but its state dict has no {', '.join(missing)}"
+        )
+    nowhere = [key for key, value in state.items() if value.device.type == "meta"]
+    if nowhere:
+        raise UsageError(f"{type(model).__name__}: {nowhere[0]} is on the meta device (needs values)")
 
 
-class _ForeignNetwork(nn.Module):
-    """Mixed into the class of a network of a foreign object: compiled when it is first called with tensors alone.
-
-    Attributes:
-        original: the network as it was, all the way down.
-        path: in the object.
-        transform: what runs.
-        reason: why nothing does.
-        shapes: of the tensors that it was given first.
-    """
-
-    original: nn.Module
-    path: str
-    transform: CompiledTransform | None = None
-    reason: str = ""
-    shapes: tuple[torch.Size, ...] = ()
-
-    def forward(self, *inputs: Any, **options: Any) -> Any:
-        if self.reason or options or not self._fits(inputs):
-            return super().forward(*inputs, **options)
-        if self.transform is None:
-            try:
-                # Not strict: foreign layers are of any kind, and the report says which stayed torch's.
-                self.transform = CompiledTransform(self.original, self.path, torch.float32, strict=False)
-            except GraphError as error:
-                self.reason = str(error)
-                return super().forward(*inputs)
-            self.shapes = tuple(x.shape for x in inputs)
-        return _new(self.transform(*inputs))
-
-    def _fits(self, inputs: tuple[Any, ...]) -> bool:
-        tensors = all(isinstance(x, Tensor) and x.dim() == 4 and x.dtype == torch.float32 for x in inputs)
-        return tensors and len(inputs) == _needed(self.original.forward)
-
-
-def _needed(function: Callable[..., Any]) -> int:
-    """How many arguments a call must have."""
-    parameters = inspect.signature(function).parameters.values()
-    return sum(parameter.default is parameter.empty for parameter in parameters)
-
-
-def _new(value: Any) -> Any:
-    """Copies, contiguous as foreign code expects: a transform writes its next result over this one."""
-    if isinstance(value, tuple):
-        return tuple(map(_new, value))
-    return value.clone(memory_format=torch.contiguous_format)
-
-
-def _has_convolutions(module: nn.Module) -> bool:
-    return any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in module.modules())
+def _share_on_kernels(rows: list[Row]) -> float:
+    whole = sum(row.macs for row in rows)
+    return sum(row.macs for row in rows if row.backend not in ("torch", "reference")) / whole if whole else 0.0
 
 
 def _copied(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
@@ -159,17 +169,17 @@ def _copied(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
     return new
 
 
-def _inside(original: nn.Module, path: str) -> nn.Module:
-    """`original` with a `_ForeignNetwork` in the place of every descendant with convolutions; shares its tensors."""
+def _inside(original: nn.Module, path: str, layout: torch.memory_format) -> nn.Module:
+    """`original` with a `ForeignNetwork` in the place of every descendant with convolutions; shares its tensors."""
     new = copy.copy(original)
     new.__dict__["_modules"] = children = dict(original._modules)
     for name, child in _with_convolutions(original):
         inner = f"{path}.{name}".lstrip(".")
-        network = children[name] = _inside(child, inner)
-        network.__class__ = type(type(child).__name__, (_ForeignNetwork, type(child)), {})
-        network.__dict__.update(original=child, path=inner)
+        network = children[name] = _inside(child, inner, layout)
+        network.__class__ = type(type(child).__name__, (ForeignNetwork, type(child)), {})
+        network.__dict__.update(original=child, path=inner, layout=layout)
     return new
 
 
 def _with_convolutions(module: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    return ((name, child) for name, child in module.named_children() if _has_convolutions(child))
+    return ((name, child) for name, child in module.named_children() if has_convolutions(child))

@@ -18,6 +18,7 @@ from sparsecodec.ops import (
     restore_latent,
     rt_scale_thresholds,
     scale_table_thresholds,
+    uf_scale_thresholds,
     use_backend,
     why_unavailable,
 )
@@ -65,14 +66,20 @@ def _rt_rule(scales):
     return ((scales.clamp(0.11, 16.0).log() - math.log(0.11)) * (1.0 / step)).to(torch.int16)
 
 
+def _uf_rule(scales):  # in halves, constants and all
+    low, steps = torch.tensor(-2.2073).half(), torch.tensor(127 / (2.7726 + 2.2073)).half()
+    return ((scales.half().clamp(0.11, 16.0).log() - low) * steps).floor().to(torch.int16)
+
+
 @pytest.mark.parametrize(
     ("thresholds", "rule"),
     [
         (evc_scale_thresholds(), _evc_rule),
         (laplace_scale_thresholds(), _laplace_rule),
         (rt_scale_thresholds(), _rt_rule),
+        (uf_scale_thresholds(), _uf_rule),
     ],
-    ids=["evc", "laplace", "rt"],
+    ids=["evc", "laplace", "rt", "uf"],
 )
 def test_thresholds_are_the_rule_of_the_family(thresholds, rule):
     count = len(thresholds)

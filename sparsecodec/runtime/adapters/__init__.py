@@ -3,8 +3,10 @@
 from sparsecodec.runtime.adapters.autoregressive import AutoregressiveCodec
 from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec
 from sparsecodec.runtime.adapters.dcvc import DCVCCodec
+from sparsecodec.runtime.adapters.dcvc_dc import DCImageObject, DCVideoObject, FMImageObject, FMVideoObject
 from sparsecodec.runtime.adapters.dcvc_hem import DCVCHEMCodec
 from sparsecodec.runtime.adapters.dcvc_rt import DCVCRTCodec
+from sparsecodec.runtime.adapters.dcvc_uf import UFImageObject, UFVideoObject
 from sparsecodec.runtime.adapters.evc import EVCCodec
 from sparsecodec.runtime.adapters.fvc import FVCCodec
 from sparsecodec.runtime.adapters.portable import (
@@ -34,16 +36,22 @@ PORTABLE_ADAPTERS = (
     PortableHyperpriorCodec,
 )
 VIDEO_ADAPTERS = (DCVCRTCodec, DCVCHEMCodec, DCVCCodec, FVCCodec)
+FOREIGN_OBJECTS = (DCImageObject, DCVideoObject, FMImageObject, FMVideoObject, UFImageObject, UFVideoObject)
 
 __all__ = [
     "ADAPTERS",
+    "FOREIGN_OBJECTS",
     "PORTABLE_ADAPTERS",
     "VIDEO_ADAPTERS",
     "AutoregressiveCodec",
+    "DCImageObject",
     "DCVCCodec",
     "DCVCHEMCodec",
     "DCVCRTCodec",
+    "DCVideoObject",
     "EVCCodec",
+    "FMImageObject",
+    "FMVideoObject",
     "FVCCodec",
     "FactorizedCodec",
     "HyperpriorCodec",
@@ -53,6 +61,8 @@ __all__ = [
     "PortableRTCodec",
     "PortableScalableEVCCodec",
     "ScalableEVCCodec",
+    "UFImageObject",
+    "UFVideoObject",
     "VariableRateCodec",
     "VariableRateContextCodec",
 ]

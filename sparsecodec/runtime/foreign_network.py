@@ -1,0 +1,139 @@
+"""One network of a foreign object: compiled when it is first called with tensors alone."""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.errors import GraphError
+from sparsecodec.runtime.transform import CompiledTransform
+from sparsecodec.sparsity.rules import is_multiply
+from sparsecodec.sparsity.tracing import trace
+
+MAX_TENSORS = 3
+
+
+class ForeignNetwork(nn.Module):
+    """Mixed into the class of a network of a foreign object, in front of it.
+
+    Attributes:
+        original: the network as it was, all the way down.
+        path: in the object.
+        layout: of its results.
+        transform: what runs.
+        reason: why nothing does, or did when it was last called.
+        shapes: of the tensors that it was given first.
+    """
+
+    original: nn.Module
+    path: str
+    layout: torch.memory_format
+    transform: CompiledTransform | None = None
+    reason: str = ""
+    untraceable: bool = False
+    shapes: tuple[torch.Size, ...] = ()
+
+    def forward(self, *inputs: Any, **options: Any) -> Any:
+        if self.untraceable or (unfit := self._unfit(inputs, options)):
+            if not self.untraceable:
+                self.reason = unfit
+            return super().forward(*inputs, **options)
+        if self.transform is None:
+            try:
+                self.transform = self._compiled(inputs)
+            except GraphError as error:
+                self.reason, self.untraceable = str(error), True
+                return super().forward(*inputs)
+            self.shapes = tuple(x.shape for x in inputs)
+        return _new(self.transform(*inputs), self.layout)
+
+    def _unfit(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> str:
+        """Why this call is not one of the compiled network; empty if it is."""
+        if options:
+            return f"called with {', '.join(options)}="
+        for x in inputs:
+            if not isinstance(x, Tensor):
+                return f"called with a {type(x).__name__}"
+            if x.dim() != 4 or x.dtype != torch.float32:
+                return f"called with {x.dtype} {list(x.shape)} (compiled for float32 [N, C, H, W])"
+        least, most = _accepted(self.original)
+        if not least <= len(inputs) <= most or (self.shapes and len(inputs) != len(self.shapes)):
+            return f"called with {len(inputs)} tensors"
+        return ""
+
+    def _compiled(self, inputs: tuple[Tensor, ...]) -> CompiledTransform:
+        # Not strict: foreign layers are of any kind, and the report says which stayed torch's.
+        if len(inputs) == 1 and _accepted(self.original)[1] < MAX_TENSORS:
+            return CompiledTransform(self.original, self.path, torch.float32, strict=False)
+        prefix, _, name = self.path.rpartition(".")
+        whole = _ARITIES[len(inputs)](name, self.original)
+        # One value per channel beside a larger tensor can only be a factor.
+        stepped = len(inputs) > 1 and inputs[-1].shape[2:] == (1, 1) != inputs[0].shape[2:]
+        factors = ("last",) if stepped and _multiplies(whole, self.path) else ()
+        return CompiledTransform(whole, self.path, torch.float32, strict=False, prefix=prefix, factors=factors)
+
+
+class _One(nn.Module):
+    """A network that is called with one tensor, as tracing needs to know.
+
+    Args:
+        name: last component of the network's path in the object.
+        network: the network.
+    """
+
+    def __init__(self, name: str, network: nn.Module) -> None:
+        super().__init__()
+        self.add_module(name, network)
+
+    @property
+    def network(self) -> nn.Module:
+        return next(self.children())
+
+    def forward(self, first: Tensor) -> Any:
+        return self.network(first)
+
+
+class _Two(_One):
+    def forward(self, first: Tensor, last: Tensor) -> Any:
+        return self.network(first, last)
+
+
+class _Three(_One):
+    def forward(self, first: Tensor, second: Tensor, last: Tensor) -> Any:
+        return self.network(first, second, last)
+
+
+_ARITIES = {1: _One, 2: _Two, 3: _Three}
+
+
+def _multiplies(network: nn.Module, name: str) -> bool:
+    """Whether the last argument is only multiplied by, and always with another tensor."""
+    (last,) = (node for node in trace(network, name).nodes if node.op == "placeholder" and node.target == "last")
+    return all(is_multiply(user.target) and len(user.all_input_nodes) == 2 for user in last.users)
+
+
+def _accepted(network: nn.Module) -> tuple[int, int]:
+    """How many tensors a call can have: at least, at most."""
+    parameters = inspect.signature(network.forward).parameters.values()
+    if any(parameter.kind is parameter.VAR_POSITIONAL for parameter in parameters):
+        return 1, MAX_TENSORS
+    places = [parameter for parameter in parameters if parameter.kind is not parameter.KEYWORD_ONLY]
+    needed = sum(parameter.default is parameter.empty for parameter in places)
+    # Other arguments may be flags; None in their place is what a tensor was left out for.
+    optional = [parameter for parameter in places if parameter.default is None]
+    return needed, min(needed + len(optional), MAX_TENSORS)
+
+
+def _new(value: Any, layout: torch.memory_format) -> Any:
+    """Copies, in the layout that foreign code expects: a transform writes its next result over this one."""
+    if isinstance(value, tuple):
+        return tuple(_new(item, layout) for item in value)
+    return value.clone(memory_format=layout)
+
+
+def has_convolutions(module: nn.Module) -> bool:
+    """Whether there is anything to compile in `module`."""
+    return any(isinstance(part, nn.Conv2d | nn.ConvTranspose2d) for part in module.modules())
