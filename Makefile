@@ -16,15 +16,20 @@ TORCH := torch==2.13.0$(if $(CPU_ONLY),+cpu)
 demo: $(INSTALLED)
 	$(BIN)/sparsecodec demo --out demo
 
+# Tests run in so many processes, of one thread each. Not a setting of pytest's: benches cannot be timed side by side,
+# and a single test starts faster without.
+WORKERS ?= 2
+SIDE_BY_SIDE = OMP_NUM_THREADS=1 $(BIN)/pytest -n $(WORKERS) --dist worksteal
+
 test: $(INSTALLED)
-	$(BIN)/pytest
+	$(SIDE_BY_SIDE)
 
 bench: $(INSTALLED)
 	$(BIN)/pytest bench
 
 # Every bench once, without timing and without rows: keeps them from rotting.
 bench-once: $(INSTALLED)
-	$(BIN)/pytest bench --benchmark-disable -q
+	$(SIDE_BY_SIDE) bench --benchmark-disable -q
 
 # Conformance, sanitizer and benches on a GPU, in under ten minutes.
 gpu:

@@ -29,8 +29,9 @@ PICTURE = Path(sparsecodec.__file__).parent / "data" / "pictures" / "kodim23.png
 
 
 @pytest.fixture(scope="module")
-def picture():
-    return read_image(PICTURE)
+def picture(once):
+    whole = read_image(PICTURE)
+    return whole[:, :, 100:228, 200:392].contiguous() if once else whole
 
 
 def trained_pair() -> tuple[torch.nn.Module, torch.nn.Module, float]:

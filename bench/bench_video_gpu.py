@@ -87,7 +87,8 @@ def bench_predicted_frame_on_gpu(height, width, rt_pair, bench_row, benchmark, c
                     op="decode a predicted frame", case=f"{NAME} {width}x{height}", backend=label,
                     dtype=str(HALF).removeprefix("torch."), passed=True, macs=macs, flops=2 * macs, bytes=sizes[label],
                     t_us_p50=1e6 * t, t_us_min=1e6 * min(values), t_us_max=1e6 * max(values), n_runs=len(values),
-                    fps=1 / t, speedup_over_eager_dense=base / t, timer="host, synchronised, rounds interleaved", **more,
+                    fps=1 / t, speedup_over_eager_dense=base / t,
+                    timer="host, synchronised, rounds interleaved", **more,
                 )  # fmt: skip
         elif not ON_GPU:
             executor = compiled["compiled pruned"]._networks.executor

@@ -116,6 +116,12 @@ def _git(*arguments: str) -> str:
 
 
 @pytest.fixture(scope="session")
+def once(pytestconfig: pytest.Config) -> bool:
+    """Whether cases run once and untimed (``--benchmark-disable``): that they work shows on less than is timed."""
+    return pytestconfig.getoption("benchmark_disable")
+
+
+@pytest.fixture(scope="session")
 def machine() -> dict[str, Any]:
     """What all rows of a run have in common."""
     facts = environment()

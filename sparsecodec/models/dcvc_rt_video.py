@@ -204,7 +204,8 @@ class DCVCRTVideo(RTModel):
             recon_blocks=numbered(state, "recon_generation_net.conv.{}.dc.0.weight") - 1,
         )
         patches, inside = state["encoder.conv1.weight"].shape[:2]
-        read = state["encoder.conv2.0.adaptor.weight"].shape[1] - state["q_feature"].shape[1]
+        context = state[f"feature_extractor.conv2.{widths.context_blocks - 1}.ffn.2.weight"].shape[0]
+        read = state["encoder.conv2.0.adaptor.weight"].shape[1] - context
         if read == inside != patches:
             raise UsageError("encoder.conv1 is folded into encoder.conv2.0.adaptor already: load the weights afresh")
         return filled(lambda: cls(widths), state, _run)

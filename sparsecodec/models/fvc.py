@@ -19,7 +19,7 @@ from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.nn import factorized_tables
 from sparsecodec.nn.feature_codec import FeatureBlock, FeatureCodec, down5, up5
 from sparsecodec.nn.fvc_layers import Compensation, Fusion
-from sparsecodec.nn.routine import Routine, drive, pulling, pushing
+from sparsecodec.nn.routine import Coding, Routine, drive, pulling, pushing
 from sparsecodec.ops import evc_scale_thresholds
 
 STRIDE = 64  # of the hyper-latents: features have half the size of the picture
@@ -218,7 +218,7 @@ class FVC(nn.Module):
             BitstreamError: the bytes are damaged or belong to another model, state or arithmetic.
         """
         decoder = Decoder(bit_stream)
-        x_hat, state = drive(self.decoding(state), pulling(decoder))
+        x_hat, state = drive(self.decoding(state), pulling(decoder, *self.hyper_calls(state)))
         decoder.finish()
         return {"x_hat": x_hat, "state": state}
 
@@ -233,14 +233,19 @@ class FVC(nn.Module):
         x_hat, state = self._finish(predicted + residual, state)
         return x_hat.clamp(0, 1), state
 
+    def hyper_calls(self, state: FVCState) -> list[Coding]:
+        """What `decoding` asks for by `Known`: of the motion, of the residual."""
+        size, codecs = tuple(state.features[0].shape[2:]), (self.motion_codec, self.residual_codec)
+        return [codec.z_request(size, tables) for codec, tables in zip(codecs, self.tables()[2], strict=True)]
+
     def decoding(self, state: FVCState) -> Routine:
         """Device work of `decompress`; returns what `encoding` does."""
-        thresholds, tables, (motion_tables, residual_tables) = self.tables()
+        thresholds, tables, _ = self.tables()
         reference = state.features[0]
         size = tuple(reference.shape[2:])
-        motion = yield from self.motion_codec.decoding(size, thresholds, tables, motion_tables)
+        motion = yield from self.motion_codec.decoding(size, thresholds, tables)
         predicted = self.compensation(motion, reference)
-        residual = yield from self.residual_codec.decoding(size, thresholds, tables, residual_tables)
+        residual = yield from self.residual_codec.decoding(size, thresholds, tables)
         x_hat, state = self._finish(predicted + residual, state)
         return x_hat.clamp(0, 1), state
 

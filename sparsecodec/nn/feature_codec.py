@@ -7,7 +7,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables
 from sparsecodec.nn.likelihood import BitEstimator, gaussian_likelihood, round_ste
-from sparsecodec.nn.routine import Coding, Routine, channel_indexes
+from sparsecodec.nn.routine import Coding, Known, Routine, channel_indexes
 from sparsecodec.ops import entropy_parameters, quantize_latent, restore_latent
 
 SYMBOL_MAX = 30000  # symbols are clipped to +- this
@@ -108,13 +108,16 @@ class FeatureCodec(nn.Module):
         yield Coding(y_tables, entropy_parameters(scales, thresholds), symbols)
         return self.synthesis(_dense(restore_latent(symbols, means)))
 
-    def decoding(
-        self, size: tuple[int, int], thresholds: Tensor, y_tables: EntropyTables, z_tables: EntropyTables
-    ) -> Routine:
-        """The inverse of `encoding`, of a map of that height and width."""
-        device = self.estimator.f1.h.device
-        z_shape = (1, self.latent_channels, size[0] // 32, size[1] // 32)
-        z_symbols = yield Coding(z_tables, channel_indexes(z_shape, device))
+    def z_request(self, size: tuple[int, int], z_tables: EntropyTables) -> Coding:
+        """The coding call behind the `Known` of `decoding`, for whoever answers it."""
+        return Coding(z_tables, channel_indexes(self._z_shape(size)))
+
+    def _z_shape(self, size: tuple[int, int]) -> tuple[int, int, int, int]:
+        return 1, self.latent_channels, size[0] // 32, size[1] // 32
+
+    def decoding(self, size: tuple[int, int], thresholds: Tensor, y_tables: EntropyTables) -> Routine:
+        """The inverse of `encoding`, of a map of that height and width; asks for the hyper-latent by a `Known`."""
+        z_symbols = (yield Known(self._z_shape(size))).to(self.estimator.f1.h.device)
         means, scales = self._predicted(_dense(z_symbols))
         symbols = yield Coding(y_tables, entropy_parameters(scales, thresholds))
         return self.synthesis(_dense(restore_latent(symbols, means)))

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, fx
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._pytree import tree_map
 
 from sparsecodec.errors import GraphError, ResourceLimitError
 from sparsecodec.ops._registry import specs
@@ -142,12 +143,43 @@ def _like(x: Tensor) -> Tensor:
     return empty.contiguous(memory_format=torch.channels_last) if x.dim() == 4 else empty
 
 
+@dataclass(frozen=True)
+class _Layout:
+    """What a tensor is, without its values."""
+
+    shape: tuple[int, ...]
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+    device: torch.device
+
+    def empty(self) -> Tensor:
+        return torch.empty_strided(self.shape, self.stride, dtype=self.dtype, device=self.device)
+
+
+def _layout(value: Any) -> Any:
+    """Of a tensor, or of those in a sequence; another argument of an op stands for itself."""
+    if isinstance(value, Tensor):
+        return _Layout(tuple(value.shape), value.stride(), value.dtype, value.device)
+    return tuple(map(_layout, value)) if isinstance(value, list | tuple) else value
+
+
+# Layouts of an op's arguments -> of its results. They follow from each other, blocks of a network repeat, and running a
+# reference on tensors without memory costs milliseconds: most of what compiling a codec takes.
+_inferred: dict[tuple[Any, ...], Any] = {}
+MOST_INFERRED = 4096
+
+
 def _infer_one(step: Step, results: dict[Step, Any]) -> Any:
     if step.op == "prior_head":
         return None  # two results, which it allocates; nothing comes after it
     if step.op != PLAIN:
-        inputs = {argument: results[source] for argument, source in step.inputs.items()}
-        return specs()[step.op].reference(**inputs, **step.constants)
+        arguments = {argument: results[source] for argument, source in step.inputs.items()} | step.constants
+        key = (step.op, *((name, _layout(value)) for name, value in sorted(arguments.items())))
+        if key not in _inferred:
+            if len(_inferred) >= MOST_INFERRED:
+                _inferred.clear()
+            _inferred[key] = tree_map(_layout, specs()[step.op].reference(**arguments))
+        return tree_map(lambda value: value.empty() if isinstance(value, _Layout) else value, _inferred[key])
 
     def take(value: Any) -> Any:
         return results[value] if isinstance(value, Step) else value

@@ -297,7 +297,7 @@ def _channels(layer: LayerUse, label: np.ndarray, home: dict[int, tuple[str, int
 def _channel_map(atoms: Iterable[int], label: np.ndarray, home: dict[int, tuple[str, int]]) -> ChannelMap:
     parts: list[tuple[str | None, list[int]]] = []
     for atom in atoms:
-        name, position = (None, 0) if atom == OPEN else home[int(label[atom])]
+        name, position = (None, 0) if atom == OPEN else home.get(int(label[atom]), (None, 0))
         if not parts or parts[-1][0] != name:
             parts.append((name, []))
         parts[-1][1].append(position)

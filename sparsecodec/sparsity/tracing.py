@@ -138,9 +138,11 @@ def _hand_on(rec: Recorder, results: Sequence[Layout], outputs: Sequence[np.ndar
         atoms = outputs[i] if i < len(outputs) else None
         if atoms is None:
             rec.lock(layout, "it is an output")
-        elif layout.known and layout.keeps_zero and len(layout.channels) == len(atoms):
+            continue
+        known = layout.known and len(layout.channels) == len(atoms)
+        if known:
             rec.join(layout.channels, atoms)
-        else:
+        if not known or not layout.keeps_zero:
             for side in (layout, Layout((atoms,))):
                 rec.lock(side, "it is handed on, and is not known in full or not zero where it is masked")
 

@@ -1,12 +1,13 @@
 """The judges of the coders: docs/bitstream.md sections 2 and 3b in plain Python, and symbols as of trained models."""
 
+import threading
 from dataclasses import dataclass
 
 import numpy as np
 import pytest
 import torch
 
-from sparsecodec.entropy import EntropyTables, LaneDecoder, evc_gaussian_tables
+from sparsecodec.entropy import Decoder, EntropyTables, LaneDecoder, evc_gaussian_tables
 from sparsecodec.errors import UsageError
 
 ISAS = ("scalar", "avx2", "avx512")
@@ -225,3 +226,21 @@ def isa(request, monkeypatch) -> str:
     if why is not None:
         pytest.skip(why)
     return request.param
+
+
+def assert_threads_may_share(
+    decoder: Decoder | LaneDecoder, row: torch.Tensor, tables: EntropyTables, total: int
+) -> None:
+    """Calls on one decoder are serialised: together twenty threads see every symbol, whose sum is `total`, once."""
+    pieces = []
+    of_each = len(row) // 20
+    threads = [
+        threading.Thread(target=lambda: pieces.append(decoder.decode(row[:of_each], tables).sum().item()))
+        for _ in range(20)
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    decoder.finish()
+    assert len(pieces) == 20 and sum(pieces) == total

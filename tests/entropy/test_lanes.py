@@ -3,7 +3,6 @@
 import ctypes
 import mmap
 import os
-import threading
 
 import numpy as np
 import pytest
@@ -11,6 +10,8 @@ import torch
 
 from sparsecodec.entropy import EntropyTables, LaneDecoder, LaneEncoder, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
+
+from .conftest import assert_threads_may_share
 
 INT32 = np.iinfo(np.int32)
 # Symbols that make 1, 2, 4 .. 32 lanes, and two groups of 32.
@@ -377,18 +378,6 @@ def test_arguments_of_the_wrong_kind_are_refused(latent):
 
 
 def test_threads_may_share_a_decoder(latent):
-    """Calls on one decoder are serialised: together the threads see every symbol once."""
     symbols, indexes, tables = latent(2000)
-    row = indexes * 0 + 128
-    decoder = LaneDecoder(encode([(symbols.clamp(-9, 9), row, tables)]), 2000)
-    pieces = []
-    threads = [
-        threading.Thread(target=lambda: pieces.append(decoder.decode(row[:100], tables).sum().item()))
-        for _ in range(20)
-    ]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    decoder.finish()
-    assert len(pieces) == 20 and sum(pieces) == symbols.clamp(-9, 9).sum().item()
+    few, row = symbols.clamp(-9, 9), indexes * 0 + 128
+    assert_threads_may_share(LaneDecoder(encode([(few, row, tables)]), 2000), row, tables, few.sum().item())

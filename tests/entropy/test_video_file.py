@@ -4,24 +4,18 @@ from __future__ import annotations
 
 import io
 import random
-import sys
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from mutations import mutate
+from spc_oracle import Damaged
+from spc_oracle.video import parse
 
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import VideoHeader, VideoReader, VideoWriter, crc32c
 from sparsecodec.entropy.video_bitstream import FOOTER, FOOTER_MAGIC, pack_index, pack_record, unpack_index
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
-
-for folder in ("oracle", "fuzz"):
-    sys.path.append(str(Path(__file__).parents[1] / folder))
-
-from mutations import mutate  # noqa: E402
-from spc_oracle import Damaged  # noqa: E402
-from spc_oracle.video import parse  # noqa: E402
 
 HASH = bytes(range(8))
 FORM = ClipFormat(240, 416, (50, 1), (1, 1), 10, "bt709", True, "left")

@@ -19,6 +19,7 @@ from pathlib import Path
 
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
+MODULES = (FOLDER, FOLDER.parent / "oracle", FOLDER.parent)  # of the targets, the oracle and the toy codec
 NAMES = (
     "container",
     "header",
@@ -47,7 +48,7 @@ def _too_long(*_: object) -> None:
 
 def fuzz(name: str, seconds: float, executions: int, seed: int, broken: Path) -> bool:
     """Runs one target in this process; False if an input broke it."""
-    sys.path.append(str(FOLDER))
+    sys.path += map(str, MODULES)
     import torch
     from targets import TARGETS
 
@@ -87,7 +88,7 @@ def fuzz(name: str, seconds: float, executions: int, seed: int, broken: Path) ->
 
 def replay(name: str, path: Path) -> bool:
     """Runs one kept input; its error comes through."""
-    sys.path.append(str(FOLDER))
+    sys.path += map(str, MODULES)
     from targets import TARGETS
 
     return TARGETS[name]().run(path.read_bytes())

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import random
-import sys
 import tempfile
 from functools import cache
 from pathlib import Path
@@ -13,6 +12,8 @@ import torch
 from mutations import mutate
 from promises import Broken, Target
 from resealing import damaged_header, damaged_payload, invented
+from spc_oracle import Damaged, lanes, rans, tables
+from spc_oracle.container import parse
 from unit_targets import Payloads32, UnitClips, Units
 from video_targets import Clips, ResealedClips
 
@@ -32,11 +33,6 @@ from sparsecodec.models import create
 from sparsecodec.quant import portable
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.zoo import load, save
-
-sys.path.append(str(Path(__file__).parents[1] / "oracle"))
-
-from spc_oracle import Damaged, lanes, rans, tables  # noqa: E402
-from spc_oracle.container import parse  # noqa: E402
 
 MAX_PIXELS = 1 << 16
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import io
 import random
-import sys
 from functools import cache
-from pathlib import Path
 
 import torch
 from mutations import mutate
 from promises import Broken, Target
+from toy_video import ToyVideo, moving
 
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import VideoHeader, VideoReader, crc32c
@@ -18,10 +17,6 @@ from sparsecodec.entropy.video_bitstream import pack_index, pack_record
 from sparsecodec.models import create
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.video import CompiledVideo
-
-sys.path.append(str(Path(__file__).parents[1]))
-
-from toy_video import ToyVideo, moving  # noqa: E402
 
 MAX_PIXELS = 1 << 16
 FRAMES, PERIOD = 6, 3

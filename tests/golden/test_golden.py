@@ -4,25 +4,17 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import importlib.util
 from pathlib import Path
-from types import ModuleType
 
 import pytest
 
 from sparsecodec.entropy import Container
 
+from ..conftest import load_script
+
 SCRIPT = Path(__file__).parent / "golden.py"
 
-
-def _golden() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("golden", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-golden = _golden()
+golden = load_script(SCRIPT)
 ENTRIES = golden.read()
 MODELS = sorted({entry["model"] for entry in ENTRIES if entry["kind"] == "file"})
 

@@ -14,27 +14,17 @@ from sparsecodec.models import DCVC, create
 from sparsecodec.models.description import describe, from_description
 from sparsecodec.nn.dcvc_layers import MaskedConv2d, PlainGDN
 
+from ..lively import lively_dcvc
+
 STRINGS = ("mv_y_string", "mv_z_string", "y_string", "z_string")
-
-
-def lively(model: DCVC) -> DCVC:
-    """Weights under which latents take several symbols and scales suit them."""
-    with torch.no_grad():
-        for module in model.modules():
-            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-                module.weight *= 1.5
-        for parameters in (model.entropy_parameters, model.entropy_parameters_mv):
-            parameters[-1].bias[len(parameters[-1].bias) // 2 :] += 1
-        model.auto_regressive.weight *= 3
-        for encoder in (model.priorEncoder, model.mvpriorEncoder):
-            encoder[-1].weight *= 20
-    return model.eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
 def model() -> DCVC:
     torch.manual_seed(0)
-    return lively(DCVC("tiny"))
+    model = lively_dcvc(DCVC("tiny").eval().requires_grad_(False))
+    model.auto_regressive.weight *= 3
+    return model
 
 
 @pytest.fixture(scope="module")

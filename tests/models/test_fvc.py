@@ -13,27 +13,15 @@ from sparsecodec.models.description import describe, from_description
 from sparsecodec.models.fvc import FVCState, Widths
 from sparsecodec.nn.fvc_layers import DeformableAlignment, PatchAttention
 
+from ..lively import lively_fvc
+
 WITH_FUSION = Widths(16, 16, 16, 4, 1, modulated=True, references=2)
-
-
-def lively(model: FVC) -> FVC:
-    """Weights under which features move and latents take several symbols."""
-    with torch.no_grad():
-        for name, module in model.named_modules():
-            if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-                module.weight *= 1.5
-            if name.endswith("offsets"):
-                module.weight.normal_(0, 0.1)
-        for codec in (model.motion_codec, model.residual_codec):
-            codec.hyper_synthesis[-1].bias[codec.latent_channels :] += 1
-            codec.hyper_analysis[-1].weight *= 20
-    return model.eval()
 
 
 @pytest.fixture(scope="module", params=["tiny", "fusion"])
 def model(request) -> FVC:
     torch.manual_seed(0)
-    return lively(FVC("tiny" if request.param == "tiny" else WITH_FUSION)).requires_grad_(False)
+    return lively_fvc(FVC("tiny" if request.param == "tiny" else WITH_FUSION)).eval().requires_grad_(False)
 
 
 @pytest.fixture(scope="module")
@@ -85,7 +73,7 @@ def test_attention_is_the_weighted_sum_of_a_patch():
 
 def test_every_weight_is_trained(clip: list[Tensor]):
     torch.manual_seed(0)
-    model = lively(FVC(WITH_FUSION)).train()
+    model = lively_fvc(FVC(WITH_FUSION)).train()
     out = model(clip[1], model.start(clip[0]))
     out = model(clip[2], out["state"])
     (out["bpp"].mean() + F.mse_loss(out["x_hat"], clip[2])).backward()
@@ -117,7 +105,7 @@ def test_round_trip_over_frames(model: FVC, clip: list[Tensor]):
 
 def test_all_of_the_state_matters(clip: list[Tensor]):
     torch.manual_seed(0)
-    model = lively(FVC(WITH_FUSION)).requires_grad_(False)
+    model = lively_fvc(FVC(WITH_FUSION)).eval().requires_grad_(False)
     state = model.compress(clip[1], model.start(clip[0]))["state"]
     coded = model.compress(clip[2], state)
     latest, before = state.features

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-import importlib.util
 import os
 import re
 import runpy
@@ -17,6 +16,8 @@ from setuptools import Distribution
 from sparsecodec import _cuda
 from sparsecodec.errors import SparseCodecError
 from sparsecodec.ops import why_unavailable
+
+from ..conftest import load_script
 
 ROOT = Path(__file__).parents[2]
 NO_LIBRARY = "the CUDA kernels are not built here: no nvcc"
@@ -32,10 +33,7 @@ def setup(monkeypatch):
 @pytest.fixture(scope="module")
 def aot():
     pytest.importorskip("triton")
-    spec = importlib.util.spec_from_file_location("aot_cuda", Path(__file__).parent / "aot" / "cuda.py")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return load_script(Path(__file__).parent / "aot" / "cuda.py")
 
 
 @pytest.fixture

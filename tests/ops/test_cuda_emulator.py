@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import importlib.util
-import os
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 
@@ -17,6 +15,8 @@ from sparsecodec.entropy.native import native
 from sparsecodec.errors import BitstreamError, NoBackendError, UsageError
 from sparsecodec.ops._registry import resolve
 from sparsecodec.testing import CASES, islanded, judge, run_eager
+
+from ..conftest import load_script_with_compiler
 
 # Three blocks of threads are started for each launch, so only cases that fit into a few tiles.
 CUDA_CASES = [
@@ -31,13 +31,7 @@ SCRIPT = Path(__file__).parents[1] / "cuda_emulator" / "emulate.py"
 
 @pytest.fixture(scope="module")
 def emulate() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("emulate", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if module.compiler() is None:
-        assert os.environ.get("CI") != "true", "no g++: this lane must run the CUDA kernels"
-        pytest.skip("no g++ on the PATH")
-    return module
+    return load_script_with_compiler(SCRIPT)
 
 
 def test_every_kernel_has_a_program(emulate):

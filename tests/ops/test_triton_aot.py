@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ast
-import importlib.util
 import json
 import os
 import re
@@ -15,6 +14,8 @@ import pytest
 
 from sparsecodec.ops import specs
 from sparsecodec.ops._registry import resolve
+
+from ..conftest import load_script
 
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "aot_compile.py"
@@ -52,9 +53,7 @@ def complaints(rows: list[dict], without_products: set[str]) -> list[str]:
 @pytest.fixture(scope="module")
 def without_products() -> set[str]:
     pytest.importorskip("triton")
-    spec = importlib.util.spec_from_file_location("aot_compile", SCRIPT)
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = load_script(SCRIPT)
     return {name for path in script.op_files() for name in getattr(script.load(path), "WITHOUT_PRODUCTS", ())}
 
 

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from sparsecodec._compat import import_compressai
 from sparsecodec.models import create
 from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime.video import CompiledVideo, fingerprint
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 
 CLASSES = {  # name -> class and constructor arguments
@@ -118,6 +119,25 @@ def mean_scale() -> Pair:
 def pictures(photo: Tensor) -> Tensor:
     """``[2, 3, 64, 128]`` from the photo."""
     return torch.cat([photo[:, :, :64, :128], photo[:, :, 64:128, 64:192]])
+
+
+def code_in_step(codec: CompiledVideo, frames: list[Tensor], qp: int) -> list[bytes]:
+    """Codes a clip and decodes it, and compares the states after each frame."""
+    height, width = frames[0].shape[2:]
+    payloads = []
+    for index, x in enumerate(frames):
+        if index == 0:
+            payload, ours = codec.intra_encode(x, qp)
+            x_hat, theirs = codec.intra_decode(payload, height, width, qp)
+        else:
+            payload, ours = codec.inter_encode(x, ours, qp, index)
+            x_hat, theirs = codec.inter_decode(payload, theirs, height, width, qp, index)
+        assert fingerprint(ours) == fingerprint(theirs), f"frame {index}"
+        assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
+        assert x_hat.shape == x.shape and x_hat.dtype == torch.float32 and x_hat.is_contiguous()
+        assert 0 <= x_hat.min() and x_hat.max() <= 1
+        payloads.append(payload)
+    return payloads
 
 
 class InDtype(nn.Module):

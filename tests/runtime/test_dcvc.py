@@ -17,6 +17,8 @@ from sparsecodec.runtime.adapters import DCVCCodec
 from sparsecodec.runtime.adapters.dcvc import OriginalDCVC
 from sparsecodec.runtime.context_model import ContextRows
 
+from ..lively import lively_dcvc
+
 STRINGS = ("mv_y_string", "mv_z_string", "y_string", "z_string")
 SIZE = (64, 128)
 
@@ -26,14 +28,7 @@ def model() -> VideoCodec:
     """Untrained, with latents that take several symbols."""
     torch.manual_seed(0)
     model = create("dcvc-tiny").eval().requires_grad_(False)
-    inter = model.inter
-    for module in inter.modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            module.weight *= 1.5
-    for parameters in (inter.entropy_parameters, inter.entropy_parameters_mv):
-        parameters[-1].bias[len(parameters[-1].bias) // 2 :] += 1
-    for encoder in (inter.priorEncoder, inter.mvpriorEncoder):
-        encoder[-1].weight *= 20
+    lively_dcvc(model.inter)
     return model
 
 

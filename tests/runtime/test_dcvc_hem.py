@@ -6,16 +6,16 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.models import VideoCodec, create
 from sparsecodec.runtime import compile_codec
-from sparsecodec.runtime.video import fingerprint
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 
 from ..toy_video import moving
+from .conftest import code_in_step
 
 SIZE = (64, 128)
 QP = 40
@@ -32,26 +32,8 @@ def codec(request: pytest.FixtureRequest, model: VideoCodec):
     return compile_codec(model, dtype=request.param)
 
 
-def code(codec, frames: list[Tensor]) -> list[bytes]:
-    """Codes a clip and decodes it, and compares the states after each frame."""
-    payloads = []
-    for index, x in enumerate(frames):
-        if index == 0:
-            payload, ours = codec.intra_encode(x, QP)
-            x_hat, theirs = codec.intra_decode(payload, *SIZE, QP)
-        else:
-            payload, ours = codec.inter_encode(x, ours, QP, index)
-            x_hat, theirs = codec.inter_decode(payload, theirs, *SIZE, QP, index)
-        assert fingerprint(ours) == fingerprint(theirs), f"frame {index}"
-        assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
-        assert x_hat.shape == x.shape and x_hat.dtype == torch.float32 and x_hat.is_contiguous()
-        assert 0 <= x_hat.min() and x_hat.max() <= 1
-        payloads.append(payload)
-    return payloads
-
-
 def test_both_ends_stay_in_step_for_32_frames(codec):
-    payloads = code(codec, moving(32, *SIZE))
+    payloads = code_in_step(codec, moving(32, *SIZE), QP)
     assert min(map(len, payloads)) > 200, "nothing was coded"
     assert len(set(payloads)) == 32
 
@@ -155,7 +137,7 @@ def test_pruned_blocks_are_compiled_at_their_width(model: VideoCodec, round_to: 
     thin = compact(model, ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=round_to), graph)
     before, after = (sum(value.numel() for value in m.parameters()) for m in (model, thin))
     assert after < before
-    code(compile_codec(thin, dtype=torch.float32), moving(3, *SIZE))
+    code_in_step(compile_codec(thin, dtype=torch.float32), moving(3, *SIZE), QP)
 
 
 def test_unknown_pairs_are_refused(model: VideoCodec):

@@ -6,20 +6,21 @@ import copy
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models import create
 from sparsecodec.models.dcvc_rt_image import RT_IMAGE_TINY, DCVCRTImage
 from sparsecodec.runtime import compile_codec
-from sparsecodec.runtime.video import fingerprint
 from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_macs, trace_model
 from sparsecodec.training.families import family_of
 
 from ..toy_video import moving
+from .conftest import code_in_step
 
 SIZE = (48, 80)  # latent 3 x 5: the hyper-latent is padded, and both passes are odd
+QP = 20
 
 
 @pytest.fixture(scope="module")
@@ -41,26 +42,8 @@ def codec(request: pytest.FixtureRequest, model: nn.Module):
     return compile_codec(model, dtype=request.param)
 
 
-def code(codec, frames: list[Tensor], qp: int = 20) -> list[bytes]:
-    """Codes a clip and decodes it, and compares the states after each frame."""
-    payloads = []
-    for index, x in enumerate(frames):
-        if index == 0:
-            payload, ours = codec.intra_encode(x, qp)
-            x_hat, theirs = codec.intra_decode(payload, *SIZE, qp)
-        else:
-            payload, ours = codec.inter_encode(x, ours, qp, index)
-            x_hat, theirs = codec.inter_decode(payload, theirs, *SIZE, qp, index)
-        assert fingerprint(ours) == fingerprint(theirs), f"frame {index}"
-        assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
-        assert x_hat.shape == x.shape and x_hat.dtype == torch.float32 and x_hat.is_contiguous()
-        assert 0 <= x_hat.min() and x_hat.max() <= 1
-        payloads.append(payload)
-    return payloads
-
-
 def test_both_ends_stay_in_step_for_32_frames(codec):
-    payloads = code(codec, moving(32, *SIZE))
+    payloads = code_in_step(codec, moving(32, *SIZE), QP)
     assert min(map(len, payloads)) > 40, "nothing was coded"
 
 
@@ -69,52 +52,52 @@ def test_one_more_thread_gives_the_same_bits(codec):
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(2)
-        two = code(codec, frames)
+        two = code_in_step(codec, frames, QP)
     finally:
         torch.set_num_threads(before)
-    assert two == code(codec, frames)
+    assert two == code_in_step(codec, frames, QP)
 
 
 def test_float32_is_close_to_the_model(model: nn.Module):
     codec, frames = compile_codec(model, dtype=torch.float32), moving(4, *SIZE)
-    _, state = codec.intra_encode(frames[0], 20)
-    plain = model.intra.compress(frames[0], 20)["x_hat"]
+    _, state = codec.intra_encode(frames[0], QP)
+    plain = model.intra.compress(frames[0], QP)["x_hat"]
     assert (state.frame - plain).abs().max() < 1e-4
     theirs = state
     for index in (1, 2, 3):
-        rate = codec.shifted(20, index)
-        ours_payload, ours = codec.inter_encode(frames[index], state, 20, index)
+        rate = codec.shifted(QP, index)
+        ours_payload, ours = codec.inter_encode(frames[index], state, QP, index)
         _, right = model.inter.compress_frame(frames[index], theirs, rate)
         assert (ours.feature - right.feature).abs().max() < 1e-4 * right.feature.abs().max()
-        picture, _ = codec.inter_decode(ours_payload, state, *SIZE, 20, index)
+        picture, _ = codec.inter_decode(ours_payload, state, *SIZE, QP, index)
         assert (picture - model.inter.picture(right.feature, rate)).abs().max() < 1e-3
         state, theirs = ours, right
 
 
 def test_bfloat16_is_near_the_model(model: nn.Module):
     codec, (x, *_) = compile_codec(model, dtype=torch.bfloat16), moving(1, *SIZE)
-    _, state = codec.intra_encode(x, 20)
-    assert (state.frame - model.intra.compress(x, 20)["x_hat"]).abs().mean() < 0.02
+    _, state = codec.intra_encode(x, QP)
+    assert (state.frame - model.intra.compress(x, QP)["x_hat"]).abs().mean() < 0.02
 
 
 def test_states_are_values(codec):
     """What a frame left is not written to by later ones, of this clip or of another."""
     frames = moving(4, *SIZE)
-    _, first = codec.intra_encode(frames[0], 20)
-    _, second = codec.inter_encode(frames[1], first, 20, 1)
+    _, first = codec.intra_encode(frames[0], QP)
+    _, second = codec.inter_encode(frames[1], first, QP, 1)
     kept = [tensor.clone() for state in (first, second) for tensor in state.tensors()]
-    again, third = codec.inter_encode(frames[2], second, 20, 2)
+    again, third = codec.inter_encode(frames[2], second, QP, 2)
     codec.intra_encode(frames[3], 50)
     codec.inter_encode(frames[3], third, 50, 3)
     assert all(map(torch.equal, kept, (*first.tensors(), *second.tensors())))
-    assert codec.inter_encode(frames[2], second, 20, 2)[0] == again
+    assert codec.inter_encode(frames[2], second, QP, 2)[0] == again
 
 
 def test_original_has_the_bytes_of_the_model(model: nn.Module):
     codec, (x, after) = compile_codec(model, original=True), moving(2, *SIZE)
-    payload, state = codec.intra_encode(x, 20)
-    assert payload == model.intra.compress(x, 20)["bit_stream"]
-    assert codec.inter_encode(after, state, 20, 1)[0] == model.inter.compress_frame(after, state, 28)[0]
+    payload, state = codec.intra_encode(x, QP)
+    assert payload == model.intra.compress(x, QP)["bit_stream"]
+    assert codec.inter_encode(after, state, QP, 1)[0] == model.inter.compress_frame(after, state, 28)[0]
     assert codec.numerics != compile_codec(model, dtype=torch.float32).numerics
     assert "original" in codec.report.notes[0]
 
@@ -145,7 +128,7 @@ def test_a_skip_threshold_is_part_of_the_identity(model: nn.Module):
     codec, plain = compile_codec(skipping), compile_codec(model)
     assert codec.model_hash != plain.model_hash
     frames = moving(3, *SIZE)
-    assert sum(map(len, code(codec, frames)[1:])) < sum(map(len, code(plain, frames)[1:]))
+    assert sum(map(len, code_in_step(codec, frames, QP)[1:])) < sum(map(len, code_in_step(plain, frames, QP)[1:]))
 
 
 def test_a_pruned_codec_is_on_kernels_and_in_step(model: nn.Module):
@@ -154,16 +137,16 @@ def test_a_pruned_codec_is_on_kernels_and_in_step(model: nn.Module):
     masks = masks_for_macs(report, graph, magnitude_scores(model, graph), 0.5)
     pruned = compact(model, masks, graph).eval()
     codec = compile_codec(pruned, dtype=torch.float32)
-    code(codec, moving(3, *SIZE))
+    code_in_step(codec, moving(3, *SIZE), QP)
     assert not [row for row in codec.report.rows if row.macs and row.backend != "cpu"]
     assert codec.report.macs < 0.6 * codec.report.dense_macs
     assert codec.model_hash != compile_codec(model).model_hash
     for half in (pruned.intra, pruned.inter):
         half.update()
     x, after = moving(2, *SIZE)
-    _, state = codec.intra_encode(x, 20)
-    _, ours = codec.inter_encode(after, state, 20, 1)
-    _, right = pruned.inter.compress_frame(after, state, codec.shifted(20, 1))
+    _, state = codec.intra_encode(x, QP)
+    _, ours = codec.inter_encode(after, state, QP, 1)
+    _, right = pruned.inter.compress_frame(after, state, codec.shifted(QP, 1))
     assert (ours.feature - right.feature).abs().max() < 1e-4 * right.feature.abs().max()
 
 
@@ -177,20 +160,20 @@ def test_every_layer_with_weights_is_on_a_kernel(codec):
 
 def test_damage_and_misuse(codec):
     x, *_ = moving(1, *SIZE)
-    payload, state = codec.intra_encode(x, 20)
+    payload, state = codec.intra_encode(x, QP)
     with pytest.raises(BitstreamError):
-        codec.intra_decode(payload[: len(payload) // 2], *SIZE, 20)
+        codec.intra_decode(payload[: len(payload) // 2], *SIZE, QP)
     with pytest.raises(UsageError, match="needs 0"):
         codec.intra_encode(x, 64)
     with pytest.raises(UsageError, match="multiples of 16"):
-        codec.intra_encode(x[:, :, :40], 20)
+        codec.intra_encode(x[:, :, :40], QP)
     with pytest.raises(UsageError, match="video"):
         compile_codec(create("evc-tiny"), original=True)
 
 
 def test_files_of_other_numerics_are_refused(model: nn.Module):
     single, half = (compile_codec(model, dtype=dtype) for dtype in (torch.float32, torch.bfloat16))
-    session = single.encoder(ClipFormat(*SIZE, rate=(25, 1)), qp=20)
+    session = single.encoder(ClipFormat(*SIZE, rate=(25, 1)), qp=QP)
     data = b"".join([*(session.push(x) for x in moving(2, *SIZE)), session.finish()])
     assert len(list(single.decoder(data))) == 2
     with pytest.raises(ModelMismatchError, match="numerics"):

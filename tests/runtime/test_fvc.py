@@ -12,6 +12,8 @@ from sparsecodec.models.fvc import FVC_WIDTHS, Widths
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters import FVCCodec
 
+from ..lively import lively_fvc
+
 SIZE = (64, 128)
 WITH_FUSION = Widths(16, 16, 16, 4, 1, modulated=True, references=2)
 
@@ -20,15 +22,7 @@ WITH_FUSION = Widths(16, 16, 16, 4, 1, modulated=True, references=2)
 def model(request) -> VideoCodec:
     """Untrained, with features that move and latents that take several symbols."""
     torch.manual_seed(0)
-    inter = FVC(request.param).requires_grad_(False)
-    for name, module in inter.named_modules():
-        if isinstance(module, torch.nn.Conv2d | torch.nn.ConvTranspose2d):
-            module.weight *= 1.5
-        if name.endswith("offsets"):
-            module.weight.normal_(0, 0.1)
-    for codec in (inter.motion_codec, inter.residual_codec):
-        codec.hyper_synthesis[-1].bias[codec.latent_channels :] += 1
-        codec.hyper_analysis[-1].weight *= 20
+    inter = lively_fvc(FVC(request.param).requires_grad_(False))
     return VideoCodec(EVC("nano", "nano"), inter).eval()
 
 

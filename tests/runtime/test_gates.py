@@ -173,7 +173,9 @@ def test_a_gate_that_others_read_into():
 
 
 def test_a_gate_after_a_convolution_and_alone():
-    gate = lambda x: x * torch.sigmoid(4.0 * x)  # noqa: E731
+    def gate(x: Tensor) -> Tensor:
+        return x * torch.sigmoid(4.0 * x)
+
     assert check(One(lambda m, x: gate(m.a(x)), a=nn.Conv2d(8, 8, 3, padding=1)), [8]) == [("conv2d_act", "cpu")]
     assert check(One(lambda m, x: m.a(gate(x)), a=nn.Conv2d(8, 8, 1)), [8])[0] == ("Gate", "torch")
 

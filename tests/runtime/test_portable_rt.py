@@ -79,7 +79,7 @@ def stream(skip: float | None = None) -> tuple[Coded, ...]:
     """32 frames, two of them coded alone, at qualities that change."""
     codec, frames, state, since = compiled(model(skip)), [], None, 0
     for number, x in enumerate(clip(FRAMES, seed=1)):
-        qp = (63, 32, 0, 47)[number // 5 % 4]
+        qp = (63, 32, 0, 47)[number // 2 % 4]
         if number in INTRA_AT:
             since = number
             payload, state = codec.intra_encode(x[None], qp)
@@ -127,15 +127,16 @@ def test_streams_are_lively():
 
 
 @pytest.mark.parametrize("threads", [1, 2])
-@pytest.mark.parametrize("isa", ["scalar", "avx2", "avx512"])
-def test_nothing_depends_on_instruction_set_or_threads(isa, threads, instruction_sets, monkeypatch):
+@pytest.mark.parametrize(("isa", "frames"), [("scalar", 8), ("avx2", FRAMES), ("avx512", FRAMES)])
+def test_nothing_depends_on_instruction_set_or_threads(isa, frames, threads, instruction_sets, monkeypatch):
+    """The scalar kernels are slow: of them only as many frames as there are qualities twice."""
     if isa not in instruction_sets:
         pytest.skip(f"this processor has no {isa}")
     monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        assert_same(decoded(compiled(), stream()), expected())
+        assert_same(decoded(compiled(), stream()[:frames]), expected())
     finally:
         torch.set_num_threads(before)
 

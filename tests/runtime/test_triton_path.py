@@ -13,7 +13,9 @@ from torch.utils._pytree import tree_leaves
 from sparsecodec.ops import use_backend, why_unavailable
 from sparsecodec.runtime import CompiledCodec, compile_codec
 
+from ..toy_video import moving
 from .conftest import build
+from .test_video_graphs import rt
 
 pytestmark = [
     pytest.mark.skipif(why_unavailable("triton") is not None, reason=str(why_unavailable("triton"))),
@@ -69,3 +71,26 @@ def test_a_codec_runs_on_triton_alone(monkeypatch):
     assert (decoded - expected).abs().max() < 0.02
     assert len(launches.triton) > 20
     assert len(launches.triton) + len(launches.torch) < 60, (launches.triton, launches.torch)
+
+
+def test_a_predicted_frame_runs_on_triton_alone(monkeypatch):
+    """DCVC-RT of narrow widths: both ends end in the same state, near that of float32 on the CPU's kernels."""
+    model, (x, after), sps = rt().inter, moving(2, 32, 32), {"height": 32, "width": 32, "ec_part": 0}
+    plain = compile_codec(model, dtype=torch.float32)
+    plain.update()
+    with torch.inference_mode():
+        _, right = plain.compress_frame(after, plain.start(x), 20)
+        with use_backend("triton"):
+            half = compile_codec(model, dtype=torch.float16)
+            half.update()
+            state = half.start(x)
+            payload, ours = half.compress_frame(after, state, 20)
+            half.decompress_frame(payload, state, sps, 20)  # binds and plans
+            with Launches(monkeypatch) as launches:
+                _, theirs = half.decompress_frame(payload, state, sps, 20)
+    assert torch.equal(ours.feature, theirs.feature)
+    assert (ours.feature.float() - right.feature).abs().mean() < 0.02 * right.feature.abs().mean()
+    rows = half._networks.report(32 * 32, [], ()).rows
+    assert {row.backend for row in rows if row.macs} == {"triton"}
+    assert len(launches.triton) > 20
+    assert len(launches.triton) + len(launches.torch) < 90, (launches.triton, launches.torch)

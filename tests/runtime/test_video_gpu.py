@@ -1,4 +1,4 @@
-"""Compiled video codecs on a GPU: both ends in step, near the model, captured, of all sizes, in turns and in threads."""
+"""Compiled video codecs on a GPU: both ends in step, near the model, captured, of all sizes, in turns, in threads."""
 
 from __future__ import annotations
 

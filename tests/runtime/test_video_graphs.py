@@ -19,6 +19,7 @@ from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
+from sparsecodec.models.fvc import FVC, Widths
 from sparsecodec.nn.routine import Coding, Known
 from sparsecodec.ops import use_backend
 from sparsecodec.runtime import compile_codec, numerics
@@ -219,6 +220,25 @@ def test_a_gpus_files_name_it(monkeypatch, dtypes: tuple[str, ...], words: str):
     header = VideoReader(BytesIO(session.push(moving(1, *SIZE)[0]) + session.finish())).header
     with pytest.raises(ModelMismatchError, match="of one CPU, or of torch's own layers.*a GPU of tests"):
         numerics.check_made_here(header, codec.model_hash, on_gpu, exact_pictures=False)
+
+
+def test_fvc_is_captured_too():
+    torch.manual_seed(0)
+    model = VideoCodec(create("evc-tiny"), FVC(Widths(16, 16, 16, blocks=1, references=2, groups=4))).eval()
+    codec, captured = (compile_codec(model, dtype=torch.float32) for _ in range(2))
+    captured._networks.executor = Executor(CPU, RecordedGraphs())
+    frames = moving(7, *SIZE)
+    with torch.inference_mode():
+        states = [codec.start(frames[0])] * 3
+    for number, x in enumerate(frames[1:], 1):
+        payload, ours = codec.inter_encode(x, states[0], 20, number)
+        again, theirs = captured.inter_encode(x, states[1], 20, number)
+        assert again == payload, f"frame {number}"
+        x_hat, decoded = captured.inter_decode(payload, states[2], *SIZE, 20, number)
+        assert fingerprint(ours) == fingerprint(theirs) == fingerprint(decoded), f"frame {number}"
+        states = [ours, theirs, decoded]
+    assert captured._networks.executor.refusals == []
+    assert captured._networks.executor.captures == 2 * 2 * 5  # behind one frame, and behind two
 
 
 def test_what_stays_out_says_why():

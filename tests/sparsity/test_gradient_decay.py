@@ -57,6 +57,15 @@ def _decay(net: nn.Module, **config) -> GradientDecay:
     return GradientDecay(net, graph, count(net, {"": SHAPE}), DecayConfig(**config))
 
 
+def _one_step(net: nn.Module, decay: GradientDecay, opt: torch.optim.Optimizer, step: int) -> None:
+    decay.set_step(step)
+    with decay.applied():
+        loss = (net(_x()) - 1).square().mean() + decay.penalty()
+    opt.zero_grad()
+    loss.backward()
+    decay.step(opt)
+
+
 def _mask_about_half(decay: GradientDecay, step: int) -> None:
     with torch.no_grad():
         decay.theta.fill_(1.0)  # scores have mean 1 in every space
@@ -257,12 +266,7 @@ def _train(steps: range, state: dict | None = None) -> dict:
         decay.load_state_dict(state["decay"])
         opt.load_state_dict(state["opt"])
     for step in steps:
-        decay.set_step(step)
-        with decay.applied():
-            loss = (net(_x()) - 1).square().mean() + decay.penalty()
-        opt.zero_grad()
-        loss.backward()
-        decay.step(opt)
+        _one_step(net, decay, opt, step)
     return {"model": net.state_dict(), "decay": decay.state_dict(), "opt": opt.state_dict()}
 
 
@@ -280,12 +284,7 @@ def test_training_reaches_the_target_on_whole_tiles(net: Net) -> None:
     decay = _decay(net, sparsity=0.6, t0=5, t1=60, ramp=40, round_to=2, apply_to="update")
     opt = torch.optim.Adam([{"params": list(net.parameters())}, decay.parameter_group(0.05)], lr=1e-3)
     for step in range(61):
-        decay.set_step(step)
-        with decay.applied():
-            loss = (net(_x()) - 1).square().mean() + decay.penalty()
-        opt.zero_grad()
-        loss.backward()
-        decay.step(opt)
+        _one_step(net, decay, opt, step)
         if step == 50:
             assert decay.mac_reduction == pytest.approx(0.6, abs=0.1)
     assert 0.6 <= decay.mac_reduction < 0.65

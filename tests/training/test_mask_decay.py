@@ -14,6 +14,8 @@ from sparsecodec.sparsity import apply_compact_config, count
 from sparsecodec.training import Recipe, Trainer, family_of, run
 from sparsecodec.training.methods.mask_decay import DecayingMasks, Settings
 
+from .conftest import resumed
+
 SHORT = {"model": "evc-tiny", "steps": 4, "batch": 1, "crop": 64, "warmup": 1, "save_every": 2, "log_every": 1}
 STUDENT = {"student": "evc-tiny-s", "decay_end": 0.75, "mask_travel": 2.0}
 
@@ -35,22 +37,8 @@ def _trainer(recipe: Recipe, pictures, folder) -> Trainer:
 
 def test_resumed_run_equals_an_uninterrupted_one(pictures, tmp_path):
     recipe = _recipe(**STUDENT, distillation_weight=0.5)
-    whole = _trainer(recipe, pictures, tmp_path / "whole")
-    whole.run()
-    assert bool(whole.method.decay.frozen) and whole.method.decay.forced < 100  # of 896: the loss did it
-    first = _trainer(recipe, pictures, tmp_path / "parts")
-    for _ in range(2):
-        first.train_step()
-        first.step += 1
-    first.save()
-    torch.manual_seed(12345)
-    second = _trainer(recipe, pictures, tmp_path / "parts")
-    assert second.step == 2
-    second.run()
-    for name, module in whole._modules().items():
-        resumed = second._modules()[name].state_dict()
-        for key, value in module.state_dict().items():
-            assert torch.equal(value, resumed[key]), f"{name}.{key}"
+    decay = resumed(lambda folder: _trainer(recipe, pictures, folder), tmp_path).method.decay
+    assert bool(decay.frozen) and decay.forced < 100  # of 896: the loss did it
 
 
 def test_the_result_is_a_plain_student_that_saves_and_reloads(pictures, tmp_path):

@@ -18,6 +18,8 @@ from sparsecodec.training.methods.gradient_decay import LearntMasks
 from sparsecodec.training.muon import orthogonalize
 from sparsecodec.zoo import load, save
 
+from .conftest import resumed
+
 PLAIN = {"model": "evc-tiny", "batch": 2, "crop": 64, "warmup": 2, "save_every": 2, "log_every": 1}
 PRUNING = {"mac_reduction": 0.5, "decay_start": 0.25, "decay_end": 0.75, "round_to": 8, "finetune_steps": 2}
 
@@ -43,23 +45,7 @@ def test_loss_falls(pictures, tmp_path):
 @pytest.mark.parametrize("pruning", [None, PRUNING], ids=["dense", "pruned"])
 def test_resumed_run_equals_an_uninterrupted_one(pruning, pictures, tmp_path):
     values = {**PLAIN, "steps": 4, "gradient_decay": pruning}
-    whole = _trainer(values, pictures, tmp_path / "whole")
-    whole.run()
-
-    first = _trainer(values, pictures, tmp_path / "parts")
-    for _ in range(2):
-        first.train_step()
-        first.step += 1
-    first.save()
-    torch.manual_seed(12345)
-    second = _trainer(values, pictures, tmp_path / "parts")
-    assert second.step == 2
-    second.run()
-
-    for name, module in whole._modules().items():
-        resumed = second._modules()[name].state_dict()
-        for key, value in module.state_dict().items():
-            assert torch.equal(value, resumed[key]), f"{name}.{key}"
+    resumed(lambda folder: _trainer(values, pictures, folder), tmp_path)
 
 
 def test_pruning_meets_its_target_and_rebuilds_from_json(pictures, tmp_path):

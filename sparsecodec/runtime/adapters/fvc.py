@@ -155,7 +155,8 @@ class FVCCodec(BehindImage):
         self, payload: bytes, state: FVCState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, FVCState]:
         decoder = Decoder(payload)
-        x_hat, features = self._run(self._decoding, *state.features, host=pulling(decoder))
+        host = pulling(decoder, *self.inter.hyper_calls(state))
+        x_hat, features = self._run(self._decoding, *state.features, host=host)
         decoder.finish()
         return x_hat, FVCState(features)
 
