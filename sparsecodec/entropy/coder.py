@@ -49,6 +49,18 @@ def _dense(values: Array, name: str) -> np.ndarray:
     raise UsageError(f"{name}: {type(values).__name__} (needs a torch tensor or a numpy array)")
 
 
+def payload_view(data: Any) -> memoryview:
+    """The bytes of a payload, where they lie.
+
+    Raises:
+        UsageError: `data` is not bytes-like.
+    """
+    try:
+        return memoryview(data).cast("B")
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"payload: {type(data).__name__} (needs contiguous bytes): {error}") from error
+
+
 def _destination(out: Array | None, indexes: Array) -> tuple[Array, np.ndarray]:
     """Where to put the symbols: (what the caller gets, the same memory as an array)."""
     if out is None:
@@ -103,7 +115,7 @@ def decode(
         UsageError: wrong dtype or sizes, an index without a row.
     """
     result, memory = _destination(out, indexes)
-    native().rans_decode(data, _dense(indexes, "indexes"), tables.native, memory, strict)
+    native().rans_decode(payload_view(data), _dense(indexes, "indexes"), tables.native, memory, strict)
     observed(memory)
     return result
 
@@ -153,7 +165,7 @@ class Decoder:
     def __init__(self, data: bytes, streams: int = 1, *, prefixed: bool | None = None) -> None:
         prefixed = streams > 1 if prefixed is None else prefixed
         _check_layout(streams, prefixed)
-        self._native = native().RansDecoder(split_streams(data, streams) if prefixed else [data])
+        self._native = native().RansDecoder(split_streams(data, streams) if prefixed else [payload_view(data)])
 
     def decode(self, indexes: Array, tables: EntropyTables, out: Array | None = None) -> Array:
         """The symbols of the next coding call; arguments and result as for `decode`. Unusable after an error."""
@@ -197,7 +209,7 @@ def split_streams(payload: Any, expected: int | None = None) -> list[memoryview]
     Raises:
         BitstreamError: the prefix is none, promises more bytes than there are, or has another number of streams.
     """
-    view = memoryview(payload).cast("B")
+    view = payload_view(payload)
     if len(view) == 0 or view[0] & 0x0E:
         raise BitstreamError(f"payload of {len(view)} bytes has no stream prefix: {bytes(view[:1]).hex() or 'empty'}")
     count, width = (view[0] >> 4) + 1, 2 if view[0] & 1 else 4

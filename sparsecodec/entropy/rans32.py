@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from sparsecodec.entropy.coder import MAX_STREAMS, Decoder, Encoder, split_streams
+from sparsecodec.entropy.coder import MAX_STREAMS, Decoder, Encoder, payload_view, split_streams
 from sparsecodec.entropy.native import native
 from sparsecodec.errors import BitstreamError, UsageError
 
@@ -94,7 +94,7 @@ def split_pairs(payload: Any, streams: int) -> list[list[memoryview]]:
         UsageError: streams is not 1 to 16.
     """
     _check_count(streams)
-    view = memoryview(payload).cast("B")
+    view = payload_view(payload)
     count = (streams + 1) // 2
     start = _OFFSET_BYTES * (count - 1)
     if start > len(view):

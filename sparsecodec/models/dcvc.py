@@ -15,8 +15,9 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import FrameFile, dcvc_laplace16_tables
 from sparsecodec.errors import UsageError
-from sparsecodec.models.checkpoint import unwrap_state_dict
-from sparsecodec.models.fitting import filled
+from sparsecodec.models.codec import Codec, rates_of
+from sparsecodec.models.fitting import Weights, filled
+from sparsecodec.models.inputs import check_coded, check_kind, check_picture, check_state
 from sparsecodec.nn import BitEstimator, FlowNetwork, factorized_tables, laplace_likelihood, round_ste
 from sparsecodec.nn.autoregressive import PositionCoder
 from sparsecodec.nn.dcvc_coder import DCVC_WIRES, FRAME, MOTION, STRIDE, DCVCCoder, DCVCPrediction, DCVCStrings
@@ -103,7 +104,7 @@ def _entropy_parameters(c: int) -> nn.Sequential:
     )
 
 
-class DCVC(nn.Module):
+class DCVC(Codec):
     """DCVC's inter codec; the first frame comes from any image codec.
 
     Args:
@@ -188,26 +189,16 @@ class DCVC(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build the same architecture; JSON-able."""
         return {"family": self.family, **asdict(self.widths), "flow": list(self.widths.flow)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DCVC:
-        """Builds the architecture that `config` describes, with random weights."""
         widths = {key: config[key] for key in ("motion", "feature", "latent", "refine")}
         return cls(Widths(**widths, flow=tuple(config["flow"])))
 
     def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Loads weights; wrappers and ``module.`` prefixes are removed first, masked weights are masked.
-
-        Raises:
-            UsageError: keys are missing, unknown or of another shape; the message names them.
-        """
-        state_dict = unwrap_state_dict(state_dict)
-        try:
-            result = super().load_state_dict(state_dict, strict=strict, assign=assign)
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint does not fit DCVC {self.widths}: {error}") from error
+        """As `Codec.load_state_dict`; masked weights are masked."""
+        result = super().load_state_dict(state_dict, strict=strict, assign=assign)
         self.auto_regressive.hide()
         self.auto_regressive_mv.hide()
         return result
@@ -221,6 +212,7 @@ class DCVC(nn.Module):
         Raises:
             UsageError: keys are missing or unknown, or the widths do not fit together.
         """
+        state = Weights(state)
         widths = Widths(
             motion=state["mvEncoder.6.weight"].shape[0],
             feature=state["bitEstimator_z.f1.h"].shape[1],
@@ -243,7 +235,12 @@ class DCVC(nn.Module):
         """Does nothing: all that decides about streams is in the state dict."""
 
     def start(self, x_hat: Tensor) -> DCVCState:
-        """The state after an intra frame, ``[N, 3, H, W]``."""
+        """The state after an intra frame, ``[N, 3, H, W]``; H and W multiples of 64.
+
+        Raises:
+            UsageError: another shape.
+        """
+        check_picture(x_hat, STRIDE)
         return DCVCState(x_hat.clamp(0, 1))
 
     def forward(self, x: Tensor, state: DCVCState, rate: float | None = None) -> dict[str, Any]:
@@ -260,15 +257,18 @@ class DCVC(nn.Module):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp`` and its parts ``bpp_mv_y``, ``bpp_mv_z``,
-            ``bpp_y``, ``bpp_z``, each ``[N]``; ``state``: of this frame; ``warped``: the last frame, moved by
+            ``bpp_y``, ``bpp_z``, each ``[N]``; ``bit``; ``state``: of this frame; ``warped``: the last frame, moved by
             the decoded motion.
         """
-        self._check(x, state.frame, rate)
+        check_picture(x, STRIDE)
+        check_kind(state, DCVCState)
         reference = state.frame
-        pixels = x.shape[-2] * x.shape[-1]
+        check_state({"the frame before": (reference, tuple(x.shape))})
+        if rate is not None:
+            raise UsageError(f"rate={rate}: a DCVC model has one rate (needs None)")
 
         def bits(likelihoods: Tensor) -> Tensor:
-            return -likelihoods.log2().sum((1, 2, 3)) / pixels
+            return -likelihoods.log2().sum((1, 2, 3))
 
         def noisy(values: Tensor) -> Tensor:
             return values + torch.rand_like(values) - 0.5 if self.training else values.round()
@@ -277,7 +277,8 @@ class DCVC(nn.Module):
             context, parameters, estimator = self.entropy_networks(part)
             means, scales = parameters(torch.cat([prior, context(y_hat)], 1)).chunk(2, 1)
             likelihoods = laplace_likelihood(noisy(y - means), scales)
-            return {f"bpp{part}_y": bits(likelihoods), f"bpp{part}_z": bits(estimator.likelihood(noisy(z)))}
+            prefix = f"{part[1:]}_" if part else ""
+            return {f"{prefix}y": bits(likelihoods), f"{prefix}z": bits(estimator.likelihood(noisy(z)))}
 
         networks = DCVCPrediction(self.get_submodule)
         mv_y, mv_z = networks.motion_latents(x, reference)
@@ -292,7 +293,7 @@ class DCVC(nn.Module):
         state = self.start(x_hat)
         frame = x_hat if self.training else state.frame
         warped = warp_by_grid(reference, flow)
-        return {"x_hat": frame, "bpp": sum(parts.values()), **parts, "state": state, "warped": warped}
+        return {"x_hat": frame, **rates_of(x, **parts), "state": state, "warped": warped}
 
     def entropy_networks(self, part: str) -> tuple[MaskedConv2d, nn.Module, BitEstimator]:
         """Context model, 1x1s and hyper-latent's distributions of the motion (``"_mv"``) or the frame (``""``)."""
@@ -324,7 +325,9 @@ class DCVC(nn.Module):
             ``recon_image``: ``[1, 3, H, W]`` in [0, 1], as `decompress` will give it (the published call forgets to
             clamp it).
         """
-        self._check(input_image, referframe, None, batch=1)
+        check_coded(input_image, STRIDE, self.contextualEncoder)
+        check_picture(referframe, STRIDE, batch=1)
+        check_state({"referframe": (referframe, tuple(input_image.shape))}, self.feature_extract)
         strings, x_hat = self.coder().encode(input_image, referframe)
         strings = asdict(strings)
         pixels = input_image.shape[-2] * input_image.shape[-1]
@@ -356,9 +359,8 @@ class DCVC(nn.Module):
             BitstreamError: a string is damaged or belongs to another model, frame or arithmetic.
             UsageError: sizes that are no multiples of 64, or not those of `referframe`.
         """
-        if referframe.shape[-2:] != (height, width):
-            raise UsageError(f"a frame of {height} x {width} after one of {tuple(referframe.shape[-2:])}")
-        self._check(referframe, referframe, None, batch=1)
+        check_picture(referframe, STRIDE, batch=1)
+        check_state({"referframe": (referframe, (1, 3, height, width))}, self.feature_extract)
         return self.coder().decode(DCVCStrings(mv_y_string, mv_z_string, y_string, z_string), referframe)
 
     def encode_decode(self, ref_frame: Tensor, input_image: Tensor, output_path: str | Path) -> dict[str, Any]:
@@ -384,16 +386,3 @@ class DCVC(nn.Module):
         """
         file = FrameFile.from_bytes(FILE, Path(input_path).read_bytes())
         return self.decompress(ref_frame, *file.strings, file.fields["height"], file.fields["width"])
-
-    @staticmethod
-    def _check(x: Tensor, reference: Tensor, rate: float | None, batch: int | None = None) -> None:
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
-            raise UsageError(f"frame {tuple(x.shape)} {x.dtype} (needs [N, 3, H, W] floating point, not empty)")
-        if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
-            raise UsageError(f"frame of {x.shape[2]} x {x.shape[3]} (needs multiples of {STRIDE}; pad it)")
-        if reference.shape != x.shape:
-            raise UsageError(f"frame {tuple(x.shape)} after one of {tuple(reference.shape)} (needs the same shape)")
-        if rate is not None:
-            raise UsageError(f"rate={rate}: a DCVC model has one rate (needs None)")
-        if batch is not None and x.shape[0] != batch:
-            raise UsageError(f"batch of {x.shape[0]} frames (strings hold {batch})")

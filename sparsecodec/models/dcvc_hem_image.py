@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables
 from sparsecodec.models.dcvc_hem_scripts import ImageScripts
-from sparsecodec.models.dual_prior_image import STRIDE, DualPriorImage, check_picture
-from sparsecodec.models.fitting import filled
+from sparsecodec.models.dual_prior_image import STRIDE, DualPriorImage
+from sparsecodec.models.fitting import Weights, filled
+from sparsecodec.models.inputs import check_picture
 from sparsecodec.models.steps import steps_of
 from sparsecodec.nn.hem_inter import HEM_INTRA_LAYOUT
 from sparsecodec.nn.hem_layers import (
@@ -88,6 +89,7 @@ class DCVCHEMImage(ImageScripts, DualPriorImage):
         Raises:
             UsageError: keys are missing or unknown, or the widths do not fit together.
         """
+        state = Weights(state)
         unet = tuple(state[f"refine.0.conv{i}.up_dim.weight"].shape[0] for i in (1, 2, 3))
         widths = HEMImageWidths(state["q_basic"].shape[1], state["refine.1.weight"].shape[1], unet)
         return filled(lambda: cls(widths), state, lambda model: model(torch.zeros(1, 3, STRIDE, STRIDE), 0))
@@ -108,8 +110,8 @@ class DCVCHEMImage(ImageScripts, DualPriorImage):
         Returns:
             ``x_hat``, ``bpp``, ``bpp_y``, ``bpp_z``, ``bit``, ``latent`` as `EVC.forward`.
         """
-        check_picture(x)
-        return self._code(x, self.enc(x), steps_of(self.q_scale, rate))
+        check_picture(x, STRIDE)
+        return self._code(x, self.enc(x), steps_of(self.q_scale, rate, len(x)))
 
     @torch.no_grad()
     def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:

@@ -6,7 +6,7 @@ have EVC's dual prior, which also reads what the last frame had. Attribute names
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,10 +15,19 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables, dcvc_laplace64_tables
 from sparsecodec.errors import UsageError
-from sparsecodec.models.checkpoint import unwrap_state_dict
+from sparsecodec.models.codec import Codec, rates_of
 from sparsecodec.models.dcvc_hem_scripts import VideoScripts
-from sparsecodec.models.dual_prior_image import STRIDE, check_picture, contiguous
-from sparsecodec.models.fitting import filled
+from sparsecodec.models.dual_prior_image import STRIDE, contiguous
+from sparsecodec.models.fitting import Weights, filled
+from sparsecodec.models.inputs import (
+    check_coded,
+    check_float32,
+    check_kind,
+    check_picture,
+    check_size,
+    check_state,
+    input_channels,
+)
 from sparsecodec.models.steps import first_anchors, round_step, spaced_steps, steps_of
 from sparsecodec.nn import (
     BitEstimator,
@@ -47,6 +56,7 @@ from sparsecodec.nn.hem_layers import (
     subpel_decoder,
 )
 
+LATENT = 16  # pixels per position of the latents, per side
 DPB_KEYS = ("ref_frame", "ref_feature", "ref_y", "ref_mv_y")  # of the family's dict, in the order of `HEMState.fields`
 
 
@@ -75,7 +85,7 @@ class HEMVideoWidths:
 HEM_VIDEO_TINY = HEMVideoWidths(mv=24, channels=24, latent=48, decoded=16, unet=(8, 16, 32), flow=(16, 24, 16, 8))
 
 
-class DCVCHEMVideo(VideoScripts, nn.Module):
+class DCVCHEMVideo(VideoScripts, Codec):
     """Codec of predicted frames.
 
     Args:
@@ -129,26 +139,13 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build the same architecture; JSON-able."""
         widths = asdict(self.widths)
         return {"family": self.family, **{k: list(v) if isinstance(v, tuple) else v for k, v in widths.items()}}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> DCVCHEMVideo:
-        """Builds the architecture that `config` describes, with random weights."""
         plain = {name: config[name] for name in ("mv", "channels", "latent", "decoded")}
         return cls(HEMVideoWidths(**plain, unet=tuple(config["unet"]), flow=tuple(config["flow"])))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Loads weights; wrappers (``state_dict``, ``net``) and ``module.`` prefixes are removed first.
-
-        Raises:
-            UsageError: keys are missing, unknown or of another shape; the message names them.
-        """
-        try:
-            return super().load_state_dict(unwrap_state_dict(state_dict), strict=strict, assign=assign)
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint does not fit {self.config}: {error}") from error
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> DCVCHEMVideo:
@@ -157,7 +154,7 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
         Raises:
             UsageError: keys are missing or unknown, or the widths do not fit together.
         """
-        net = "recon_generation_net.unet_1"
+        state, net = Weights(state), "recon_generation_net.unet_1"
         widths = HEMVideoWidths(
             mv=state["mv_y_q_basic"].shape[1],
             channels=state["bit_estimator_z.f1.h"].shape[1],
@@ -179,18 +176,20 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
         mv, y = lower_bound(self.mv_y_q_basic, 0.5), lower_bound(self.y_q_basic, 0.5)
         return mv * mv_y_q_scale, y * y_q_scale
 
-    def _steps(self, rate: int | Tensor) -> tuple[Tensor, Tensor]:
+    def _steps(self, rate: int | Tensor, batch: int) -> tuple[Tensor, Tensor]:
         if isinstance(rate, Tensor) and rate.is_floating_point():
             if rate.shape[-1:] != (2,):
                 raise UsageError(f"rate {tuple(rate.shape)} (steps come in pairs: of the motion, of the latent)")
-            return rate[..., 0].reshape(-1, 1, 1, 1), rate[..., 1].reshape(-1, 1, 1, 1)
-        return steps_of(self.mv_y_q_scale, rate), steps_of(self.y_q_scale, rate)
+            of_mv, of_y = rate.reshape(-1, 2).unbind(1)
+        else:
+            of_mv = of_y = rate
+        return steps_of(self.mv_y_q_scale, of_mv, batch), steps_of(self.y_q_scale, of_y, batch)
 
     # --- frames -----------------------------------------------------------------------------------------------------
 
     def start(self, x_hat: Tensor) -> HEMState:
         """The state after a frame that stands alone: ``[N, 3, H, W]``, padded; clamped to [0, 1]."""
-        check_picture(x_hat)
+        check_picture(x_hat, STRIDE)
         return HEMState(x_hat.clamp(0, 1))
 
     def forward(self, x: Tensor, state: HEMState, rate: int | Tensor) -> dict[str, Any]:
@@ -206,9 +205,10 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
             ``bpp_mv_y``, ``bpp_mv_z``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``; ``warped`` ``[N, 3, H, W]``: the last
             frame moved by the decoded motion, for training that motion.
         """
-        check_picture(x)
+        check_picture(x, STRIDE)
+        self._check_state(state, x.shape, None)
         nets = HEMInter(self.get_submodule, warp_by_grid)
-        q_mv, q_y = self.curr_q(*self._steps(rate))
+        q_mv, q_y = self.curr_q(*self._steps(rate, len(x)))
         mv_y = nets.motion(x, state.frame).to(x.dtype) / q_mv
         mv_z = self.mv_hyper_prior_encoder(mv_y).to(x.dtype)
         how = {"likelihood": laplace_likelihood, "noisy": self.training}
@@ -227,16 +227,11 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
         x_hat = x_hat.to(x.dtype)
         clamped = x_hat.clamp(0, 1)
 
-        pixels = x.shape[-2] * x.shape[-1]
-        rates = {"bpp_mv_y": motion.bits_y, "bpp_mv_z": motion.bits_z, "bpp_y": coded.bits_y, "bpp_z": coded.bits_z}
-        rates = {name: bits / pixels for name, bits in rates.items()}
-        bpp = sum(rates.values())
+        bits = {"mv_y": motion.bits_y, "mv_z": motion.bits_z, "y": coded.bits_y, "z": coded.bits_z}
         return {
             "x_hat": x_hat if self.training else clamped,
             "state": HEMState(clamped, feature, y_hat, mv_hat),
-            "bpp": bpp,
-            **rates,
-            "bit": bpp.sum() * pixels,
+            **rates_of(x, **bits),
             "warped": warp_by_grid(state.frame, flow),
         }
 
@@ -248,7 +243,12 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
         return dcvc_laplace64_tables(), *(factorized_tables(e, e.f1.h.numel()) for e in estimators)
 
     def coder(self) -> HEMInterCoder:
-        """What codes frames, with the tables of the present weights."""
+        """What codes frames, with the tables of the present weights.
+
+        Raises:
+            UsageError: the weights are not float32.
+        """
+        check_float32(self.contextual_hyper_prior_decoder)
         networks = HEMInter(lambda path: contiguous(self.get_submodule(path)), warp_by_grid)
         device = self.y_q_basic.device
         of_latents, of_mv_z, of_z = self.tables()
@@ -267,14 +267,23 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
         Raises:
             UsageError: a key or the frame is missing, or the frame is no padded picture.
         """
-        try:
-            state = HEMState(*(dpb[key] for key in DPB_KEYS))
-        except KeyError as error:
-            raise UsageError(f"dpb has no {error} (needs {', '.join(DPB_KEYS)}, None where missing)") from error
+        missing = [key for key in DPB_KEYS if not isinstance(dpb, Mapping) or key not in dpb]
+        if missing:
+            raise UsageError(f"dpb has no {', '.join(missing)} (needs {', '.join(DPB_KEYS)}, None where missing)")
+        state = HEMState(*(dpb[key] for key in DPB_KEYS))
         if state.frame is None:
             raise UsageError("ref_frame is None (a predicted frame needs one before it)")
-        check_picture(state.frame, batch=1)
+        check_picture(state.frame, STRIDE, batch=1)
         return state
+
+    def _check_state(self, state: HEMState, shape: Sequence[int], layer: nn.Module | None) -> None:
+        """Raises a UsageError unless `state` can precede a frame of `shape` ``[N, 3, H, W]``; `layer`: `check_state`"""
+        check_kind(state, HEMState)
+        n, _, height, width = shape
+        small = height // LATENT, width // LATENT
+        channels = input_channels(self.feature_adaptor_P), self.y_q_basic.shape[1], self.mv_y_q_basic.shape[1]
+        shapes = tuple(shape), (n, channels[0], height, width), (n, channels[1], *small), (n, channels[2], *small)
+        check_state(dict(zip(DPB_KEYS, zip(state.fields, shapes, strict=True), strict=True)), layer)
 
     @staticmethod
     def dpb_of(state: HEMState) -> dict[str, Tensor | None]:
@@ -297,12 +306,11 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
             gives it, so with a clamped ``ref_frame``.
 
         Raises:
-            UsageError: a picture, reference or step that cannot be.
+            UsageError: a picture, reference or step that cannot be; NaN; a dpb of another size or model.
         """
-        check_picture(x, batch=1)
+        check_coded(x, STRIDE, self.contextual_encoder)
         state = self.state_of(dpb)
-        if state.frame.shape != x.shape:
-            raise UsageError(f"ref_frame {tuple(state.frame.shape)} (the picture is {tuple(x.shape)})")
+        self._check_state(state, x.shape, self.feature_adaptor_P)
         payload, state = self.coder().encode(x, state, *self.gains(mv_y_q_scale, y_q_scale))
         return {"bit_stream": payload, "dbp": self.dpb_of(state)}
 
@@ -329,11 +337,13 @@ class DCVCHEMVideo(VideoScripts, nn.Module):
 
         Raises:
             BitstreamError: the payload is damaged or belongs to other settings.
-            UsageError: a size that is not the reference's.
+            UsageError: a size that is not the reference's, or a dpb of another model.
         """
         state = self.state_of(dpb)
-        if [-(-side // 64) * 64 for side in (height, width)] != list(state.frame.shape[2:]):
+        check_size(height, width)
+        if [-(-side // STRIDE) * STRIDE for side in (height, width)] != list(state.frame.shape[2:]):
             raise UsageError(f"picture of {height} x {width} (ref_frame is {tuple(state.frame.shape[2:])}, padded)")
+        self._check_state(state, state.frame.shape, self.feature_adaptor_P)
         return {"dpb": self.dpb_of(self.coder().decode(string, state, *self.gains(mv_y_q_scale, y_q_scale)))}
 
 

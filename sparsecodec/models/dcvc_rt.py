@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder32, Encoder32, EntropyTables, dcvc_gaussian16_tables
 from sparsecodec.errors import UsageError
-from sparsecodec.models.checkpoint import unwrap_state_dict
+from sparsecodec.models.codec import Codec, rates_of
+from sparsecodec.models.inputs import check_size, whole
 from sparsecodec.nn import rate_factorized_tables
 from sparsecodec.nn.part_coder import PartCoder
 from sparsecodec.nn.part_prior import PartPrior
@@ -27,6 +28,7 @@ QUALITIES = 64
 SHIFTS = (0, 8, 4)  # of the quality of predicted frames, by feature adaptor
 SHIFT_OF_FRAME = (0, 1, 0, 2, 0, 2, 0, 2)  # which of them a frame has, by frame index mod 8
 INTER_QUALITIES = QUALITIES + max(SHIFTS)
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
 def quality_bank(rates: int, channels: int, spread: float) -> nn.Parameter:
@@ -41,18 +43,16 @@ def pad_latent(y: Tensor) -> Tensor:
     return F.pad(y, (0, right, 0, bottom), mode="replicate")
 
 
-class RTModel(nn.Module):
+class RTModel(Codec):
     """Base of both models.
 
     Attributes:
-        family: name in descriptions.
         rates: how many rows the banks of qualities have.
         widths: of the networks.
         banks: the table of steps that an argument of a transform is a row of; pruning the transform shrinks both.
         force_zero_thres: predicted scales up to here are not coded; None: all are. Streams do not say it.
     """
 
-    family: ClassVar[str]
     rates: ClassVar[int]
     widths_class: ClassVar[type]
     banks: ClassVar[Mapping[str, str]]
@@ -67,29 +67,21 @@ class RTModel(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build the same architecture; JSON-able."""
         return {"family": self.family, **asdict(self.widths)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]):
-        """Builds the architecture that `config` describes, with random weights."""
         return cls(cls.widths_class(**{field.name: config[field.name] for field in fields(cls.widths_class)}))
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Loads weights; wrappers (``state_dict``, ``net``) and ``module.`` prefixes are removed first.
-
-        Raises:
-            UsageError: keys are missing, unknown or of another shape; the message names them.
-        """
-        try:
-            return super().load_state_dict(unwrap_state_dict(state_dict), strict=strict, assign=assign)
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint does not fit {self.family} of {self.widths}: {error}") from error
 
     @property
     @abstractmethod
     def prior(self) -> PartPrior:
         """The networks between the hyper-latent and the tables."""
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As `Codec.load_state_dict`; coding tables of the weights before are dropped: call `update` again."""
+        self._z_tables = None
+        return super().load_state_dict(state_dict, strict=strict, assign=assign)
 
     # --- what the published software calls ------------------------------------------------------------------------
 
@@ -206,43 +198,41 @@ class RTModel(nn.Module):
         """Height and width of the latent, and the number of streams, of a parameter set of the family.
 
         Raises:
-            UsageError: a size below 1.
+            UsageError: a field is missing or has no meaning.
+            ResourceLimitError: a picture of more than 2^28 pixels.
         """
-        height, width = sps["height"], sps["width"]
-        if height < 1 or width < 1:
-            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
-        return -(-height // STRIDE), -(-width // STRIDE), 1 + (sps["ec_part"] == 1)
+        try:
+            height, width, parts = (sps[name] for name in ("height", "width", "ec_part"))
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"sps={sps!r} (needs height, width and ec_part)") from error
+        check_size(height, width)
+        if parts not in (0, 1):
+            raise UsageError(f"ec_part={parts!r} (needs 0, one stream, or 1, two)")
+        return -(-height // STRIDE), -(-width // STRIDE), 1 + int(parts)
 
     def check_rate(self, rate: Tensor | int, batch: int) -> Tensor | int:
-        """`rate` as `rate_rows` takes it.
+        """`rate` of a `forward` as `rate_rows` takes it.
 
         Raises:
             UsageError: out of range, or not one per picture.
         """
-        if isinstance(rate, int):
-            values, fits = (rate,), True
-        else:
-            values = (int(rate.min()), int(rate.max())) if rate.numel() else ()
-            fits = rate.dim() == 1 and len(rate) in (1, batch) and not rate.is_floating_point()
-        if not fits or not all(0 <= value < self.rates for value in values):
+        if not isinstance(rate, Tensor) or rate.ndim == 0:
+            return whole(rate, "qp", self.rates)
+        fits = rate.ndim == 1 and len(rate) in (1, batch) and rate.dtype in _INTEGERS
+        if not fits or int(rate.min()) < 0 or int(rate.max()) >= self.rates:
             raise UsageError(f"qp={rate} for {batch} pictures (needs 0 .. {self.rates - 1}, an int or an [N] tensor)")
         return rate
 
-    @staticmethod
-    def check_picture(x: Tensor, batch: int | None = None) -> None:
-        """Raises `UsageError` unless `x` is ``[N, 3, H, W]`` float with sides that are multiples of 16."""
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
-            raise UsageError(f"picture {tuple(x.shape)} {x.dtype} (needs [N, 3, H, W] floating point, not empty)")
-        if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
-            raise UsageError(f"picture is {x.shape[2]} x {x.shape[3]} (needs multiples of {STRIDE}; pad it)")
-        if batch is not None and x.shape[0] != batch:
-            raise UsageError(f"batch of {x.shape[0]} pictures (a payload holds {batch})")
+    def check_quality(self, qp: int) -> int:
+        """The row of the banks for one frame that is coded.
+
+        Raises:
+            UsageError: no whole number, or out of range.
+        """
+        return whole(qp, "qp", self.rates)
 
     @staticmethod
     def outcome(x: Tensor, x_hat: Tensor, coded: dict[str, Tensor]) -> dict[str, Any]:
         """What both `forward`s return of a picture, its reconstruction and what `estimate` gave."""
-        pixels = x.shape[-2] * x.shape[-1]
-        bpp_y, bpp_z = coded.pop("bits_y") / pixels, coded.pop("bits_z") / pixels
-        bpp = bpp_y + bpp_z
-        rate = {"bpp": bpp, "bpp_y": bpp_y, "bpp_z": bpp_z, "bit": bpp.sum() * pixels}
-        return {"x_hat": x_hat, **rate, "latent": coded}
+        rates = rates_of(x, y=coded.pop("bits_y"), z=coded.pop("bits_z"))
+        return {"x_hat": x_hat, **rates, "latent": coded}

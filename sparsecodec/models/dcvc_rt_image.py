@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.models.dcvc_rt import QUALITIES, RTModel, pad_latent, quality_bank
-from sparsecodec.models.fitting import filled, numbered
+from sparsecodec.models.dcvc_rt import QUALITIES, STRIDE, RTModel, pad_latent, quality_bank
+from sparsecodec.models.fitting import Weights, filled, numbered
+from sparsecodec.models.inputs import check_coded, check_picture
 from sparsecodec.nn import BitEstimator
 from sparsecodec.nn.likelihood import rate_rows
 from sparsecodec.nn.part_prior import estimate
@@ -122,6 +123,7 @@ class DCVCRTImage(RTModel):
         Raises:
             UsageError: keys are missing or unknown, or the widths do not fit together.
         """
+        state = Weights(state)
         widths = RTImageWidths(
             latent=state["y_spatial_prior_reduction.weight"].shape[0],
             hyper=state["bit_estimator_z.f1.h"].shape[1],
@@ -155,7 +157,7 @@ class DCVCRTImage(RTModel):
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``;
             ``latent``: ``y``, ``means``, ``scales``, ``likelihoods``: ``[N, C, H/16, W/16]``, in quantisation steps.
         """
-        self.check_picture(x)
+        check_picture(x, STRIDE)
         rate = self.check_rate(rate, x.shape[0])
         y = self.enc(x, rate_rows(self.q_scale_enc, rate)).to(x.dtype)
         z = self.hyper_enc(pad_latent(y)).to(x.dtype)
@@ -177,10 +179,10 @@ class DCVCRTImage(RTModel):
             ``bit_stream``: bytes; ``x_hat``: ``[1, 3, H, W]`` in [0, 1], as `decompress` will give it.
 
         Raises:
-            UsageError: `update` was not called; another shape or quality.
+            UsageError: `update` was not called; another shape, dtype or quality; NaN.
         """
-        self.check_picture(x, batch=1)
-        self.check_rate(qp, 1)
+        check_coded(x, STRIDE, self.enc)
+        qp = self.check_quality(qp)
         payload, x_hat = self._write(self._encoding, x, self._rate(qp))
         return {"bit_stream": payload, "x_hat": x_hat}
 
@@ -200,7 +202,7 @@ class DCVCRTImage(RTModel):
             BitstreamError: the payload is damaged or belongs to other settings.
             UsageError: `update` was not called; a size below 1; another quality.
         """
-        self.check_rate(qp, 1)
+        qp = self.check_quality(qp)
         height, width, _ = size = self.check_parameter_set(sps)
         return {"x_hat": self._read(bit_stream, size, qp, self._decoding, height, width, self._rate(qp))}
 

@@ -5,7 +5,7 @@ Attribute names follow the published checkpoints, so those load unchanged.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,14 +13,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.models.dcvc_rt import INTER_QUALITIES, SHIFTS, RTModel, pad_latent, quality_bank
-from sparsecodec.models.fitting import filled, numbered
+from sparsecodec.models.dcvc_rt import INTER_QUALITIES, QUALITIES, SHIFTS, STRIDE, RTModel, pad_latent, quality_bank
+from sparsecodec.models.fitting import Weights, filled, numbered
+from sparsecodec.models.inputs import check_coded, check_kind, check_picture, check_state, whole
 from sparsecodec.nn import BitEstimator
 from sparsecodec.nn.likelihood import rate_rows
 from sparsecodec.nn.part_prior import estimate
 from sparsecodec.nn.routine import Known, Routine
 from sparsecodec.nn.rt_layers import (
     DCB,
+    PATCH,
     PATCH_CHANNELS,
     Down,
     Stack,
@@ -31,7 +33,7 @@ from sparsecodec.nn.rt_layers import (
     to_patches,
 )
 from sparsecodec.nn.rt_prior import InterPrior
-from sparsecodec.nn.rt_state import RT_WIRES, RTState
+from sparsecodec.nn.rt_state import RT_WIRES, ReferenceFrame, RTState
 
 
 @dataclass(frozen=True)
@@ -57,21 +59,6 @@ class RTVideoWidths:
 
 
 RT_VIDEO_TINY = RTVideoWidths(64, 32, 96, 96, shared_blocks=1, context_blocks=2, recon_blocks=1)
-
-
-@dataclass
-class ReferenceFrame:
-    """An entry of the decoded-picture buffer, as the published scripts see it.
-
-    Attributes:
-        frame: ``[1, 3, H, W]`` in [0, 1], or None: an encoder makes no pictures.
-        feature: ``[1, C, H/8, W/8]``, or None.
-        poc: number of the frame.
-    """
-
-    frame: Tensor | None
-    feature: Tensor | None
-    poc: int
 
 
 class FeatureExtractor(nn.Module):
@@ -194,6 +181,7 @@ class DCVCRTVideo(RTModel):
             UsageError: keys are missing or unknown, or the widths do not fit together, as they do where the published
                 software has folded `encoder.conv1` into the next layer, on its first run on a GPU.
         """
+        state = Weights(state)
         widths = RTVideoWidths(
             latent=state["encoder.down.weight"].shape[0],
             hyper=state["bit_estimator_z.f1.h"].shape[1],
@@ -250,8 +238,9 @@ class DCVCRTVideo(RTModel):
         Returns:
             As `DCVCRTImage.forward`, and ``state``: the next one.
         """
-        self.check_picture(x)
+        check_picture(x, STRIDE)
         rate = self.check_rate(rate, x.shape[0])
+        self._check_state(state, x.shape, None)
         context, temporal = self.feature_extractor(self.adapt(state), rate_rows(self.q_feature, rate))
         y = self.encoder(x, context, rate_rows(self.q_encoder, rate)).to(x.dtype)
         z = self.hyper_encoder(pad_latent(y)).to(x.dtype)
@@ -286,10 +275,11 @@ class DCVCRTVideo(RTModel):
             The payload, and the state after this frame.
 
         Raises:
-            UsageError: `update` was not called; another shape or quality.
+            UsageError: `update` was not called; another shape, dtype or quality; a state of another size or model; NaN.
         """
-        self.check_picture(x, batch=1)
-        self.check_rate(qp, 1)
+        check_coded(x, STRIDE, self.encoder)
+        qp = self.check_quality(qp)
+        self._check_state(state, x.shape, self.feature_adaptor_p)
         payload, feature = self._write(self._encoding, x, *state.fields, self._rate(qp))
         return payload, RTState(feature=feature)
 
@@ -309,13 +299,22 @@ class DCVCRTVideo(RTModel):
 
         Raises:
             BitstreamError: the payload is damaged or belongs to other settings.
-            UsageError: `update` was not called; a size below 1; another quality.
+            UsageError: `update` was not called; a size below 1; another quality; a state of another size or model.
         """
-        self.check_rate(qp, 1)
+        qp = self.check_quality(qp)
         height, width, _ = size = self.check_parameter_set(sps)
+        self._check_state(state, (1, 3, STRIDE * height, STRIDE * width), self.feature_adaptor_p)
         inputs = (*state.fields, height, width, self._rate(qp))
         x_hat, feature = self._read(payload, size, qp, self._decoding, *inputs)
         return x_hat, RTState(feature=feature)
+
+    def _check_state(self, state: RTState, shape: Sequence[int], layer: nn.Module | None) -> None:
+        """Raises a UsageError unless `state` can precede a frame of `shape` ``[N, 3, H, W]``; `layer`: `check_state`"""
+        check_kind(state, RTState)
+        n, _, height, width = shape
+        feature = (n, self.q_decoder.shape[1], height // PATCH, width // PATCH)
+        values = {"the state's frame": (state.frame, tuple(shape)), "its feature": (state.feature, feature)}
+        check_state(values, layer)
 
     def _contexts(self, frame: Tensor | None, feature: Tensor | None, rate: Tensor | int) -> tuple[Tensor, Tensor]:
         """What the reference says of a frame, and of its latent's distribution."""
@@ -385,7 +384,7 @@ class DCVCRTVideo(RTModel):
     @staticmethod
     def shift_qp(qp: int, fa_idx: int) -> int:
         """The quality 0 .. 71 of a predicted frame in a clip of quality `qp`; `fa_idx` 0 .. 2 (`SHIFT_OF_FRAME`)."""
-        return qp + SHIFTS[fa_idx]
+        return whole(qp, "qp", QUALITIES) + SHIFTS[whole(fa_idx, "fa_idx", len(SHIFTS))]
 
     def compress(self, x: Tensor, qp: int) -> dict[str, bytes]:
         """`compress_frame` against the reference, which the frame then replaces: ``bit_stream``."""

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
-from sparsecodec.errors import UsageError
-from sparsecodec.models.checkpoint import unwrap_state_dict
-from sparsecodec.models.steps import first_anchors, round_step, spaced_steps
+from sparsecodec.models.codec import Codec, rates_of
+from sparsecodec.models.inputs import check_coded, check_float32, check_size
+from sparsecodec.models.steps import check_global_step, first_anchors, round_step, spaced_steps
 from sparsecodec.nn import (
     BitEstimator,
     CodingLayout,
@@ -25,10 +25,9 @@ from sparsecodec.nn import (
 STRIDE = 64  # of the hyper-latent: pictures are padded to multiples of it
 
 
-class DualPriorImage(nn.Module):
+class DualPriorImage(Codec):
     """Base of those codecs. A subclass adds `enc`, `dec`, the networks that `prior` names, then `_add_rates`."""
 
-    family: str
     LAYOUT: ClassVar = CodingLayout()
 
     def _add_rates(self, latent: int) -> None:
@@ -37,22 +36,6 @@ class DualPriorImage(nn.Module):
         self.bit_estimator_z = BitEstimator(latent)
         self.q_basic = nn.Parameter(torch.ones(1, latent, 1, 1))
         self.q_scale = nn.Parameter(first_anchors())
-
-    @property
-    def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build the same architecture; JSON-able."""
-        raise NotImplementedError
-
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Loads weights; wrappers (``state_dict``, ``net``) and ``module.`` prefixes are removed first.
-
-        Raises:
-            UsageError: keys are missing, unknown or of another shape; the message names them.
-        """
-        try:
-            return super().load_state_dict(unwrap_state_dict(state_dict), strict=strict, assign=assign)
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint does not fit {self.config}: {error}") from error
 
     def q_scales(self, count: int) -> list[float]:
         """`count` global quantisation steps from the lowest to the highest rate: see `spaced_steps`."""
@@ -78,7 +61,12 @@ class DualPriorImage(nn.Module):
         return self.bit_estimator_z.f1.h.shape[1]
 
     def coder(self) -> DualPriorCoder:
-        """What codes the latents, with the tables of the present weights."""
+        """What codes the latents, with the tables of the present weights.
+
+        Raises:
+            UsageError: the weights are not float32.
+        """
+        check_float32(self.hyper_dec)
         prior = DualPrior(*map(contiguous, (self.hyper_dec, self.y_prior_fusion, self.y_spatial_prior)))
         return DualPriorCoder(prior, *self.tables(), self.q_basic.device, self.LAYOUT)
 
@@ -88,6 +76,7 @@ class DualPriorImage(nn.Module):
 
     def _code(self, x: Tensor, y: Tensor, q_scale: Tensor | float) -> dict[str, Any]:
         """`forward` from the transform latent `y` on, ``[N, C, H/16, W/16]``."""
+        check_global_step(q_scale, len(x))
         q = self.curr_q(q_scale)
         y = y.to(x.dtype) / q
         z = self.hyper_enc(y).to(x.dtype)
@@ -95,11 +84,7 @@ class DualPriorImage(nn.Module):
         x_hat = self.synthesise(coded.y_hat * q).to(x.dtype)
         if not self.training:
             x_hat = x_hat.clamp(0, 1)
-        pixels = x.shape[-2] * x.shape[-1]
-        bpp_y, bpp_z = coded.bits_y / pixels, coded.bits_z / pixels
-        bpp = bpp_y + bpp_z
-        rate = {"bpp": bpp, "bpp_y": bpp_y, "bpp_z": bpp_z, "bit": bpp.sum() * pixels}
-        return {"x_hat": x_hat, **rate, "latent": coded.latent}
+        return {"x_hat": x_hat, **rates_of(x, y=coded.bits_y, z=coded.bits_z), "latent": coded.latent}
 
     @torch.no_grad()
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
@@ -112,7 +97,7 @@ class DualPriorImage(nn.Module):
         Returns:
             ``bit_stream``: bytes; ``x_hat``: ``[1, 3, H, W]`` in [0, 1], as `decompress` will give it.
         """
-        check_picture(x, batch=1)
+        check_coded(x, STRIDE, self.enc)
         return self._compress(self.enc(x), q_scale)
 
     def _compress(self, y: Tensor, q_scale: float) -> dict[str, Any]:
@@ -124,8 +109,7 @@ class DualPriorImage(nn.Module):
 
     def _decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> Tensor:
         """`decompress`, padded: ``[1, 3, H, W]`` in [0, 1]."""
-        if height < 1 or width < 1:
-            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
+        check_size(height, width)
         q = self.curr_q(self.round_q_scale(q_scale))
         z_shape = (1, self._hyper_channels, -(-height // STRIDE), -(-width // STRIDE))
         y_hat = self.coder().decode(bit_stream, z_shape, q.flatten())
@@ -135,13 +119,3 @@ class DualPriorImage(nn.Module):
 def contiguous(module: nn.Module) -> Callable[..., Any]:
     """`module` on plain NCHW memory: which kernel a convolution gets depends on the layout, and with it the bits."""
     return lambda *inputs: module(*(value.contiguous() for value in inputs))
-
-
-def check_picture(x: Tensor, batch: int | None = None) -> None:
-    """Raises a UsageError for what is no padded picture, or, with `batch`, not that many of them."""
-    if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
-        raise UsageError(f"picture {tuple(x.shape)} {x.dtype} (needs [N, 3, H, W] floating point, not empty)")
-    if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
-        raise UsageError(f"picture is {x.shape[2]} x {x.shape[3]} (needs multiples of {STRIDE}; pad it)")
-    if batch is not None and x.shape[0] != batch:
-        raise UsageError(f"batch of {x.shape[0]} pictures (a payload holds {batch})")

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from sparsecodec.errors import UsageError
 from sparsecodec.models.attention import AttentiveBlock, SwinBlock
 from sparsecodec.models.checkpoint import unwrap_state_dict
-from sparsecodec.models.dual_prior_image import DualPriorImage, check_picture
+from sparsecodec.models.dual_prior_image import STRIDE, DualPriorImage
+from sparsecodec.models.inputs import check_picture
 from sparsecodec.nn import (
     DepthConvBlock,
     PriorBlock,
@@ -136,12 +137,10 @@ class EVC(DualPriorImage):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build the same architecture; JSON-able."""
         return {"family": self.family, "encoder": self.presets[0], "decoder": self.presets[1]}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> EVC:
-        """Builds the architecture that `config` describes, with random weights."""
         return cls(config["encoder"], config["decoder"])
 
     def load_backbone(self, state_dict: Mapping[str, Any]) -> None:
@@ -177,7 +176,7 @@ class EVC(DualPriorImage):
             ``latent``: what the entropy model sees, ``[N, C, H/16, W/16]`` in quantisation steps: ``y`` before it is
             quantised, its ``means`` and ``scales``, and the ``likelihoods`` that the rate is taken from.
         """
-        check_picture(x)
+        check_picture(x, STRIDE)
         return self._code(x, self.enc(x), q_scale)
 
     @torch.no_grad()

@@ -11,6 +11,13 @@ from torch import Tensor, nn
 from sparsecodec.errors import UsageError
 
 
+class Weights(dict):
+    """A state dict of which a missing key is an error of ours."""
+
+    def __missing__(self, key: str) -> Tensor:
+        raise UsageError(f"the weights have no {key!r} (only {len(self)} others): of another family, or incomplete")
+
+
 def numbered(state: Mapping[str, Tensor], pattern: str) -> int:
     """How many keys there are of the form `pattern`, whose ``{}`` stands for a number."""
     form = re.compile(re.escape(pattern).replace(r"\{\}", r"\d+"))

@@ -6,7 +6,7 @@ leaves open is marked *our reading*, here and in `sparsecodec.nn.fvc_layers`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -15,7 +15,8 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables, evc_gaussian_tables
 from sparsecodec.errors import UsageError
-from sparsecodec.models.checkpoint import unwrap_state_dict
+from sparsecodec.models.codec import Codec, rates_of
+from sparsecodec.models.inputs import check_coded, check_float32, check_kind, check_picture, check_state, input_channels
 from sparsecodec.nn import factorized_tables
 from sparsecodec.nn.feature_codec import FeatureBlock, FeatureCodec, down5, up5
 from sparsecodec.nn.fvc_layers import Compensation, Fusion
@@ -82,7 +83,7 @@ class FVCState:
         return self.features
 
 
-class FVC(nn.Module):
+class FVC(Codec):
     """FVC's inter codec; the first frame comes from any image codec.
 
     Args:
@@ -118,27 +119,19 @@ class FVC(nn.Module):
 
     @property
     def config(self) -> dict[str, Any]:
-        """What `from_config` needs to build the same architecture; JSON-able."""
         return {"family": self.family, **asdict(self.widths)}
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> FVC:
-        """Builds the architecture that `config` describes, with random weights."""
         return cls(Widths(**{key: config[key] for key in Widths.__dataclass_fields__}))
 
-    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
-        """Loads weights; wrappers and ``module.`` prefixes are removed first.
+    def start(self, x_hat: Tensor) -> FVCState:
+        """The state after an intra frame, ``[N, 3, H, W]``; H and W multiples of 64.
 
         Raises:
-            UsageError: keys are missing, unknown or of another shape; the message names them.
+            UsageError: another shape.
         """
-        try:
-            return super().load_state_dict(unwrap_state_dict(state_dict), strict=strict, assign=assign)
-        except RuntimeError as error:
-            raise UsageError(f"the checkpoint does not fit FVC {self.widths}: {error}") from error
-
-    def start(self, x_hat: Tensor) -> FVCState:
-        """The state after an intra frame, ``[N, 3, H, W]``."""
+        check_picture(x_hat, STRIDE)
         return FVCState((self.extraction(x_hat.clamp(0, 1)),))
 
     def forward(self, x: Tensor, state: FVCState, rate: float | None = None) -> dict[str, Any]:
@@ -153,19 +146,19 @@ class FVC(nn.Module):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp`` and its parts ``bpp_mv_y``, ``bpp_mv_z``,
-            ``bpp_y``, ``bpp_z``, each ``[N]``; ``state``: of this frame.
+            ``bpp_y``, ``bpp_z``, each ``[N]``; ``bit``; ``state``: of this frame.
         """
-        self._check(x, state, rate)
-        pixels = x.shape[-2] * x.shape[-1]
+        check_picture(x, STRIDE)
+        self._check_state(state, x.shape, None)
+        if rate is not None:
+            raise UsageError(f"rate={rate}: an FVC model has one rate (needs None)")
         feature, reference = self.extraction(x), state.features[0]
         motion, bits_mv_y, bits_mv_z = self.motion_codec(self._motion(feature, reference))
         predicted = self.compensation(motion, reference)
         residual, bits_y, bits_z = self.residual_codec(feature - predicted)
         x_hat, state = self._finish(predicted + residual, state)
-        bits = {"bpp_mv_y": bits_mv_y, "bpp_mv_z": bits_mv_z, "bpp_y": bits_y, "bpp_z": bits_z}
-        parts = {name: value / pixels for name, value in bits.items()}
-        x_hat = x_hat if self.training else x_hat.clamp(0, 1)
-        return {"x_hat": x_hat, "bpp": sum(parts.values()), **parts, "state": state}
+        rates = rates_of(x, mv_y=bits_mv_y, mv_z=bits_mv_z, y=bits_y, z=bits_z)
+        return {"x_hat": x_hat if self.training else x_hat.clamp(0, 1), **rates, "state": state}
 
     def _motion(self, feature: Tensor, reference: Tensor) -> Tensor:
         """Features of a frame and of the one before -> the motion feature, of their size."""
@@ -202,7 +195,9 @@ class FVC(nn.Module):
         Returns:
             ``bit_stream``: bytes; ``x_hat`` ``[1, 3, H, W]`` in [0, 1] and ``state``, as `decompress` will give them.
         """
-        self._check(x, state, None, batch=1)
+        check_float32(self.extraction)
+        check_coded(x, STRIDE, self.extraction)
+        self._check_state(state, x.shape, self.extraction)
         encoder = Encoder()
         x_hat, state = drive(self.encoding(x, state), pushing(encoder))
         return {"bit_stream": encoder.finish(), "x_hat": x_hat, "state": state}
@@ -216,7 +211,13 @@ class FVC(nn.Module):
 
         Raises:
             BitstreamError: the bytes are damaged or belong to another model, state or arithmetic.
+            UsageError: a state of another model.
         """
+        check_float32(self.extraction)
+        check_kind(state, FVCState)
+        sides = [2 * side for feature in state.features[:1] for side in feature.shape[-2:]] or [STRIDE, STRIDE]
+        check_picture(torch.empty(1, 3, *sides, device="meta"), STRIDE)
+        self._check_state(state, (1, 3, *sides), self.extraction)
         decoder = Decoder(bit_stream)
         x_hat, state = drive(self.decoding(state), pulling(decoder, *self.hyper_calls(state)))
         decoder.finish()
@@ -249,16 +250,13 @@ class FVC(nn.Module):
         x_hat, state = self._finish(predicted + residual, state)
         return x_hat.clamp(0, 1), state
 
-    @staticmethod
-    def _check(x: Tensor, state: FVCState, rate: float | None, batch: int | None = None) -> None:
-        if x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point() or 0 in x.shape:
-            raise UsageError(f"frame {tuple(x.shape)} {x.dtype} (needs [N, 3, H, W] floating point, not empty)")
-        if x.shape[2] % STRIDE or x.shape[3] % STRIDE:
-            raise UsageError(f"frame of {x.shape[2]} x {x.shape[3]} (needs multiples of {STRIDE}; pad it)")
-        size = tuple(2 * side for side in state.features[0].shape[2:])
-        if size != tuple(x.shape[2:]) or state.features[0].shape[0] != x.shape[0]:
-            raise UsageError(f"frame {tuple(x.shape)} after {state.features[0].shape[0]} of {size} (needs the same)")
-        if rate is not None:
-            raise UsageError(f"rate={rate}: an FVC model has one rate (needs None)")
-        if batch is not None and x.shape[0] != batch:
-            raise UsageError(f"batch of {x.shape[0]} frames (a stream holds {batch})")
+    def _check_state(self, state: FVCState, shape: Sequence[int], layer: nn.Module | None) -> None:
+        """Raises a UsageError unless `state` can precede a frame of `shape` ``[N, 3, H, W]``; `layer`: `check_state`"""
+        check_kind(state, FVCState)
+        channels = input_channels(self.motion_estimation)  # reads two such features
+        n, _, height, width = shape
+        wanted = (n, channels and channels // 2, height // 2, width // 2)
+        most = max(self.widths.references, 1)
+        if not 1 <= len(state.features) <= most:
+            raise UsageError(f"a state of {len(state.features)} frames (needs 1 to {most})")
+        check_state({f"feature {i} of the state": (value, wanted) for i, value in enumerate(state.features)}, layer)

@@ -15,8 +15,9 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.models.dual_prior_image import check_picture
+from sparsecodec.models.dual_prior_image import STRIDE
 from sparsecodec.models.evc import EVC, LAMBDAS
+from sparsecodec.models.inputs import check_coded, check_picture
 
 ENCODERS = 4  # of the published models
 
@@ -112,7 +113,7 @@ class ScalableEVC(EVC):
 
     def forward(self, x: Tensor, q_scale: Tensor | float, prefix: int | None = None) -> dict[str, Tensor]:
         """As `EVC.forward`, through the encoders 0 to `prefix` (None: all of them)."""
-        check_picture(x)
+        check_picture(x, STRIDE)
         return self._code(x, self.latent(x, prefix), q_scale)
 
     @torch.no_grad()
@@ -122,7 +123,7 @@ class ScalableEVC(EVC):
         Returns:
             ``bit_stream``, ``x_hat`` as `EVC.compress`; ``prefix``: the one that was used.
         """
-        check_picture(x, batch=1)
+        check_coded(x, STRIDE, self.encs)
         q_scale = self.round_q_scale(q_scale)
         if prefix is not None:
             return {**self._compress(self.latent(x, prefix), q_scale), "prefix": prefix}

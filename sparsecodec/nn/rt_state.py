@@ -56,3 +56,18 @@ class RTState:
     def detach(self) -> RTState:
         """The same values without their gradients."""
         return RTState(*(None if value is None else value.detach() for value in (self.frame, self.feature)))
+
+
+@dataclass
+class ReferenceFrame:
+    """An entry of the decoded-picture buffer, as the published scripts see it.
+
+    Attributes:
+        frame: ``[1, 3, H, W]`` in [0, 1], or None: an encoder makes no pictures.
+        feature: ``[1, C, H/8, W/8]``, or None.
+        poc: number of the frame.
+    """
+
+    frame: Tensor | None
+    feature: Tensor | None
+    poc: int

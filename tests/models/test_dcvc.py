@@ -167,11 +167,11 @@ def test_refuses_what_does_not_fit(model: DCVC, clip: list[Tensor]):
     x = clip[0]
     with pytest.raises(UsageError, match="60 x 128.*multiples of 64"):
         model(x[:, :, :60], model.start(x[:, :, :60]))
-    with pytest.raises(UsageError, match="the same shape"):
+    with pytest.raises(UsageError, match="1, 3, 64, 64.*need.*1, 3, 64, 128"):
         model(x, model.start(x[..., :64]))
     with pytest.raises(UsageError, match="one rate"):
         model(x, model.start(x), 3)
     with pytest.raises(UsageError, match="batch of 2"):
         model.compress(x.repeat(2, 1, 1, 1), x.repeat(2, 1, 1, 1))
-    with pytest.raises(UsageError, match="64 x 64 after one of"):
+    with pytest.raises(UsageError, match="need.*1, 3, 64, 64"):
         model.decompress(x, b"", b"", b"", b"", 64, 64)

@@ -81,12 +81,12 @@ def test_checkpoints_with_anything_but_tensors_are_refused(content, tmp_path):
 
 def test_rates_are_anchors_or_steps(hem: VideoCodec, clip: list[Tensor]):
     anchors = hem.intra.q_scale
-    assert torch.equal(steps_of(anchors, 2), anchors[2:3])
-    assert torch.equal(steps_of(anchors, torch.tensor([3, 0])), anchors[[3, 0]])
-    assert steps_of(anchors, torch.tensor([0.5, 2.0])).flatten().tolist() == [0.5, 2.0]
+    assert torch.equal(steps_of(anchors, 2, 1), anchors[2:3])
+    assert torch.equal(steps_of(anchors, torch.tensor([3, 0]), 2), anchors[[3, 0]])
+    assert steps_of(anchors, torch.tensor([0.5, 2.0]), 2).flatten().tolist() == [0.5, 2.0]
     for rate in (4, -1, True, 0.5):
         with pytest.raises(UsageError, match="rate="):
-            steps_of(anchors, rate)
+            steps_of(anchors, rate, 2)
     state = hem.inter.start(clip[0])
     with pytest.raises(UsageError, match="pairs"):
         hem.inter(clip[1], state, torch.tensor([1.0]))
