@@ -274,12 +274,12 @@ def routine_facts() -> Callable[[Executor, Callable[[], object], torch.device], 
 
 
 @pytest.fixture(scope="session")
-def rt_pair() -> Callable[[str, float, float], tuple[torch.nn.Module, torch.nn.Module, float, float]]:
-    """``rt_pair(name, sparsity, skip)``: a model of DCVC-RT's predicted frames with random weights and its
-    magnitude-pruned, compact twin, both with tables; and the MACs per pixel of a decoded frame of each.
+def video_pair() -> Callable[[str, float], tuple[torch.nn.Module, torch.nn.Module, float, float]]:
+    """``video_pair(name, sparsity)``: a model of predicted frames with random weights and its magnitude-pruned,
+    compact twin; and the MACs per pixel of a decoded frame of each.
     """
 
-    def make(name: str, sparsity: float, skip: float) -> tuple[torch.nn.Module, torch.nn.Module, float, float]:
+    def make(name: str, sparsity: float) -> tuple[torch.nn.Module, torch.nn.Module, float, float]:
         torch.manual_seed(0)
         dense = create(name)
         dense = getattr(dense, "inter", dense).eval().requires_grad_(False)
@@ -287,8 +287,6 @@ def rt_pair() -> Callable[[str, float, float], tuple[torch.nn.Module, torch.nn.M
         report, graph = count(dense, transforms), trace_model(dense, list(transforms))
         masks = masks_for_macs(report, graph, magnitude_scores(dense, graph), sparsity, round_to=16)
         pruned = compact(dense, masks, graph).eval()
-        for model in (dense, pruned):
-            model.update(skip)
         after = count(pruned, family_of(pruned).transforms(pruned, "decoder")).macs
         return dense, pruned, report.macs / 256**2, after / 256**2  # transforms are those of 256 x 256
 

@@ -1,6 +1,7 @@
 #include "cpu/conv2d_act.h"
 
 #include <algorithm>
+#include <type_traits>
 
 namespace sparsecodec {
 namespace {
@@ -29,6 +30,13 @@ Conv2dAct<T>::Conv2dAct(const ConvKernel& kernel, const float* bias, const ConvO
       gemm_(igemm::Weights::oihw(kernel.data, kernel.n, kernel.k, kernel.kh, kernel.kw), bias, layout_of(options)),
       copy_from_(0),
       zeros_(std::max(gather_.width, kernel.k)) {
+    if constexpr (std::is_same_v<T, igemm::bf16>) {
+        const bool shape = kernel.kh == 3 && kernel.kw == 3 && options.stride == 1;
+        if (shape && gather_.kind == Gather::Kind::kRange && Winograd::pays(kernel.k, kernel.n)) {
+            winograd_ = std::make_unique<Winograd>(kernel.data, bias, kernel.n, kernel.k, options.padding,
+                                                   layout_of(options));
+        }
+    }
     kernel_.data = nullptr;
     for (std::int32_t channel : options_.out_index) copy_from_ = std::max<std::ptrdiff_t>(copy_from_, channel + 1);
     for (int ky = 0; ky < kernel_.kh; ++ky) {
@@ -64,8 +72,17 @@ void Conv2dAct<T>::run(const Image<const T>& x, const Image<T>& out, const Image
     for (int i = 0; scale && i < options_.shuffle && options_.shuffle > 1; ++i) {
         repeated.insert(repeated.end(), scale, scale + out.c);
     }
-    run_grid<T>({gemm_, grid, gather_, zeros_.data(), x, out, residual, options_.scatter ? copy_from_ : out.c,
-                 options_.activation, repeated.empty() ? scale : repeated.data()});
+    const std::ptrdiff_t copy_from = options_.scatter ? copy_from_ : out.c;
+    const float* const factors = repeated.empty() ? scale : repeated.data();
+    if constexpr (std::is_same_v<T, igemm::bf16>) {
+        if (winograd_) {
+            Image<const T> from = x;
+            from.data += gather_.first;
+            winograd_->run({from, out, residual, options_.activation, factors, options_.shuffle, copy_from});
+            return;
+        }
+    }
+    run_grid<T>({gemm_, grid, gather_, zeros_.data(), x, out, residual, copy_from, options_.activation, factors});
 }
 
 template class Conv2dAct<float>;

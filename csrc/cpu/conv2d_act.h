@@ -2,9 +2,11 @@
 #pragma once
 
 #include <cstdint>
+#include <memory>
 #include <vector>
 
 #include "cpu/conv_grid.h"
+#include "cpu/winograd.h"
 
 namespace sparsecodec {
 
@@ -44,6 +46,7 @@ class Conv2dAct {
     Gather gather_;
     std::vector<Grid::Tap> taps_;
     igemm::Gemm<T> gemm_;
+    std::unique_ptr<Winograd> winograd_;  // bf16, where it pays; then gemm_ does not run
     std::ptrdiff_t copy_from_;
     std::vector<T> zeros_;
 };

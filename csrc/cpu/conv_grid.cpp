@@ -37,16 +37,6 @@ void gather_pixel(const T* from, const std::vector<std::int32_t>& index, T* to) 
     for (std::size_t k = 0; k < index.size(); ++k) to[k] = from[index[k]];
 }
 
-// Channels [begin, end) of a pixel, which may already stand where they go.
-template <class T>
-void copy_scaled(const T* from, std::ptrdiff_t begin, std::ptrdiff_t end, const float* scale, T* to) {
-    if (!scale) {
-        if (from != to) std::copy(from + begin, from + end, to + begin);
-        return;
-    }
-    for (std::ptrdiff_t c = begin; c < end; ++c) igemm::store(to + c, igemm::to_float(from[c]) * scale[c]);
-}
-
 // The gathered channels of the whole input, for kernels that read a pixel more than once.
 template <class T>
 Image<const T> gather_image(const Image<const T>& x, const std::vector<std::int32_t>& index, std::vector<T>& storage) {

@@ -70,4 +70,14 @@ void point_out(const Grid& grid, const Image<P>& image, std::ptrdiff_t first, st
     });
 }
 
+// Channels [begin, end) of a pixel, which may already stand where they go.
+template <class T>
+void copy_scaled(const T* from, std::ptrdiff_t begin, std::ptrdiff_t end, const float* scale, T* to) {
+    if (!scale) {
+        if (from != to) std::copy(from + begin, from + end, to + begin);
+        return;
+    }
+    for (std::ptrdiff_t c = begin; c < end; ++c) igemm::store(to + c, igemm::to_float(from[c]) * scale[c]);
+}
+
 }  // namespace sparsecodec

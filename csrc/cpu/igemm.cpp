@@ -219,7 +219,7 @@ Gemm<T>::Gemm(const Weights& w, const float* bias, const Layout& layout)
 
 template <class T>
 template <class Out>
-BlockArgs<T, Out> Gemm<T>::blocks(std::size_t first, int count, const Place* places, const T* const* rows,
+BlockArgs<T, Out> Gemm<T>::block_args(std::size_t first, int count, const Place* places, const T* const* rows,
                                   std::ptrdiff_t tap_step, int m, const Epilogue<Out>& epilogue,
                                   std::ptrdiff_t row_stride) const {
     return {rows,
@@ -242,7 +242,7 @@ void Gemm<T>::run(const T* const* rows, std::ptrdiff_t tap_step, int m, const Ep
                   std::ptrdiff_t row_stride) const {
     if (chunks_ > 1) return run_chunks(rows, tap_step, m, epilogue);
     kernels<Out>().block(
-        blocks(0, static_cast<int>(places_.size()), places_.data(), rows, tap_step, m, epilogue, row_stride));
+        block_args(0, static_cast<int>(places_.size()), places_.data(), rows, tap_step, m, epilogue, row_stride));
 }
 
 // The members of a sum stand in the same column of consecutive blocks: each block adds to the sums of the one before.
@@ -259,12 +259,23 @@ void Gemm<T>::run_chunks(const T* const* rows, std::ptrdiff_t tap_step, int m, c
         last.activation = {};
         for (std::size_t p = 0; p < places_.size(); ++p) {
             for (int i = 0; i < chunks_; ++i) {
-                kernels<float>().block(blocks(p * chunks_ + i, 1, &chunk_places_[p], rows + first, tap_step, pixels,
+                kernels<float>().block(block_args(p * chunks_ + i, 1, &chunk_places_[p], rows + first, tap_step, pixels,
                                               i == 0 ? start : add, 0));
             }
-            kernels<Out>().finish(blocks(p * chunks_, 1, &places_[p], rows + first, tap_step, pixels, last, 0), sums);
+            kernels<Out>().finish(block_args(p * chunks_, 1, &places_[p], rows + first, tap_step, pixels, last, 0), sums);
         }
     }
+}
+
+template <class T>
+void Gemm<T>::sums(int block, const T* const* rows, std::ptrdiff_t tap_step, int m, float* const* out) const {
+    static const Place whole{kBlock, {{0, kBlock, 0, 0}}, {}, 0, 0, {}};
+    kernels<float>().block(block_args(block, 1, &whole, rows, tap_step, m, Epilogue<float>{out}, 0));
+}
+
+template <class T>
+void Gemm<T>::finish(int block, float* sums, int m, const Epilogue<T>& epilogue, std::ptrdiff_t row_stride) const {
+    kernels<T>().finish(block_args(block, 1, &places_[block], nullptr, 0, m, epilogue, row_stride), sums);
 }
 
 template class Gemm<float>;

@@ -142,6 +142,12 @@ class Gemm {  // T, the type of the rows: float or bf16
     void run(const T* const* rows, std::ptrdiff_t tap_step, int m, const Epilogue<Out>& epilogue,
              std::ptrdiff_t row_stride = 0) const;
 
+    // `run` in two parts, for a Gemm without chunks: out[i] takes the 32 sums of `block`, bias included; and the way of
+    // such sums [m][32], with 16 readable floats behind them, to epilogue.out.
+    void sums(int block, const T* const* rows, std::ptrdiff_t tap_step, int m, float* const* out) const;
+    void finish(int block, float* sums, int m, const Epilogue<T>& epilogue, std::ptrdiff_t row_stride) const;
+    int blocks() const { return static_cast<int>(places_.size()); }
+
     int n() const { return n_; }  // channels of the result, before a shuffle
     int k() const { return k_; }
     int taps() const { return taps_; }
@@ -150,7 +156,7 @@ class Gemm {  // T, the type of the rows: float or bf16
 
   private:
     template <class Out>
-    BlockArgs<T, Out> blocks(std::size_t first, int count, const Place* places, const T* const* rows,
+    BlockArgs<T, Out> block_args(std::size_t first, int count, const Place* places, const T* const* rows,
                              std::ptrdiff_t tap_step, int m, const Epilogue<Out>& epilogue,
                              std::ptrdiff_t row_stride) const;
     template <class Out>

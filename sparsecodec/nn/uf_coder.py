@@ -70,7 +70,7 @@ class UFCoder:
         """
         z_symbols = _integers(z, HYPER_RANGE)
         yield self.z_request(tuple(z.shape), rate, z_symbols)
-        parameters = self._prior.parameters(z_symbols.to(z.dtype), (y.shape[2], y.shape[3]), temporal)
+        parameters = self._prior.parameters(_laid_out(z_symbols.float()), (y.shape[2], y.shape[3]), temporal)
         scales, means, y_hat = parameters.scales, parameters.means, None
         y = y * parameters.gain
         rows = self._rows(scales)
@@ -87,7 +87,7 @@ class UFCoder:
             y_hat = _extended(y_hat, here, symbols, means)
         if self._joint:
             yield Coding(self._y_tables, innermost(rows), innermost(together))
-        return y_hat * parameters.step
+        return _laid_out(y_hat * parameters.step)
 
     def decoding(self, z_symbols: Tensor, size: tuple[int, int], temporal: Tensor | None = None) -> Routine:
         """The inverse of `encoding`, behind the hyper-latent.
@@ -97,7 +97,7 @@ class UFCoder:
             size: of the latent.
             temporal: as for `encoding`.
         """
-        parameters = self._prior.parameters(z_symbols.permute(0, 3, 1, 2).float().contiguous(), size, temporal)
+        parameters = self._prior.parameters(_laid_out(z_symbols.permute(0, 3, 1, 2).float()), size, temporal)
         scales, means, y_hat, symbols = parameters.scales, parameters.means, None, None
         if self._joint:
             symbols = (yield Coding(self._y_tables, innermost(self._rows(scales)))).permute(0, 3, 1, 2)
@@ -108,7 +108,7 @@ class UFCoder:
                 read = yield Coding(self._y_tables, innermost(_active(self._rows(scales), part)))
                 symbols = read.permute(0, 3, 1, 2).repeat(1, groups_of(part), 1, 1)
             y_hat = _extended(y_hat, active_channels(part, means.shape, means.device), symbols, means)
-        return y_hat * parameters.step
+        return _laid_out(y_hat * parameters.step)
 
     def _rows(self, scales: Tensor) -> Tensor:
         """``[1, C, H, W]`` int16: table row of each symbol, or `SKIPPED`."""
@@ -128,7 +128,15 @@ def _active(x: Tensor, part: str) -> Tensor:
 def _extended(y_hat: Tensor | None, here: Tensor, symbols: Tensor, means: Tensor) -> Tensor:
     """The latent after a pass: symbols + means where it codes, as before elsewhere; zero before the first one."""
     before = torch.zeros_like(means) if y_hat is None else y_hat
-    return torch.where(here, symbols + means, before)
+    return _laid_out(torch.where(here, symbols + means, before))
+
+
+def _laid_out(x: Tensor) -> Tensor:
+    """New memory of one layout, at both ends: how a network rounds depends on that of what it is given.
+
+    `contiguous` would do nothing to a single position, whose strides may still be those of channels_last.
+    """
+    return x.clone(memory_format=torch.contiguous_format)
 
 
 def innermost(x: Tensor) -> Tensor:

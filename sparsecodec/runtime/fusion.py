@@ -16,6 +16,7 @@ from torch import nn
 from sparsecodec.ops._epilogue import scale_channels
 from sparsecodec.runtime.gates import Gate, apply, chunk_sum, gate, scale, shortcut
 from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step
+from sparsecodec.runtime.torch_steps import plane_means
 
 
 def fuse(program: Program, head: dict[str, Any] | None = None) -> Program:
@@ -30,7 +31,7 @@ def fuse(program: Program, head: dict[str, Any] | None = None) -> Program:
     fuse_neighbours(program)
     if head is not None:
         _prior_head(program, head)
-    for pattern in (_depth_conv_block, _half_block, shortcut, scale, _plain):
+    for pattern in (_depth_conv_block, _half_block, shortcut, scale, plane_means, _plain):
         apply(program, pattern)
     return program
 
@@ -119,7 +120,8 @@ def _width(program: Program, step: Step) -> int | None:
         return _width(program, step.inputs["x"])
     if step.op == "add":
         widths = {_width(program, operand) for operand in step.inputs.values()}
-        return widths.pop() if len(widths) == 1 else None
+        if len(widths) == 1 and None not in widths:
+            return widths.pop()
     return _width_as_read(program, step)
 
 

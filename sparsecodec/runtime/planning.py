@@ -18,6 +18,7 @@ from torch.utils._pytree import tree_map
 from sparsecodec.errors import GraphError, ResourceLimitError
 from sparsecodec.ops._registry import specs
 from sparsecodec.runtime.lowering import INPUTS, PLAIN, Program, Step
+from sparsecodec.runtime.torch_steps import writer
 
 
 @dataclass
@@ -195,7 +196,8 @@ def _last_uses(program: Program) -> dict[Step, int]:
     for index in reversed(range(len(steps))):
         for source in steps[index].sources:
             # What a plain step returns may be a view of what it read, so its inputs live as long as its result.
-            until = last_use[steps[index]] if steps[index].op == PLAIN else index
+            view = steps[index].op == PLAIN and writer(steps[index]) is None
+            until = last_use[steps[index]] if view else index
             last_use[source] = max(last_use[source], until)
     return last_use
 
@@ -211,7 +213,7 @@ def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | 
     for index, step in enumerate(steps):
         free += [buffer for until, buffer in held if until < index]
         held = [(until, buffer) for until, buffer in held if until >= index]
-        if step.op in (*INPUTS, "prior_head", PLAIN):
+        if not _writes(step, results[index]):
             assigned.append(None)
             continue
         need = results[index].numel() * results[index].element_size()
@@ -228,6 +230,13 @@ def _share(program: Program, results: list[Any]) -> tuple[list[int], list[int | 
         held.append((last_use[step], buffer))
         assigned.append(buffer)
     return pool, assigned
+
+
+def _writes(step: Step, result: Any) -> bool:
+    """Whether the step can write into a given tensor."""
+    if step.op == PLAIN:
+        return writer(step) is not None and isinstance(result, Tensor) and result.dim() == 4
+    return step.op not in (*INPUTS, "prior_head")
 
 
 def _view(storage: Tensor, like: Tensor) -> Tensor:

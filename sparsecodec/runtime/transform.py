@@ -18,6 +18,7 @@ from sparsecodec.runtime.fusion import ends_in_head, fuse
 from sparsecodec.runtime.lowering import INPUTS, PLAIN, Step, lower
 from sparsecodec.runtime.planning import Plan, footprint, hold, make_plan
 from sparsecodec.runtime.report import Row
+from sparsecodec.runtime.torch_steps import Writer, writer
 
 MAX_PLANS = 8  # picture sizes whose buffers are kept; the least recently used goes first
 
@@ -57,6 +58,7 @@ class CompiledTransform:
                 step.function = copy.deepcopy(step.function).to(dtype)
             step.args, step.kwargs = fx.node.map_aggregate((step.args, step.kwargs), self._in_dtype)
         self._bound: dict[Step, Bound] = {}
+        self._writers: dict[Step, Writer | None] = {step: writer(step) for step in self._program.steps}
         self._plans: OrderedDict[tuple[torch.Size, ...], Plan] = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
 
@@ -65,6 +67,7 @@ class CompiledTransform:
         """Whether calls return (indexes, means) as `prior_head` does."""
         return ends_in_head(self._program)
 
+    @torch.no_grad()  # torch writes into planned tensors only where it records nothing
     def __call__(self, *inputs: Tensor) -> Any:
         """Runs the transform.
 
@@ -106,7 +109,10 @@ class CompiledTransform:
             def take(value: Any) -> Any:
                 return values[self._index[value]] if isinstance(value, Step) else value
 
-            return step.function(*fx.node.map_aggregate(step.args, take), **fx.node.map_aggregate(step.kwargs, take))
+            args = fx.node.map_aggregate(step.args, take)
+            if out is not None:
+                return self._writers[step](*args, out=out)
+            return step.function(*args, **fx.node.map_aggregate(step.kwargs, take))
         inputs = {name: values[self._index[source]] for name, source in step.inputs.items()}
         for name, source in step.inputs.items():
             if source.op == PLAIN and not channels_innermost(inputs[name]):  # factors never come from a plain step
