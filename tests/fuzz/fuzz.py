@@ -25,14 +25,23 @@ NAMES = (
     "header",
     "decode-native",
     "decode-portable",
+    "decode-autoregressive",
     "differential",
     "checkpoint",
     "video",
     "decode-video",
+    "video-rt",
+    "video-rt-portable",
     "decode-video-rt",
+    "decode-video-rt-portable",
+    "decode-video-hem",
+    "decode-video-dcvc",
+    "decode-video-fvc",
     "units",
     "payload-32",
     "decode-units",
+    "frame-files",
+    "drop-in",
 )
 LIMIT_S = 20  # of processor time for one input
 LIMIT_BYTES = 12 << 30  # of address space: an allocation without bounds fails here

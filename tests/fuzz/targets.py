@@ -14,9 +14,10 @@ from promises import Broken, Target
 from resealing import damaged_header, damaged_payload, invented
 from spc_oracle import Damaged, lanes, rans, tables
 from spc_oracle.container import parse
-from unit_targets import Payloads32, UnitClips, Units
+from unit_targets import DropIns, FrameFiles, Payloads32, UnitClips, Units
 from video_targets import Clips, ResealedClips
 
+from sparsecodec._compat import import_compressai
 from sparsecodec.entropy import (
     Container,
     Decoder,
@@ -39,8 +40,12 @@ MAX_PIXELS = 1 << 16
 
 @cache
 def codec(stream: str) -> CompiledCodec:
-    """Untrained, small, the same in every run on one machine."""
+    """Untrained, small, the same in every run on one machine. autoregressive: CompressAI's mbt2018."""
     torch.manual_seed(0)
+    if stream == "autoregressive":
+        model = import_compressai().models.JointAutoregressiveHierarchicalPriors(8, 12).eval()
+        model.update()
+        return compile_codec(model)
     model = create("evc-nano").eval()
     picture = torch.rand(1, 3, 128, 128)
     return compile_codec(portable(model, picture) if stream == "portable" else model, stream=stream)
@@ -51,8 +56,9 @@ def files(stream: str) -> list[bytes]:
     rng = torch.Generator().manual_seed(1)
     encode = codec(stream).encode
     sizes = ((1, 1), (64, 64), (33, 100))
+    qualities = (None,) * 3 if stream == "autoregressive" else (0, 50, 100)
     plain = [
-        encode(torch.rand(1, 3, *size, generator=rng), quality=q) for size, q in zip(sizes, (0, 50, 100), strict=True)
+        encode(torch.rand(1, 3, *size, generator=rng), quality=q) for size, q in zip(sizes, qualities, strict=True)
     ]
     return [*plain, encode(torch.rand(1, 3, 64, 130, generator=rng), tile=64, overlap=16)]
 
@@ -215,12 +221,21 @@ TARGETS = {
     "header": Headers,
     "decode-native": lambda: Decoding("native"),
     "decode-portable": lambda: Decoding("portable"),
+    "decode-autoregressive": lambda: Decoding("autoregressive"),
     "differential": Differential,
     "checkpoint": Checkpoints,
     "video": lambda: Clips("toy"),
     "decode-video": lambda: ResealedClips("toy"),
-    "decode-video-rt": lambda: ResealedClips("dcvc-rt-tiny"),
+    "video-rt": lambda: Clips("dcvc-rt-tiny-sparse"),
+    "video-rt-portable": lambda: Clips("dcvc-rt-tiny-portable"),
+    "decode-video-rt": lambda: ResealedClips("dcvc-rt-tiny-sparse"),
+    "decode-video-rt-portable": lambda: ResealedClips("dcvc-rt-tiny-portable"),
+    "decode-video-hem": lambda: ResealedClips("dcvc-hem-tiny"),
+    "decode-video-dcvc": lambda: ResealedClips("dcvc-tiny"),
+    "decode-video-fvc": lambda: ResealedClips("fvc-tiny"),
     "units": Units,
     "payload-32": Payloads32,
     "decode-units": UnitClips,
+    "frame-files": FrameFiles,
+    "drop-in": DropIns,
 }

@@ -21,13 +21,22 @@ EXECUTIONS = {
     "header": 3000,
     "decode-native": 60,
     "decode-portable": 60,
+    "decode-autoregressive": 30,
     "differential": 1500,
     "video": 3000,
     "decode-video": 400,
-    "decode-video-rt": 12,
+    "video-rt": 60,
+    "video-rt-portable": 60,
+    "decode-video-rt": 30,
+    "decode-video-rt-portable": 30,
+    "decode-video-hem": 8,
+    "decode-video-dcvc": 8,
+    "decode-video-fvc": 8,
     "units": 2000,
     "payload-32": 3000,
     "decode-units": 40,
+    "frame-files": 2000,
+    "drop-in": 1000,
 }
 
 

@@ -17,27 +17,38 @@ from sparsecodec.entropy.video_bitstream import pack_index, pack_record
 from sparsecodec.models import create
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.video import CompiledVideo
+from sparsecodec.zoo import load, names
 
 MAX_PIXELS = 1 << 16
-FRAMES, PERIOD = 6, 3
+PERIOD = 3
+# name -> frames of a clip, and its clips: seed, size, qp. Two share a header, so that a frame of one could stand in the
+# other. Real codecs have one size, for which they are then planned once.
+TOY = 6, ((0, (33, 50), 20), (1, (33, 50), 50), (2, (1, 1), 63))
+REAL = 4, ((0, (64, 64), 20), (1, (64, 64), 50))
 
 
 @cache
 def video_codec(name: str) -> CompiledVideo:
-    """The toy, or a codec of the zoo's names, untrained, the same in every run on one machine."""
+    """The toy, a codec that the zoo holds, or an untrained one; the same in every run on one machine."""
     if name == "toy":
         return ToyVideo()
+    if name in names():
+        return compile_codec(load(name), stream="portable" if name.endswith("-portable") else "native")
     torch.manual_seed(0)
     return compile_codec(create(name).eval())
 
 
+def frame_count(name: str) -> int:
+    return (TOY if name == "toy" else REAL)[0]
+
+
 @cache
 def clips(name: str) -> dict[bytes, list[torch.Tensor]]:
-    """File -> its frames. Two share a header, so that a frame of one could stand in the other."""
+    """File -> its frames."""
     found = {}
-    for seed, size, qp in ((0, (33, 50), 20), (1, (33, 50), 50), (2, (1, 1), 63)):
+    for seed, size, qp in (TOY if name == "toy" else REAL)[1]:
         encoder = video_codec(name).encoder(ClipFormat(*size), qp=qp, intra_period=PERIOD)
-        pieces = [encoder.push(frame) for frame in moving(FRAMES, *size, seed=seed)]
+        pieces = [encoder.push(frame) for frame in moving(frame_count(name), *size, seed=seed)]
         data = b"".join([*pieces, encoder.finish()])
         found[data] = list(video_codec(name).decoder(data))
     return found
@@ -50,12 +61,12 @@ class Clips(Target):
     """
 
     def __init__(self, name: str) -> None:
-        self.codec, self.known = video_codec(name), clips(name)
+        self.codec, self.known, self.frames = video_codec(name), clips(name), frame_count(name)
         self.pool = list(self.known)
 
     def run(self, data: bytes) -> bool:
         chance = crc32c(data)
-        start = chance // 10 % FRAMES if chance % 10 == 0 else 0
+        start = chance // 10 % self.frames if chance % 10 == 0 else 0
         decoder = self.codec.decoder(data, start, max_pixels=MAX_PIXELS)
         number = start
         for number, frame in enumerate(decoder, start):
@@ -63,7 +74,7 @@ class Clips(Target):
                 raise Broken(f"frame {number} is none that was encoded")
         if data not in self.known and not start:
             raise Broken("a changed file was read to its end")
-        if number != FRAMES - 1:
+        if number != self.frames - 1:
             raise Broken(f"it ends after frame {number}")
         return True
 

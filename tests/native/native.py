@@ -23,6 +23,8 @@ from typing import NamedTuple
 FOLDER = Path(__file__).parent
 ROOT = FOLDER.parents[1]
 PROGRAMS = sorted(path.stem for path in FOLDER.glob("*.cpp") if path.stem != "failing_new")
+KERNEL_PROGRAMS = ("context", "kernels")  # which need csrc/cpu as well
+SLOWER = {"kernels": 5}  # an input is a kernel under every instruction set: so many times fewer of them
 FLAGS = [
     "-std=c++17",
     "-O1",
@@ -36,6 +38,7 @@ FLAGS = [
 ]
 SANITIZE = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 COVERAGE = ["-fsanitize-coverage=trace-pc"]
+PLAIN = ["-O0"]  # the kernels: their templates and intrinsics take the optimiser minutes
 ENVIRONMENT = {
     "ASAN_OPTIONS": "detect_leaks=1:detect_stack_use_after_return=1:allocator_may_return_null=1",
     "UBSAN_OPTIONS": "print_stacktrace=1",
@@ -61,14 +64,16 @@ def compiler() -> str | None:
     return shutil.which("g++")
 
 
-def _sources() -> list[Path]:
-    """What the programs are linked with: everything that is not Python's."""
-    return sorted(path for path in (ROOT / "csrc" / "entropy").glob("*.cpp") if not path.name.startswith("bind"))
+def _sources(part: str) -> list[Path]:
+    """A folder of csrc, without what is Python's."""
+    return sorted(path for path in (ROOT / "csrc" / part).glob("*.cpp") if not path.name.startswith("bind"))
 
 
 def _compile(source: Path, target: Path, flags: Sequence[str]) -> None:
     """An object file, unless there is one newer than all that it may depend on."""
-    inputs = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.inl"), *FOLDER.glob("*.h"), source]
+    inputs = [*(ROOT / "csrc").rglob("*.h"), *(ROOT / "csrc").rglob("*.inl"), source]
+    if source.parent == FOLDER:
+        inputs += FOLDER.glob("*.h")
     if target.exists() and target.stat().st_mtime > max(path.stat().st_mtime for path in inputs):
         return
     partial = target.with_suffix(f".{os.getpid()}.o")
@@ -85,10 +90,22 @@ def build(folder: Path, programs: Iterable[str] = PROGRAMS, defines: Sequence[st
     """
     folder.mkdir(parents=True, exist_ok=True)
     flags = [f"-D{name}" for name in defines]
-    objects = {source: folder / f"{source.parent.name}-{source.stem}.o" for source in _sources()}
+    programs = list(programs)
+    parts = {"entropy": COVERAGE, "cpu": PLAIN} if set(programs) & set(KERNEL_PROGRAMS) else {"entropy": COVERAGE}
+    objects = {part: {s: folder / f"{part}-{s.stem}.o" for s in _sources(part)} for part in parts}
     mains = {name: folder / f"{name}.o" for name in programs}
+
+    def linked(name: str) -> list[str]:
+        return [
+            str(o) for part in parts if part == "entropy" or name in KERNEL_PROGRAMS for o in objects[part].values()
+        ]
+
     with ThreadPoolExecutor(JOBS) as pool:
-        compiled = [pool.submit(_compile, s, o, [*COVERAGE, *flags]) for s, o in objects.items()]
+        compiled = [
+            pool.submit(_compile, s, o, [*parts[part], *flags])
+            for part, made in objects.items()
+            for s, o in made.items()
+        ]
         compiled += [pool.submit(_compile, FOLDER / f"{name}.cpp", o, flags) for name, o in mains.items()]
         for each in compiled:
             each.result()
@@ -101,7 +118,12 @@ def build(folder: Path, programs: Iterable[str] = PROGRAMS, defines: Sequence[st
                     "-pthread",
                     "-fopenmp",
                     str(o),
-                    *map(str, objects.values()),
+                    *(
+                        str(o)
+                        for part in parts
+                        if part == "entropy" or name in KERNEL_PROGRAMS
+                        for o in objects[part].values()
+                    ),
                     "-o",
                     str(folder / name),
                 ],
@@ -150,11 +172,11 @@ def main() -> int:
     begin = time.monotonic()
     build(options.folder, options.programs)
     print(f"built in {time.monotonic() - begin:.0f} s with {' '.join(SANITIZE)}", flush=True)
-    amount = ["--executions", str(options.executions)]
-    if options.seconds is not None:
-        amount = ["--seconds", str(options.seconds)]
     passed = True
     for program in options.programs:
+        amount = ["--executions", str(options.executions // SLOWER.get(program, 1))]
+        if options.seconds is not None:
+            amount = ["--seconds", str(options.seconds)]
         limit_s = GRACE_S + (options.executions / 100 if options.seconds is None else options.seconds)
         outcome = execute(program, options.folder, *amount, "--seed", str(options.seed), limit_s=limit_s)
         print(f"{'ok  ' if outcome.passed else 'FAIL'} {outcome.line}", flush=True)
