@@ -49,7 +49,7 @@ aot: $(INSTALLED)
 emulate:
 	$(PYTHON) tests/cuda_emulator/emulate.py
 
-# The C++ of the coder under AddressSanitizer and UBSan, on mutated inputs; needs g++ only.
+# The C++ of the coder and of the kernels under AddressSanitizer and UBSan, on mutated inputs; needs g++ only.
 sanitize:
 	$(PYTHON) tests/native/native.py
 

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
+
+# Read when torch loads OpenMP, here and in processes that tests start: a second thread that waits does so asleep. Where
+# other work runs, too, tests with threads take up to thirty times as long if it spins.
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+
+import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path

@@ -17,6 +17,7 @@ from sparsecodec.data.colour import to_frame, to_rgb
 from sparsecodec.data.images import to_uint8
 from sparsecodec.data.picture_folders import folder_format
 from sparsecodec.entropy import FrameFile, NalFrame, NalReader, NalWriter
+from sparsecodec.entropy.computed_tables import computed_gaussian16_tables
 from sparsecodec.models import DCVC, VideoCodec, create
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
@@ -86,6 +87,7 @@ def as_the_rt_script_does(model: VideoCodec, frames: Path) -> tuple[bytes, list[
     """The bytes of a clip, by the calls that the script makes on the models; and what decoding gives."""
     intra, inter, writer = model.intra, model.inter, NalWriter("rt")
     for half in (intra, inter):
+        half.take_tables(computed_gaussian16_tables())
         half.update(0.12)
         half.half()
     data, decoded, last_qp = b"", [], 0
@@ -144,9 +146,8 @@ def test_image_codecs_and_a_pair_with_dcvc(tmp_path, capsys):
     paths = (tmp_path / "model_dcvc_quality_0_psnr.pth", tmp_path / "evc.pth")
     code, out, _ = run(capsys, "convert", *paths, "-o", tmp_path / "pair", "--json")
     assert code == 0 and json.loads(out)["families"] == ["evc", "dcvc"]
-    code, message = complaint(
-        capsys, "encode", tmp_path / "absent.y4m", tmp_path / "bins", "-m", tmp_path / "pair", "--intra-period", 3
-    )
+    (tmp_path / "clip.y4m").write_bytes(b"not looked at before the codec")
+    code, message = complaint(capsys, "encode", tmp_path / "clip.y4m", tmp_path / "bins", "-m", tmp_path / "pair")
     assert code == 2 and "CompressAI" in message and not (tmp_path / "bins").exists()
 
 
@@ -293,7 +294,7 @@ def test_hem_writes_a_file_for_each_frame(codecs, capsys, tmp_path):
 
     (bins / "3.bin").write_bytes((bins / "3.bin").read_bytes()[:-1])
     code, message = complaint(capsys, "decode", bins, tmp_path / "cut.y4m", *options)
-    assert code == 3 and "frame 3, 3.bin" in message and "3 frames before it were decoded" in message
+    assert code == 3 and "frame 3: " in message and "3 frames before it were decoded" in message
     (bins / "3.bin").unlink()
     code, message = complaint(capsys, "decode", bins, tmp_path / "gap.y4m", *options)
     assert code == 3 and "frame 3: " in message and "is missing" in message

@@ -51,7 +51,7 @@ def run(arguments: argparse.Namespace) -> None:
     if published.is_published(arguments.input):
         published.decode(arguments)
         return
-    refuse(arguments, ("force_zero_thres", "rate"), ".bin files of a published codec")
+    refuse(arguments, ("force_zero_thres", "stored_tables", "rate"), ".bin files of a published codec")
     if clips.is_coded_clip(arguments.input):
         clips.decode(arguments)
         return

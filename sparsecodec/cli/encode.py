@@ -10,7 +10,7 @@ from typing import Any
 from torch import Tensor
 
 from sparsecodec.cli import clips, published
-from sparsecodec.cli.clip_io import refuse
+from sparsecodec.cli.clip_io import PIPE, refuse
 from sparsecodec.cli.encoders import encoding_codec
 from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, each, pairs
 from sparsecodec.cli.options import (
@@ -74,10 +74,12 @@ def add_to(subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.input != PIPE and not Path(arguments.input).exists():
+        raise UsageError(f"{arguments.input} does not exist")
     if published.is_wanted(arguments):
         published.encode(arguments)
         return
-    refuse(arguments, tuple(published.ONLY), ".bin files of a published codec")
+    refuse(arguments, (*published.ONLY, "stored_tables"), ".bin files of a published codec")
     if clips.is_clip_to_encode(arguments):
         clips.encode(arguments)
         return

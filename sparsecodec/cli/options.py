@@ -38,11 +38,19 @@ def add_published(parser: argparse.ArgumentParser, encoding: bool) -> None:
     """What the test scripts of published codecs take and their files do not say."""
     group = parser.add_argument_group(".bin files of DCVC-RT, DCVC-HEM and DCVC, with -m")
     group.add_argument("--force-zero-thres", type=float, help="of DCVC-RT: scales up to here are not coded")
+    add_stored_tables(group)
     if encoding:
         group.add_argument("--reset-interval", type=count, help="of DCVC-RT, in frames; 0: never (default: 32)")
         group.add_argument("--rates", type=positive, help="of DCVC-HEM: how many --qp chooses from (default: 64)")
     else:
         group.add_argument("--rate", "--fps", help="frames per second (default: 25)")
+
+
+def add_stored_tables(parser: argparse._ActionsContainer) -> None:
+    """``--stored-tables`` of DCVC-RT's files."""
+    parser.add_argument(
+        "--stored-tables", action="store_true", help="of DCVC-RT: not the coding tables that this machine computes"
+    )
 
 
 def add_compute(parser: argparse.ArgumentParser) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import torch
 
@@ -35,14 +35,15 @@ from sparsecodec.data.clip_headers import rate
 from sparsecodec.data.colour import to_frame
 from sparsecodec.data.picture_folders import is_picture_folder
 from sparsecodec.data.video import is_clip
-from sparsecodec.entropy import NalReader, observing
-from sparsecodec.entropy.published_clips import SUFFIX, frame_files, is_frame_folder, numbered, read_frame_file, summary
+from sparsecodec.entropy import observing
+from sparsecodec.entropy.published_clips import SUFFIX, frame_files, is_frame_folder, summary
 from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError
 from sparsecodec.models.video import VideoCodec
-from sparsecodec.runtime.adapters.published import Published, Unit, published
+from sparsecodec.runtime.adapters.published import Published, published
+from sparsecodec.runtime.unit_stream import RESET_INTERVAL
 from sparsecodec.zoo import load
 
-RESET_INTERVAL, RATES = 32, 64
+RATES = 64
 ONLY = {"reset_interval": "dcvc-rt", "force_zero_thres": "dcvc-rt", "rates": "dcvc-hem"}  # option -> whose it is
 NOT_HERE = ("stream", "calibration", "save_model")
 
@@ -96,15 +97,16 @@ def decode(arguments: argparse.Namespace) -> None:
     check_frames_output(arguments)
     fps = rate(arguments.rate or DEFAULT_RATE)
     codec = published_codec(arguments)
-    with opened_units(arguments.input, codec, arguments.max_pixels) as (units, sizes):
+    with opened_source(arguments.input, codec) as source:
         end = None if arguments.frames is None else arguments.start + arguments.frames
-        frames = islice(codec.decode(units), arguments.start, end)
+        frames = islice(codec.decode(source, arguments.max_pixels), arguments.start, end)
         try:
             first = next(frames, None)
         except BitstreamError as error:
             raise BitstreamError(f"{arguments.input}: {_explained(error)}") from error
         if first is None:
             raise UsageError(f"--start {arguments.start} is behind the last frame of {arguments.input}")
+        counted = 0
         height, width = first.shape[2:]
         form = ClipFormat(height, width, fps)
         of_pictures = ClipFormat(height, width, fps, matrix="bt709", full_range=True)
@@ -120,8 +122,8 @@ def decode(arguments: argparse.Namespace) -> None:
                             f"frame {arguments.start + progress.frames}: {size} after {width} x {height}"
                         )
                     write(frame)
-                    progress.add(sum(sizes))
-                    sizes.clear()
+                    progress.add(source.bytes - counted)
+                    counted = source.bytes
             except SparseCodecError as error:
                 told = f"{_explained(error)}; {progress.frames} frames before it were decoded"
                 raise type(error)(f"{arguments.input}: {told}") from error
@@ -140,49 +142,56 @@ def published_codec(arguments: argparse.Namespace) -> Published:
     if arguments.threads is None:
         torch.set_num_threads(1)
     model = load(arguments.model)
-    codec = published(model, options["device"], options["dtype"], arguments.force_zero_thres)
+    codec = published(model, options["device"], options["dtype"], arguments.force_zero_thres, arguments.stored_tables)
     for name, family in ONLY.items():
         if getattr(arguments, name, None) is not None and family != codec.family:
             raise UsageError(f"--{name.replace('_', '-')} is for {family}, {arguments.model} is {codec.family}")
     return codec
 
 
+class Counted:
+    """A binary file that counts what is read of it."""
+
+    def __init__(self, file: BinaryIO) -> None:
+        self._file = file
+        self.bytes = 0
+
+    def read(self, size: int) -> bytes:
+        data = self._file.read(size)
+        self.bytes += len(data)
+        return data
+
+
+class CountedFiles:
+    """The bytes of one file after another, and how many there were."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        self._paths = paths
+        self.bytes = 0
+
+    def __iter__(self) -> Iterator[bytes]:
+        for path in self._paths:
+            data = read_stream(path)
+            self.bytes += len(data)
+            yield data
+
+
 @contextmanager
-def opened_units(path: str | Path, codec: Published, max_pixels: int) -> Iterator[tuple[Iterator[Unit], list[int]]]:
-    """The units of a clip, one a frame, and a list to which the bytes of each are added as it is read."""
-    sizes: list[int] = []
-    if codec.one_file:
-        if Path(path).is_dir():
-            raise UsageError(f"{path} is a folder ({codec.family} has one file of a clip)")
-        with opened_stream(path) as source:
-            yield _units(NalReader("rt", source, max_pixels), sizes), sizes
+def opened_source(path: str | Path, codec: Published) -> Iterator[Counted | CountedFiles]:
+    """What `Published.decode` reads."""
+    if not codec.one_file:
+        yield CountedFiles(frame_files(path) if Path(path).is_dir() else [Path(path)])
         return
-    paths = frame_files(path) if Path(path).is_dir() else [Path(path)]
-    yield _files(paths, codec.family, max_pixels, sizes), sizes
-
-
-def _units(reader: NalReader, sizes: list[int]) -> Iterator[Unit]:
-    position = 0
-    for unit in numbered(iter(reader)):
-        sizes.append(reader.position - position)
-        position = reader.position
-        yield unit
-
-
-def _files(paths: list[Path], family: str, max_pixels: int, sizes: list[int]) -> Iterator[Unit]:
-    for number, path in enumerate(paths):
-        data = read_stream(path)
-        sizes.append(len(data))
-        try:
-            yield read_frame_file(family, data, max_pixels)
-        except BitstreamError as error:
-            raise BitstreamError(f"frame {number}, {path.name}: {error}") from error
+    if Path(path).is_dir():
+        raise UsageError(f"{path} is a folder ({codec.family} has one file of a clip)")
+    with opened_stream(path) as file:
+        yield Counted(file)
 
 
 def _explained(error: SparseCodecError) -> str:
     if not isinstance(error, BitstreamError):
         return str(error)
-    return f"{error} (damaged or cut off; or of other weights, settings, precision, threads or another kind of machine)"
+    return f"{error} (damaged, cut off, or of other weights, settings, tables, precision, threads, or kind of machine)"
 
 
 def _settings(arguments: argparse.Namespace, codec: Published) -> dict[str, int]:
@@ -274,6 +283,6 @@ def check(path: str | Path, arguments: argparse.Namespace, observer: Observer, d
     if not decoding:
         return
     codec = published_codec(arguments)
-    with opened_units(path, codec, arguments.max_pixels) as (units, _), observing(observer):
-        for _ in codec.decode(units):
+    with opened_source(path, codec) as source, observing(observer):
+        for _ in codec.decode(source, arguments.max_pixels):
             pass

@@ -15,7 +15,7 @@ from sparsecodec.cli.clip_checks import Observer, check_clip
 from sparsecodec.cli.clips import is_coded_clip
 from sparsecodec.cli.decode import MAX_PIXELS
 from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, Codecs, read_stream, streams
-from sparsecodec.cli.options import add_compute, compute_options, positive, print_json, write_bytes
+from sparsecodec.cli.options import add_compute, add_stored_tables, compute_options, positive, print_json, write_bytes
 from sparsecodec.entropy import Header, observing
 from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError
 
@@ -31,6 +31,7 @@ def add_to(subparsers) -> None:
     parser.add_argument("--sums", help="write such a file")
     parser.add_argument("--max-pixels", type=positive, default=MAX_PIXELS, help="refuse more (default: %(default)s)")
     parser.add_argument("--force-zero-thres", type=float, help="of DCVC-RT's .bin files: what they were written with")
+    add_stored_tables(parser)
     add_compute(parser)
     parser.epilog = EPILOG
     parser.set_defaults(run=run)

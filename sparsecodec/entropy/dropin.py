@@ -343,7 +343,9 @@ def standing_in(family: str, beside: str) -> Iterator[None]:
     Raises:
         UsageError: no such family.
     """
-    modules = {f"{beside}.{name.rpartition('.')[2]}": contents for name, contents in _contents(family).items()}
+    modules = {
+        f"{beside}.{name.rpartition('.')[2]}".lstrip("."): contents for name, contents in _contents(family).items()
+    }
     before = {name: sys.modules[name] for name in modules if name in sys.modules}
     sys.modules.update({name: _module(name, contents) for name, contents in modules.items()})
     try:

@@ -143,6 +143,10 @@ class RTModel(Codec):
         """Of the hyper-latent, as `update` computed them."""
         return self._z_tables
 
+    def take_tables(self, y_tables: EntropyTables) -> None:
+        """Codes the latent with other rows than the stored ones, as another machine may have computed them."""
+        self._y_tables = y_tables
+
     def adopt(self, foreign: nn.Module) -> None:
         """Takes over the threshold of a model of the published software, and its tables if it has computed them.
 

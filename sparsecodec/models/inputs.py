@@ -121,5 +121,5 @@ def whole(value: Any, name: str, limit: int) -> int:
     except TypeError:
         number = -1
     if not 0 <= number < limit:
-        raise UsageError(f"{name}={value!r} (needs a whole number 0 .. {limit - 1})")
+        raise UsageError(f"{name}={value!r} (needs 0 .. {limit - 1}, a whole number)")
     return number

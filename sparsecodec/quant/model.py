@@ -86,7 +86,11 @@ def freeze(model: nn.Module) -> nn.Module:
     Raises:
         UsageError: nothing is quantised, or a weight is not finite.
     """
-    model = copy.deepcopy(model)
+    return _frozen(copy.deepcopy(model))
+
+
+def _frozen(model: nn.Module) -> nn.Module:
+    """`freeze` of the model itself."""
     model.quantization = quantization_config(model)
     for name, layer in quantized_layers(model).items():
         try:
@@ -141,7 +145,7 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
             raise UsageError(f"quantisation: portable={parts!r} (needs true or the names of models)")
         for part in parts:
             _submodule(model, part).portable = VideoTables()
-    return freeze(model)
+    return _frozen(model)
 
 
 def prove_no_overflow(model: nn.Module, bits: int = ACCUMULATOR_BITS) -> dict[str, int]:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Mapping
-from fractions import Fraction
 from typing import Any
 
 import torch
@@ -15,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn.integer_functions import gate_table
-from sparsecodec.ops.integer_conv2d import shifted
+from sparsecodec.ops.integer_conv2d import LIMIT
 from sparsecodec.runtime.fusion import fuse_neighbours
 from sparsecodec.runtime.gates import apply, gate
 from sparsecodec.runtime.integer_steps import GATE, SUM, is_unshuffle, split_additions, split_downsampling, split_gates
@@ -279,13 +278,20 @@ def _factors(weight_scale: Tensor, gain: int, slope: float, label: str) -> tuple
     m = (mantissa * 2**MANTISSA_BITS).long()
     if not torch.equal(m.double(), mantissa * 2**MANTISSA_BITS):
         raise UsageError(f"{label}: a weight_scale is no integer below 2^{MANTISSA_BITS} times a power of two")
-    exact, exponents = Fraction(slope), (exponent.long() - MANTISSA_BITS + gain).tolist()
-    rows = []
-    for factor, e in zip(m.tolist(), exponents, strict=True):
-        shift = min(MANTISSA_BITS - e, MAX_SHIFT)
-        if shift < 1:
-            raise GraphError(f"{label}: a factor of {factor} 2^{e} (needs less than 2^{2 * MANTISSA_BITS - 1})")
-        positive = int(shifted(torch.tensor(factor), shift + e)) if shift + e > -31 else 0
-        rows.append((positive, int(exact * positive + Fraction(1, 2)), shift))
-    positive, negative, shift = torch.tensor(rows, device=weight_scale.device).unbind(1)
-    return torch.stack([positive, negative]), shift
+    e = exponent.long() - MANTISSA_BITS + gain
+    shift = (MANTISSA_BITS - e).clamp(max=MAX_SHIFT)
+    if int(shift.min()) < 1:
+        worst = int(shift.argmin())
+        factor = f"{int(m[worst])} 2^{int(e[worst])}"
+        raise GraphError(f"{label}: a factor of {factor} (needs less than 2^{2 * MANTISSA_BITS - 1})")
+    positive = _shifted_each(m, shift + e)
+    top, bottom = slope.as_integer_ratio()  # exact: Python's integers have no limit
+    negative = [(2 * top * value + bottom) // (2 * bottom) for value in positive.tolist()]
+    return torch.stack([positive, torch.tensor(negative, device=positive.device)]), shift
+
+
+def _shifted_each(values: Tensor, left: Tensor) -> Tensor:
+    """`shifted` by another number of bits for each value, 0 where more than 30 bits are lost; all int64."""
+    right = (-left).clamp(1, MAX_RESIDUAL_SHIFT)
+    down = ((values + (1 << (right - 1))) >> right) * (left >= -MAX_RESIDUAL_SHIFT)
+    return torch.where(left >= 0, values << left.clamp(min=0), down).clamp(-LIMIT, LIMIT - 1)

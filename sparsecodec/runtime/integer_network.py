@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
+from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,7 +13,10 @@ from torch import Tensor, nn
 from sparsecodec.ops import bind
 from sparsecodec.ops.integer_conv2d import INTEGER_CONV2D
 from sparsecodec.runtime.integer_lowering import integer_program, scale_constants
+from sparsecodec.runtime.report import Row
 from sparsecodec.runtime.transform import CompiledTransform
+from sparsecodec.runtime.video_networks import dense_share
+from sparsecodec.sparsity.macs import count
 
 
 class IntegerNetwork(CompiledTransform):
@@ -26,6 +31,7 @@ class IntegerNetwork(CompiledTransform):
 
     Attributes:
         exponent: of the input: its integers v stand for ``v 2^exponent``.
+        shape: of the first input; None before it.
 
     Raises:
         UsageError: a layer is not frozen to dyadic integers.
@@ -47,10 +53,32 @@ class IntegerNetwork(CompiledTransform):
         self._bound = {}
         self._plans = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
+        self._networks = dict(networks)
+        self.shape: torch.Size | None = None
 
     def __call__(self, x: Tensor) -> Tensor:
         """``[N, C, H, W]`` int16 in units of ``2^exponent`` -> int32 in units of 2^-16, or `result`; channels_last."""
+        self.shape = self.shape or x.shape
         return super().__call__(x)
+
+    def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
+        """As `CompiledTransform.rows`; of the several steps that one layer can take, the first has its MACs."""
+        rows, seen = [], set()
+        for row in super().rows(pixels, shapes):
+            rows.append(replace(row, macs=0.0, dense_macs=0.0) if seen.issuperset(row.paths) else row)
+            seen.update(row.paths)
+        return rows
+
+    def report_rows(self, pixels: int) -> list[Row]:
+        """Rows of the report, of a frame with that many pixels: the one that the network ran on first."""
+        macs: dict[str, tuple[float, float]] = {}
+        if self.shape is not None:
+            # torch wants no dots in the names of children
+            chain = nn.Sequential(OrderedDict((path.replace(".", "/"), m) for path, m in self._networks.items()))
+            for layer in count(chain, {"": self.shape}).layers:
+                share = dense_share(chain.get_submodule(layer.name), layer)
+                macs[layer.name.replace("/", ".")] = layer.macs, layer.macs * share
+        return self.rows(pixels, macs)
 
 
 class IntegerScale:

@@ -6,7 +6,7 @@ import os
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -28,10 +28,12 @@ class Plan:
     Attributes:
         out: per step the tensor it writes, None if it allocates.
         bytes: of all buffers: the peak, because buffers are shared by steps whose results do not live together.
+        converted: inputs that came in another dtype, in memory that is kept: new memory costs page faults.
     """
 
     out: list[Tensor | None]
     bytes: int
+    converted: dict[Step, Tensor] = field(default_factory=dict)
 
 
 _held: ContextVar[list[Any] | None] = ContextVar("sparsecodec_held", default=None)
@@ -73,11 +75,12 @@ def make_plan(program: Program, name: str, *inputs: Tensor) -> Plan:
     planned, free = sum(pool), available_bytes(x.device)
     if free is not None and planned > free:  # before a system that overcommits would promise it
         raise _too_large(name, x, planned, free)
-    try:
-        storage = [torch.empty(size, dtype=torch.uint8, device=x.device) for size in pool]
-    except RuntimeError as error:  # torch's, on a CPU and on a GPU
-        raise _too_large(name, x, planned, free) from error
-    out = [None if b is None else _view(storage[b], results[i]) for i, b in enumerate(assigned)]
+    with torch.inference_mode(False):  # tensors made in inference mode could not be written to outside it
+        try:
+            storage = [torch.empty(size, dtype=torch.uint8, device=x.device) for size in pool]
+        except RuntimeError as error:  # torch's, on a CPU and on a GPU
+            raise _too_large(name, x, planned, free) from error
+        out = [None if b is None else _view(storage[b], results[i]) for i, b in enumerate(assigned)]
     return Plan(out, planned)
 
 

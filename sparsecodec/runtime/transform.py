@@ -78,28 +78,34 @@ class CompiledTransform:
             The transform's output in `dtype`, channels_last; or see `has_head`.
         """
         given = self._program.inputs
-        inputs = [self._ready(step, x) for step, x in zip(given, inputs, strict=True)]
         key = tuple(x.shape for x in inputs)
         plan = self._plans.get(key)
         if plan is None:
-            plan = self._plans[key] = make_plan(self._program, self.name, *inputs)
+            ready = [self._ready(step, x, {}) for step, x in zip(given, inputs, strict=True)]
+            plan = self._plans[key] = make_plan(self._program, self.name, *ready)
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         hold(plan)
         values: list[Any] = [None] * len(self._program.steps)
         for step, x in zip(given, inputs, strict=True):
-            values[self._index[step]] = x
+            values[self._index[step]] = self._ready(step, x, plan.converted)
         for index, step in enumerate(self._program.steps):
             if step.op not in INPUTS:
                 values[index] = self._run(step, values, plan.out[index])
         return values[self._index[self._program.output]]
 
-    def _ready(self, step: Step, x: Tensor) -> Tensor:
-        """An argument as the steps read it."""
+    def _ready(self, step: Step, x: Tensor, converted: dict[Step, Tensor]) -> Tensor:
+        """An argument as the steps read it; `converted`: of the plan."""
         if step.op == "factors":
             return x.flatten().float()
         if x.dtype != self.dtype:
+            if x.device.type == "cpu":  # a CUDA graph has memory of its own
+                if step not in converted:
+                    with torch.inference_mode(False):  # as the plan's buffers
+                        memory = torch.empty(x.shape, dtype=self.dtype, memory_format=torch.channels_last)
+                    converted[step] = memory
+                return converted[step].copy_(x)
             x = x.to(self.dtype, memory_format=torch.channels_last)  # one pass for both
         return x if channels_innermost(x) else x.contiguous(memory_format=torch.channels_last)
 

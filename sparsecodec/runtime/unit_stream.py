@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecodec.entropy import DEFAULT_MAX_PIXELS, NalFrame, NalReader, NalWriter
+from sparsecodec.entropy.published_clips import numbered
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.models.dcvc_rt import SHIFT_OF_FRAME
 
@@ -97,7 +98,7 @@ def read_units(codec: Any, source: BinaryIO, max_pixels: int = DEFAULT_MAX_PIXEL
     """
     codec.inter.set_curr_poc(0)
     size = None
-    for index, frame in enumerate(NalReader("rt", source, max_pixels)):
+    for index, frame in enumerate(numbered(iter(NalReader("rt", source, max_pixels)))):
         given = {
             "height": frame.height,
             "width": frame.width,

@@ -154,13 +154,13 @@ class VideoNetworks:
             prefix, module = self._modules[path]
             for layer in count(module, {"": network.shapes}).layers if network.shapes else ():
                 name = ".".join(part for part in (prefix, layer.name) if part)
-                macs[name] = (layer.macs, layer.macs * _dense_share(self._model.get_submodule(name), layer))
+                macs[name] = (layer.macs, layer.macs * dense_share(self._model.get_submodule(name), layer))
         rows = [row for transform in self.transforms for row in transform.rows(pixels, macs)]
         held = sum(transform.buffer_bytes for transform in self.transforms)
         return Report(tuple(rows), notes, tuple(decoder), held)
 
 
-def _dense_share(module: nn.Module, layer: LayerMacs) -> float:
+def dense_share(module: nn.Module, layer: LayerMacs) -> float:
     """How many times the MACs of a layer it had before it was pruned."""
     module = module.conv if isinstance(module, ScatterConv2d) else module
     dense_in, dense_out = getattr(module, "dense_channels", layer.channels)

@@ -143,6 +143,12 @@ class ChannelGraph:
             allowed[self.layers[space.producers[0]].branch_positions] = outputs.keep(masks)
         return allowed
 
+    def parts(self, name: str) -> list[Tensor]:
+        """Channels of space `name` that one layer makes, where it makes some of them: each part must keep one."""
+        space = self.spaces[name]
+        made = (self.filter_positions(layer, name).unique() for layer in space.producers)
+        return [positions for positions in made if len(positions) < space.width]
+
     def without_branches(self) -> ChannelGraph:
         """This graph with whole spaces alone to prune: no branch is narrower than the sum that it ends in."""
         spaces = {name: space for name, space in self.spaces.items() if space.joined is None}

@@ -39,13 +39,14 @@ def freeze_masks(
     """
     spaces = {name: graph.spaces[name].width for name in counts}
     kept = {name: -(-rounded(count, spaces[name], round_to) // round_to) for name, count in counts.items()}
+    parts = {name: graph.parts(name) for name in counts}
     tiles = {name: [tile.mean().item() for tile in _ranked(scores[name]).split(round_to)] for name in counts}
 
     def masks(change: Counter[str] | None = None) -> dict[str, Tensor]:
         chosen: dict[str, Tensor] = {}
         for name, number in kept.items():
             width = min((number + (change[name] if change else 0)) * round_to, spaces[name])
-            chosen[name] = top(scores[name], graph.allowed(name, chosen), width)
+            chosen[name] = top(scores[name], graph.allowed(name, chosen), width, parts[name])
         return chosen
 
     def fits(change: Counter[str] | None = None) -> bool:

@@ -263,4 +263,5 @@ class GradientDecay(nn.Module):
             least = min(self.config.round_to, int(allowed.sum()))
             if int((mask & allowed).sum()) < least:
                 mask |= top(by_name[name], allowed, least)
+            mask |= top(by_name[name], allowed, 0, self.graph.parts(name))
         return keep

@@ -5,7 +5,7 @@ from __future__ import annotations
 import difflib
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -78,6 +78,8 @@ class ChannelMasks(Mapping[str, Tensor]):
         for layer in graph.layers.values():
             if layer.branch in self._keep and not layer.keep_outputs(self._keep).any():
                 raise GraphError(f"{layer.branch!r} keeps no channel that its joined space keeps")
+            if not layer.outputs.keep(self._keep).any():
+                raise GraphError(f"layer {layer.name!r} keeps none of its {len(layer.outputs)} channels")
         if all(bool(mask.all()) for mask in self._keep.values()):
             raise UsageError("these masks prune nothing: every channel of every listed space is kept")
 
@@ -193,7 +195,7 @@ def best_channels(
             raise GraphError(f"scores of {name!r} have {len(scores[name])} channels, the space has {space.width}")
         allowed = graph.allowed(name, keep)
         count = rounded(int(allowed.sum()) * (1 - wanted), int(allowed.sum()), round_to)
-        keep[name] = top(scores[name], allowed, count)
+        keep[name] = top(scores[name], allowed, count, graph.parts(name))
     return keep
 
 
@@ -208,9 +210,17 @@ def rounded(count: float, width: int, round_to: int) -> int:
     return min(max(round(count / round_to), 1) * round_to, width)
 
 
-def top(scores: Tensor, allowed: Tensor, count: int) -> Tensor:
-    """``[width]`` bool: the `count` best of the allowed channels; ties go to the lower index."""
-    order = scores.float().masked_fill(~allowed, -torch.inf).argsort(descending=True, stable=True)
+def top(scores: Tensor, allowed: Tensor, count: int, parts: Iterable[Tensor] = ()) -> Tensor:
+    """``[width]`` bool: the `count` best of the allowed channels; ties go to the lower index.
+
+    The best of each of `parts` comes before all others: no layer that makes only these may lose them all.
+    """
+    scores = scores.float().masked_fill(~allowed, -torch.inf)
+    first = torch.zeros_like(allowed)
+    for part in parts:
+        first[part[scores[part].argmax()]] = True
+    order = scores.masked_fill(first, torch.inf).argsort(descending=True, stable=True)
+    count = max(count, int(first.sum()))
     keep = torch.zeros_like(allowed)
     keep[order[:count]] = True
     return keep & allowed

@@ -189,7 +189,7 @@ def best_of(graph: ChannelGraph, scores: Masks, widths: Mapping[str, int]) -> Ch
     for name in graph.prunable:  # spaces come before the branches that are added into them
         allowed = graph.allowed(name, keep)
         if widths[name] < int(allowed.sum()):
-            keep[name] = top(scores[name], allowed, widths[name])
+            keep[name] = top(scores[name], allowed, widths[name], graph.parts(name))
     return ChannelMasks(keep)
 
 

@@ -17,6 +17,7 @@ from sparsecodec.entropy import (
     rt_factorized_tables,
     uf_factorized_tables,
 )
+from sparsecodec.entropy.computed_tables import computed_gaussian16_tables
 from sparsecodec.nn import BitEstimator
 
 NORMAL, LAPLACE = torch.distributions.Normal, torch.distributions.Laplace
@@ -72,6 +73,13 @@ def test_stored_rows_follow_their_recipe(name):
         expected = pmf_to_quantized_cdf(torch.cat([mass, 2 * cdf(k[:1] - 0.5)]))
         assert tables.lengths[row] == len(expected)
         assert (torch.from_numpy(tables.cdf[row, : len(expected)].copy()) - expected).abs().max() <= 1
+
+
+def test_computed_rows_of_rt_are_the_stored_ones_but_for_roundings():
+    stored, computed = dcvc_gaussian16_tables(), computed_gaussian16_tables()
+    assert np.array_equal(stored.lengths, computed.lengths) and np.array_equal(stored.offsets, computed.offsets)
+    difference = np.abs(stored.cdf.astype(int) - computed.cdf)
+    assert difference.max() <= 1 and np.count_nonzero(difference) <= 4
 
 
 # Tables of learnt distributions

@@ -53,7 +53,7 @@ def _lively(model: nn.Module) -> nn.Module:
 def build(name: str, variant: str) -> nn.Module:
     """The original, dense or compact, with its tables. Not to be changed."""
     torch.manual_seed(3)
-    if name == "evc-tiny":
+    if name.startswith("evc-"):
         model = create(name).eval()
         transforms = ["enc", "dec", "hyper_enc", "hyper_dec", "y_prior_fusion", "y_spatial_prior"]
     else:
@@ -63,7 +63,7 @@ def build(name: str, variant: str) -> nn.Module:
     if variant == "compact":
         graph = trace_model(model, transforms)
         model = compact(model, ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=8), graph)
-    if name != "evc-tiny":
+    if not name.startswith("evc-"):
         model.update()
     return model.requires_grad_(False)
 

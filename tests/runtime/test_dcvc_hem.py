@@ -6,13 +6,14 @@ from collections.abc import Callable
 
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.models import VideoCodec, create
 from sparsecodec.runtime import compile_codec
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
+from sparsecodec.training import family_of
 
 from ..toy_video import moving
 from .conftest import code_in_step
@@ -39,7 +40,10 @@ def test_both_ends_stay_in_step_for_32_frames(codec):
 
 
 def test_float32_is_close_to_the_model(model: VideoCodec):
-    codec, frames = compile_codec(model, dtype=torch.float32), moving(3, *SIZE)
+    computes_what_the_model_computes(compile_codec(model, dtype=torch.float32), model, moving(3, *SIZE))
+
+
+def computes_what_the_model_computes(codec, model: VideoCodec, frames: list[Tensor]) -> None:
     _, state = codec.intra_encode(frames[0], QP)
     step, (mv_step, y_step) = model.intra.q_scales(64)[QP], model.inter.q_scales(64)[QP]
     assert (state.frame - model.intra.compress(frames[0], step)["x_hat"]).abs().max() < 1e-4
@@ -130,14 +134,17 @@ def test_sizes_must_be_those_of_the_frame_before(codec):
         codec.inter_decode(payload, state, 64, 64, QP, 1)
 
 
-@pytest.mark.parametrize("round_to", [8, 1])
-def test_pruned_blocks_are_compiled_at_their_width(model: VideoCodec, round_to: int):
-    paths = ["inter.contextual_decoder", "inter.recon_generation_net", "inter.mv_decoder", "intra.dec"]
-    graph = trace_model(model, paths)
+@pytest.mark.parametrize(("state", "round_to"), [("locked", 8), ("coupled", 1)])
+def test_pruned_blocks_are_compiled_at_their_width(model: VideoCodec, state: str, round_to: int):
+    graph = trace_model(model, list(family_of(model).transforms(model, "all")), state)
     thin = compact(model, ChannelMasks.random(graph, sparsity=0.4, seed=0, round_to=round_to), graph)
     before, after = (sum(value.numel() for value in m.parameters()) for m in (model, thin))
-    assert after < before
-    code_in_step(compile_codec(thin, dtype=torch.float32), moving(3, *SIZE), QP)
+    assert after < 0.5 * before
+    codec, frames = compile_codec(thin, dtype=torch.float32), moving(3, *SIZE)
+    code_in_step(codec, frames, QP)
+    computes_what_the_model_computes(codec, thin, frames)
+    _, last = codec.inter_encode(frames[1], codec.intra_encode(frames[0], QP)[1], QP, 1)
+    assert (last.feature.shape[1] < model.inter.widths.channels) == (state == "coupled")
 
 
 def test_unknown_pairs_are_refused(model: VideoCodec):

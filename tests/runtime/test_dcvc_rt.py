@@ -131,9 +131,10 @@ def test_a_skip_threshold_is_part_of_the_identity(model: nn.Module):
     assert sum(map(len, code_in_step(codec, frames, QP)[1:])) < sum(map(len, code_in_step(plain, frames, QP)[1:]))
 
 
-def test_a_pruned_codec_is_on_kernels_and_in_step(model: nn.Module):
-    transforms = family_of(model).transforms(model, "decoder", 64)
-    graph, report = trace_model(model, list(transforms)), count(model, transforms)
+@pytest.mark.parametrize("state", ["locked", "coupled"])
+def test_a_pruned_codec_is_on_kernels_and_in_step(model: nn.Module, state: str):
+    transforms = family_of(model).transforms(model, "decoder" if state == "locked" else "all", 64)
+    graph, report = trace_model(model, list(transforms), state), count(model, transforms)
     masks = masks_for_macs(report, graph, magnitude_scores(model, graph), 0.5)
     pruned = compact(model, masks, graph).eval()
     codec = compile_codec(pruned, dtype=torch.float32)
@@ -148,6 +149,7 @@ def test_a_pruned_codec_is_on_kernels_and_in_step(model: nn.Module):
     _, ours = codec.inter_encode(after, state, QP, 1)
     _, right = pruned.inter.compress_frame(after, state, codec.shifted(QP, 1))
     assert (ours.feature - right.feature).abs().max() < 1e-4 * right.feature.abs().max()
+    assert (ours.feature.shape[1] < model.inter.widths.main) == (graph.state == "coupled")
 
 
 def test_every_layer_with_weights_is_on_a_kernel(codec):

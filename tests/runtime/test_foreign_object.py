@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+import importlib
+import sys
 from collections.abc import Callable
 
 import pytest
@@ -14,6 +16,7 @@ from sparsecodec import UsageError
 from sparsecodec.models import DCVCRTVideo, VideoCodec, create
 from sparsecodec.nn import BitEstimator
 from sparsecodec.runtime import compile_codec
+from sparsecodec.runtime.adapters import DCVideoObject
 
 
 class Native:
@@ -159,3 +162,84 @@ def test_foreign_objects_of_a_family_of_ours_become_that(photo: Tensor):
     receiver.decompress(payload, {"height": 40, "width": 40, "ec_part": 0}, 20)
     assert torch.equal(compiled.dpb[0].feature, receiver.dpb[0].feature)
     assert not isinstance(compile_codec(VideoCodec(create("dcvc-rt-tiny").intra, foreign)), nn.Module)
+
+
+class GaussianEncoder:
+    """Where a class's module is, its coder is imported from."""
+
+
+class PartCodec(nn.Module):
+    """With what tells a video model of DCVC-DC from others: it imports a coder and waits for a GPU."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        for name in DCVideoObject.NEEDS:
+            if "_q_" not in name and name != "bit_estimator_z":
+                setattr(self, name, nn.Conv2d(4, 4, 1))
+        for name in ("y_q_basic_enc", "mv_y_q_basic_enc", "y_q_basic_dec", "mv_y_q_basic_dec"):
+            setattr(self, name, nn.Parameter(torch.ones(1)))
+        self.bit_estimator_z = BitEstimator(4)
+        self.gaussian_encoder, self.encoder = GaussianEncoder(), None
+
+    def update(self, force: bool = False) -> None:
+        package = GaussianEncoder.__module__.rpartition(".")[0]
+        self.encoder = importlib.import_module(f"{package}.MLCodec_rans".lstrip(".")).RansEncoder(False, 1)
+
+    def compress(self, x: Tensor) -> Tensor:
+        torch.cuda.synchronize(device=x.device)
+        return self.align(x)
+
+    def decompress(self, x: Tensor) -> Tensor:
+        return super().__getattr__("align")(x)
+
+
+def test_neither_a_coder_nor_a_gpu_is_needed():
+    model = PartCodec().eval()
+    x = torch.ones(1, 4, 8, 8)
+    with pytest.raises(ImportError):
+        model.update(force=True)
+    modules = set(sys.modules)
+    for original in (True, False):
+        codec = compile_codec(model, original=original)
+        codec.update(force=True)
+        codec.encoder.encode_with_indexes([1], [0], *_row())
+        codec.encoder.flush()
+        assert len(codec.encoder.get_encoded_stream()) > 0 and model.encoder is None
+        assert torch.equal(codec.compress(x), codec.decompress(x))
+        torch.testing.assert_close(codec.compress(x), model.align(x).detach())
+    assert not [name for name in set(sys.modules) - modules if "MLCodec" in name]
+
+
+def _row() -> tuple[list[list[int]], list[int], list[int]]:
+    return [[0, 20000, 40000, 60000, 65536]], [5], [0]
+
+
+def test_objects_of_a_family_say_what_they_lack():
+    model = PartCodec()
+    del model.align, model.optic_flow
+    with pytest.raises(UsageError, match="like a DCVideoObject, but its state dict has no optic_flow, align"):
+        compile_codec(model)
+    with pytest.raises(UsageError, match=r"has no method update"):
+        model.update = None
+        compile_codec(model)
+
+
+class TwoInputs(nn.Module):
+    """A network of several tensors, the last of which may be one value per channel."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(8, 4, 1)
+
+    def forward(self, *tensors: Tensor) -> Tensor:
+        return self.conv(torch.cat(tensors[:2], 1)) * (tensors[2] if len(tensors) > 2 else 1)
+
+
+def test_networks_of_several_tensors_compile(codec: Codec):
+    codec.net = TwoInputs()
+    x, step = torch.randn(2, 1, 4, 8, 8), torch.rand(1, 4, 1, 1) + 0.5
+    for tensors in ((x[0], x[1], step), (x[0], x[1], step.expand(1, 4, 8, 8))):
+        compiled = compile_codec(codec)
+        torch.testing.assert_close(compiled.net(*tensors), codec.net(*tensors).detach())
+        assert {row.backend for row in compiled.report.rows if row.paths == ("net.conv",)} == {"cpu"}
+        torch.testing.assert_close(compiled.net(*tensors[:2]), codec.net(*tensors[:2]).detach())

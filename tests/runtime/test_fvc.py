@@ -11,6 +11,8 @@ from sparsecodec.models import EVC, FVC, VideoCodec
 from sparsecodec.models.fvc import FVC_WIDTHS, Widths
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters import FVCCodec
+from sparsecodec.sparsity import ChannelMasks, compact, trace_model
+from sparsecodec.training import family_of
 
 from ..lively import lively_fvc
 
@@ -67,6 +69,18 @@ def test_computes_what_the_model_computes(model: VideoCodec, codec: FVCCodec, cl
     assert abs(len(plain["bit_stream"]) - len(compiled["bit_stream"])) <= 8
     assert (plain["x_hat"] - compiled["x_hat"]).abs().max() < 0.05
     assert (plain["x_hat"] - compiled["x_hat"]).abs().mean() < 1e-3
+
+
+def test_a_pruned_codec_computes_what_its_model_computes(model: VideoCodec, clip: list[Tensor]):
+    graph = trace_model(model, list(family_of(model).transforms(model, "all")), "coupled")
+    thin = compact(model, ChannelMasks.random(graph, 0.4, 0), graph)
+    codec = compile_codec(thin, dtype=torch.float32)
+    state = thin.inter.start(clip[0])
+    assert (state.features[0].shape[1] < model.inter.widths.feature) == (model.inter.fusion is None)
+    plain, compiled = (m.compress(clip[1], m.start(clip[0])) for m in (thin.inter, codec.inter))
+    assert (plain["x_hat"] - compiled["x_hat"]).abs().mean() < 1e-3
+    decoded = codec.inter.decompress(compiled["bit_stream"], codec.inter.start(clip[0]))
+    assert torch.equal(decoded["x_hat"], compiled["x_hat"])
 
 
 def test_bits_do_not_depend_on_threads(codec: FVCCodec, clip: list[Tensor]):

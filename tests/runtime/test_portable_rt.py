@@ -173,6 +173,20 @@ def test_pictures_are_fixed_point_numbers():
     assert PortableRTCodec.exact_pictures
 
 
+def test_report_counts_each_layer_of_the_decoder_once():
+    report, native = compiled().report, compile_codec(float_model()).report
+    assert report.macs == pytest.approx(native.macs, rel=1e-6)
+    assert report.dense_macs == pytest.approx(native.dense_macs, rel=1e-6)
+    integers = [row for row in report.rows if row.transform in report.decoder]
+    assert {row.op for row in integers if row.macs} == {"integer_conv2d"}
+    assert "integer_gate" in {row.op for row in integers}
+    assert {row.dtype for row in integers} == {"int16"} and not [row for row in report.rows if row.op == "not run yet"]
+    assert report.buffer_bytes > 0
+    paths = {path for row in report.rows for path in row.paths}
+    assert {name.split(".")[0] for name in paths} == {"intra", "inter"}
+    assert {"intra.dec.dec_2.ffn.2", "inter.recon_generation_net.head", "inter.encoder.down"} <= paths
+
+
 def test_computes_what_the_float_codec_computes():
     """Up to the rounding of weights and activations, and to what escapes cost, which differs between the coders."""
     codec, frames, single = compiled(), clip(3, seed=1), copy.deepcopy(float_model())

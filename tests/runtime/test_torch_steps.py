@@ -89,3 +89,24 @@ def test_a_block_adds_to_a_sum_whose_width_its_reader_says():
     with torch.no_grad():
         transform(torch.randn(1, 8, 6, 6))
     assert _ops(transform).count("add") == 1  # that of the first block, a product with factors beside it
+
+
+def test_an_input_of_another_dtype_is_converted_into_kept_memory():
+    torch.manual_seed(0)
+    layer = nn.Conv2d(8, 8, 1).requires_grad_(False)
+    transform, shape = CompiledTransform(layer, "net", torch.float32), (1, 8, 6, 6)
+    for _ in range(3):
+        x = torch.randn(shape).bfloat16()
+        assert torch.allclose(transform(x), layer(x.float()), atol=1e-5)
+    (plan,) = transform._plans.values()
+    assert len(plan.converted) == 1
+    transform(torch.randn(shape))
+    assert torch.equal(next(iter(plan.converted.values())), x.float())
+
+
+def test_buffers_made_in_inference_mode_are_written_to_outside_it():
+    module = Mixed().eval().requires_grad_(False)
+    transform, x = CompiledTransform(module, "net", torch.float32), torch.randn(1, 6, 16, 24).bfloat16()
+    with torch.inference_mode():
+        expected = transform(x).clone()
+    assert torch.equal(transform(x), expected)

@@ -56,11 +56,11 @@ class Launches(TorchDispatchMode):
 
 
 def test_a_codec_runs_on_triton_alone(monkeypatch):
-    model = build("evc-tiny", "compact")
+    model = build("evc-nano", "compact")  # the others' layers; a pass takes seconds here
     x = F.interpolate(torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(3)), (64, 64), mode="bilinear")
     on_cpu = compile_codec(model, dtype=torch.float32)
     expected = on_cpu.decode(on_cpu.encode(x))
-    monkeypatch.setattr(CompiledCodec, "warm_up", lambda self, sample: None)  # a pass takes seconds here
+    monkeypatch.setattr(CompiledCodec, "warm_up", lambda self, sample: None)
     with use_backend("triton"):
         codec = compile_codec(copy.deepcopy(model), dtype=torch.float16)
         blob = codec.encode(x)

@@ -95,6 +95,20 @@ def test_masked_and_compacted_codecs_agree_over_four_frames(name, state, branche
     rebuilt.load_state_dict(small.state_dict())
 
 
+@pytest.mark.parametrize("name", ["rt", "hem", "dcvc"])
+def test_coupled_widths_are_read_off_a_state_dict(name):
+    model = codec_of(name)
+    shapes = {k: v for k, v in family_of(model).transforms(model, "all", 64).items() if k.startswith("inter.")}
+    graph = trace_model(model, list(shapes), "coupled").without_branches()
+    inter = compact(model, ChannelMasks.random(graph, 0.5, seed=2), graph).inter
+    loaded = type(inter).from_state_dict(inter.state_dict())
+    x, rate = torch.rand(3, 1, 3, 64, 64), None if name == "dcvc" else 0
+    with torch.no_grad():
+        expected, found = (net(x[1], net.start(x[0]), rate) for net in (inter, loaded))
+        expected, found = (net(x[2], out["state"], rate) for net, out in ((inter, expected), (loaded, found)))
+    assert torch.equal(found["x_hat"], expected["x_hat"]) and torch.equal(found["bpp"], expected["bpp"])
+
+
 def test_tables_of_steps_shrink_with_the_channels_they_multiply():
     model = codec_of("rt")
     graph = trace_model(model, ["inter.recon_generation_net", "inter.encoder"])

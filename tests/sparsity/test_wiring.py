@@ -8,11 +8,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.nn.fvc_layers import DeformableAlignment
 from sparsecodec.sparsity import (
+    ChannelGraph,
     ChannelMasks,
+    DecayConfig,
+    GradientDecay,
     apply_compact_config,
     apply_masks,
     compact,
@@ -20,6 +23,7 @@ from sparsecodec.sparsity import (
     count,
     trace_model,
 )
+from sparsecodec.sparsity.freeze import freeze_masks
 
 PATHS = ("again", "middle", "last")
 
@@ -138,6 +142,36 @@ def test_hem_has_one_space_for_each_scale_and_for_the_feature() -> None:
     assert "context_fusion_net.conv3_out" in quarter.producers and "context_fusion_net.conv3_up.0" in quarter.consumers
     assert {"temporal_prior_encoder.0", "contextual_encoder.conv3"} <= set(quarter.consumers)
     assert not [space.name for space in graph.spaces.values() if space.locked not in (None, "it is an output")]
+
+
+class Joined(nn.Module):
+    """Two convolutions side by side, and one that is added to both: one space, made in parts."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.left, self.right = nn.Conv2d(3, 4, 1), nn.Conv2d(3, 4, 1)
+        self.inner, self.both, self.last = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat([self.left(x), self.right(x)], 1)
+        return self.last(x + self.both(torch.relu(self.inner(x))))
+
+
+def test_no_layer_of_a_joined_space_loses_all_of_its_channels() -> None:
+    graph = ChannelGraph.trace(Joined())
+    scores = {name: torch.arange(1.0, space.width + 1) for name, space in graph.prunable.items()}
+    assert [part.tolist() for part in graph.parts("left")] == [[0, 1, 2, 3], [4, 5, 6, 7]]
+    kept = [0, 0, 0, 1, 0, 0, 1, 1]  # `left` has the lower scores
+    assert ChannelMasks.from_scores(graph, scores, 0.6)["left"].tolist() == kept
+    report = count(Joined(), {"": (1, 3, 4, 4)})
+    frozen = freeze_masks(graph, report, scores, {name: 8 for name in scores}, 0.5, 1)
+    assert frozen["left"][:4].any() and frozen["left"].sum() < 8
+    config = DecayConfig(sparsity=0.5, t0=1, t1=2, theta=0.9)
+    decay = GradientDecay(Joined(), graph, report, config, {n: (v > 4).float() for n, v in scores.items()})
+    decay.set_step(1)
+    assert decay.masks()["left"][:4].sum() == 1
+    with pytest.raises(GraphError, match="'left' keeps none of its 4 channels"):
+        ChannelMasks({"left": torch.arange(8) > 3}).validate(graph)
 
 
 class Aligned(nn.Module):

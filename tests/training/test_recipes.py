@@ -20,9 +20,9 @@ from sparsecodec.training import Recipe, calibration_loss, family_of, initial_mo
 from sparsecodec.zoo import names
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
-STEPS, STEPS_OF_CLIPS = 10, 4
+STEPS, STEPS_OF_CLIPS = 50, 8
 CHEAP = {  # what else takes long, by method
-    "quantize": {"calibration_crops": 1, "rule": "mse"},
+    "quantize": {"calibration_crops": 2, "rule": "mse"},
     "feds": {"calibration_batches": 2},
     "search": {"candidates": (0.0, 0.9), "side": 64},
 }

@@ -11,7 +11,8 @@ from sparsecodec.entropy import Decoder, Encoder
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
-from sparsecodec.models.dual_prior_image import STRIDE, check_picture
+from sparsecodec.models.dual_prior_image import STRIDE
+from sparsecodec.models.inputs import check_coded, check_size
 from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.hem_inter import FLOW, HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
@@ -69,14 +70,13 @@ class CompiledHEMImage(DCVCHEMImage):
     @torch.no_grad()
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
         """As the model's own."""
-        check_picture(x, batch=1)
+        check_coded(x, STRIDE, self.enc)
         encoder, q = Encoder(self.LAYOUT.streams), self.curr_q(self.round_q_scale(q_scale))
         x_hat = self._networks.run(self._encoding, x, q, host=pushing(encoder))
         return {"bit_stream": encoder.finish(), "x_hat": x_hat}
 
     def _decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> Tensor:
-        if height < 1 or width < 1:
-            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
+        check_size(height, width)
         decoder, q = Decoder(bit_stream, self.LAYOUT.streams), self.curr_q(self.round_q_scale(q_scale))
         size = (-(-height // STRIDE), -(-width // STRIDE))
         hyper = self._coder.z_request(size)

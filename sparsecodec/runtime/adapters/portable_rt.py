@@ -23,6 +23,7 @@ from sparsecodec.nn.rt_layers import PATCH
 from sparsecodec.quant import is_portable
 from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
 from sparsecodec.runtime.numerics import PORTABLE_VIDEO, Numerics
+from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
 
@@ -51,17 +52,19 @@ class _Networks:
 
     Args:
         model: with the submodule ``portable``.
+        prefix: of its paths in the codec.
         strict: as for `IntegerNetwork`.
     """
 
-    def __init__(self, model: nn.Module, strict: bool) -> None:
+    def __init__(self, model: nn.Module, prefix: str, strict: bool) -> None:
         self.model = model
+        self.prefix = prefix
         self.strict = strict
         self.exponents = model.portable.exponents.tolist()
 
     def network(self, *paths: str, source: int | None = None, result: int | None = None) -> IntegerNetwork:
         """The modules at `paths`, one behind the other."""
-        parts = {path: self.model.get_submodule(path) for path in paths}
+        parts = {f"{self.prefix}.{path}": self.model.get_submodule(path) for path in paths}
         return IntegerNetwork(parts, strict=self.strict, source=source, result=result)
 
     def alike(self, *paths: str, result: int) -> tuple[IntegerNetwork, ...]:
@@ -84,7 +87,7 @@ class _Intra:
     """What codes a frame alone; latents are fixed-point."""
 
     def __init__(self, model: nn.Module, device: torch.device, strict: bool) -> None:
-        parts = _Networks(model, strict)
+        parts = _Networks(model, "intra", strict)
         spatial = parts.network("y_spatial_prior")
         adaptors = parts.alike(*(f"y_spatial_prior_adaptor_{i}" for i in (1, 2, 3)), result=spatial.exponent)
         reduction = parts.network("y_spatial_prior_reduction", result=adaptors[0].exponent)
@@ -93,6 +96,7 @@ class _Intra:
         self.tail = parts.network("dec.dec_2")
         self.scale = parts.scale("q_scale_dec", parts.exponents[0], self.tail.exponent)
         self.trunk = parts.network("dec.dec_1", result=parts.exponents[0])
+        self.networks = (parameters, reduction, *adaptors, spatial, self.trunk, self.tail)
 
     def picture(self, y_hat: Tensor, rate: int) -> Tensor:
         """``[1, C, H/16, W/16]`` -> ``[1, 3, H, W]`` fixed-point in [0, 1]."""
@@ -104,7 +108,7 @@ class _Inter:
     """What codes a frame from the one before; latents are fixed-point."""
 
     def __init__(self, model: nn.Module, device: torch.device, strict: bool) -> None:
-        parts = _Networks(model, strict)
+        parts = _Networks(model, "inter", strict)
         # From the end of each path to its beginning: a network gives what the next one reads.
         self.head = parts.network("recon_generation_net.head")
         self.recon_scale = parts.scale("q_recon", parts.exponents[1], self.head.exponent)
@@ -128,6 +132,12 @@ class _Inter:
         self.temporal_scale = parts.scale("q_feature", behind.exponent, self.temporal.exponent)
         hyper = parts.network("hyper_decoder", result=fusion.exponent)
         self.coder = parts.coder(IntegerInterPrior(hyper, fusion, spatial), device)
+        # What a frame behind another predicted one runs, in this order; behind an I frame the other adaptor.
+        self.decoder = (
+            *(self.shared["feature_adaptor_p"], self.context, self.temporal, hyper, fusion, spatial),
+            *(self.up, self.decode, self.recon, self.head),
+        )
+        self.networks = (self.shared["feature_adaptor_i"], *self.decoder)
 
     @property
     def frame_exponent(self) -> int:
@@ -178,8 +188,9 @@ class PortableRTCodec(CompiledVideo):
         self._model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
         self._intra = _Intra(self._model.intra, device, strict)
         self._inter = _Inter(self._model.inter, device, strict)
-        analysis = VideoNetworks(self._model, strict)
-        self._analysis = {path: Keeping(analysis.add(path, dtype), torch.float32) for path in ANALYSIS}
+        self._analysis_networks = VideoNetworks(self._model, strict)
+        self._analysis = {path: Keeping(self._analysis_networks.add(path, dtype), torch.float32) for path in ANALYSIS}
+        self._dtype = dtype
 
     @property
     def portable_model(self) -> nn.Module:
@@ -189,6 +200,22 @@ class PortableRTCodec(CompiledVideo):
     @property
     def numerics(self) -> Numerics:
         return PORTABLE_VIDEO
+
+    @property
+    def report(self) -> Report:
+        """Each layer with its op, backend and MACs: integer networks of both models, then the encoder's analysis."""
+        networks = (*self._intra.networks, *self._inter.networks)
+        precision = str(self._dtype).removeprefix("torch.")
+        notes = (
+            f"decoder: integers from the bytes to the pictures; analysis, which encoders alone run, in {precision}",
+            f"stream portable: {PORTABLE_VIDEO.name}",
+            "pictures: the same on every device; the state after each frame is fingerprinted",
+        )
+        analysis = self._analysis_networks.report(self._warm_pixels, (), notes)
+        rows = [row for network in networks for row in network.report_rows(self._warm_pixels)]
+        decoder = tuple(network.name for network in self._inter.decoder)
+        held = sum(network.buffer_bytes for network in networks) + analysis.buffer_bytes
+        return Report((*rows, *analysis.rows), notes, decoder, held)
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, IntegerState]:

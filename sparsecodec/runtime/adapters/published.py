@@ -7,31 +7,29 @@ so any other rounding ends in noise. The layouts are in `entropy.nal` and `entro
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
-from typing import Any, ClassVar
+from collections.abc import Generator, Iterable, Iterator
+from typing import Any, BinaryIO, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecodec.entropy import FrameFile, NalFrame, NalWriter
+from sparsecodec.entropy import FrameFile
+from sparsecodec.entropy.computed_tables import computed_gaussian16_tables
+from sparsecodec.entropy.published_clips import read_frame_file
 from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError
 from sparsecodec.models.dcvc import DCVC
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
-from sparsecodec.models.dcvc_rt import SHIFT_OF_FRAME
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
 from sparsecodec.models.steps import round_step
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.dcvc_coder import DCVCStrings
-from sparsecodec.nn.rt_state import RTState
 from sparsecodec.runtime.adapters.dcvc import DCVCCodec
-from sparsecodec.runtime.adapters.dcvc_rt import SPLIT_AREA
 from sparsecodec.runtime.codec import finished
-from sparsecodec.runtime.video import QPS
+from sparsecodec.runtime.unit_stream import read_units, write_units
 
-Unit = NalFrame | FrameFile
 ANCHORS = 4  # rates of a DCVC-HEM checkpoint
 
 
@@ -43,136 +41,116 @@ class Published(ABC):
         colour: of the frames.
         one_file: of a clip; else a file for each frame.
         intra_period: of the example configurations; 0: only the first frame is intra.
-        dtype: that the script runs the models in.
+        intra, inter: the models.
     """
 
     family: ClassVar[str]
     colour: ClassVar[str]
     one_file: ClassVar[bool]
     intra_period: ClassVar[int]
-    dtype: ClassVar[torch.dtype] = torch.float32
     stride: ClassVar[int] = 64
 
     def __init__(self, model: VideoCodec, device: torch.device) -> None:
         self.device = device
         self.intra, self.inter = (half.to(device).eval().requires_grad_(False) for half in (model.intra, model.inter))
 
-    @torch.inference_mode()
+    @abstractmethod
     def encode(self, frames: Iterable[Tensor], **settings: Any) -> Iterator[bytes]:
         """What the script writes for one frame after another.
 
         Args:
             frames: of one size.
-            settings: as for the family's `_write`.
+            settings: of the family.
 
         Raises:
             UsageError: a setting or a size that this family does not have.
         """
-        yield from self._write(iter(frames), **settings)
 
-    @torch.inference_mode()
-    def decode(self, units: Iterable[Unit]) -> Iterator[Tensor]:
+    @abstractmethod
+    def decode(self, source: BinaryIO | Iterable[bytes], max_pixels: int) -> Iterator[Tensor]:
         """One frame after another.
+
+        Args:
+            source: the file, or one after another.
+            max_pixels: larger frames are refused.
 
         Raises:
             BitstreamError: damaged, cut off, or of another model, setting or arithmetic; the message names the frame.
+            ResourceLimitError: a frame of more than `max_pixels`.
         """
-        read = self._read()
-        next(read)
-        number = 0
-        try:
-            for number, unit in enumerate(units):
-                height, width, x = read.send(unit)
-                yield finished(x, height, width)
-                number += 1
-        except (BitstreamError, UsageError) as error:
-            told = str(error) if str(error).startswith("frame ") else f"frame {number}: {error}"
-            raise BitstreamError(told) from error
-
-    @abstractmethod
-    def _write(self, frames: Iterator[Tensor], **settings: Any) -> Iterator[bytes]:
-        """See `encode`."""
-
-    @abstractmethod
-    def _read(self) -> Any:
-        """A coroutine that is sent units and gives (height, width, frame padded) of each."""
 
 
 class PublishedRT(Published):
-    """DCVC-RT: one file of units. Its script halves the models.
+    """DCVC-RT: one file of units (`write_units`, `read_units`). Its script halves the models.
 
     Args:
         model: of both.
         device: where to run.
         dtype: of the models.
         skip: ``force_zero_thres`` of the script; files do not say it.
+        stored: the stored coding tables instead of those that this machine computes, as the script does; some machines
+            differ in a value.
     """
 
     family: ClassVar = "dcvc-rt"
     colour: ClassVar = "ycbcr"
     one_file: ClassVar = True
     intra_period: ClassVar = 0
-    dtype: ClassVar = torch.float16
-    stride: ClassVar = 16
 
-    def __init__(self, model: VideoCodec, device: torch.device, dtype: torch.dtype | None, skip: float | None) -> None:
+    def __init__(
+        self, model: VideoCodec, device: torch.device, dtype: torch.dtype, skip: float | None, stored: bool
+    ) -> None:
         super().__init__(model, device)
-        self.dtype = dtype or type(self).dtype
+        self._dtype = dtype
         for half in (self.intra, self.inter):
+            if not stored:
+                half.take_tables(computed_gaussian16_tables())
             half.update(skip)
-            half.to(self.dtype)
+            half.to(dtype)
 
-    def _write(self, frames: Iterator[Tensor], qp: int, intra_period: int, reset_interval: int) -> Iterator[bytes]:
-        """`reset_interval`: the feature is dropped in the frames of number 1 modulo it; 0: never."""
-        if not 0 <= qp < QPS:
-            raise UsageError(f"qp={qp} (needs 0 to {QPS - 1})")
-        writer = NalWriter("rt")
-        state, last_qp = None, 0
-        for index, frame in enumerate(frames):
-            height, width = frame.shape[2:]
-            two = height * width > SPLIT_AREA
-            for half in (self.intra, self.inter):
-                half.set_use_two_entropy_coders(two)
-            below, beside = -height % self.stride, -width % self.stride
-            x = F.pad(frame.to(self.device, self.dtype), (0, beside, 0, below), mode="replicate")
-            intra = state is None or (intra_period > 0 and index % intra_period == 0)
-            reset, rate = False, qp
-            if intra:
-                coded = self.intra.compress(x, qp)
-                payload, state = coded["bit_stream"], RTState(frame=coded["x_hat"])
-            else:
-                reset = reset_interval > 0 and index % reset_interval == 1
-                if reset:
-                    state = self.inter.reset(state, last_qp)
-                last_qp = rate = self.inter.shift_qp(qp, SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)])
-                payload, state = self.inter.compress_frame(x, state, rate)
-            yield writer.write(NalFrame(intra, height, width, rate, payload, 1 + two, reset))
+    def encode(self, frames: Iterable[Tensor], qp: int, intra_period: int, reset_interval: int) -> Iterator[bytes]:
+        """See `Published.encode` and `write_units`."""
+        moved = (frame.to(self.device, self._dtype) for frame in frames)
+        return write_units(self, moved, qp, intra_period=intra_period, reset_interval=reset_interval)
 
-    def _read(self) -> Any:
-        state, x, result = None, None, None
-        while True:
-            unit = yield result
-            sps = {"height": unit.height, "width": unit.width, "ec_part": unit.streams - 1}
-            if unit.intra:
-                x = self.intra.decompress(unit.payload, sps, unit.qp)["x_hat"]
-                state = RTState(frame=x)
-            else:
-                _check_reference(x, unit.height, unit.width, self.stride)
-                state = RTState(frame=x) if unit.reset else state
-                x, state = self.inter.decompress_frame(unit.payload, state, sps, unit.qp)
-            result = unit.height, unit.width, x
+    def decode(self, source: BinaryIO, max_pixels: int) -> Iterator[Tensor]:
+        for x in read_units(self, source, max_pixels):
+            yield finished(x, *x.shape[2:])
 
 
-class PublishedHEM(Published):
+class FrameFiles(Published):
+    """A file for each frame, ``0.bin`` and so on."""
+
+    one_file: ClassVar = False
+
+    @torch.no_grad()
+    def decode(self, source: Iterable[bytes], max_pixels: int) -> Iterator[Tensor]:
+        read = self._read()
+        next(read)
+        number = 0
+        try:
+            for data in source:
+                height, width, x = read.send(read_frame_file(self.family, data, max_pixels))
+                yield finished(x, height, width)
+                number += 1
+        except (BitstreamError, UsageError) as error:
+            raise BitstreamError(f"frame {number}: {error}") from error
+
+    @abstractmethod
+    def _read(self) -> Generator[tuple[int, int, Tensor] | None, FrameFile, None]:
+        """A coroutine that is sent files and gives (height, width, frame padded) of each."""
+
+
+class PublishedHEM(FrameFiles):
     """DCVC-HEM: a file for each frame, ``0.bin`` and so on; only those of I frames have a size."""
 
     family: ClassVar = "dcvc-hem"
     colour: ClassVar = "rgb"
-    one_file: ClassVar = False
     intra_period: ClassVar = 32
 
-    def _write(self, frames: Iterator[Tensor], qp: int, intra_period: int, rates: int) -> Iterator[bytes]:
-        """`qp`: 0 (smallest) to `rates` - 1, of that many rates; 4 are the checkpoint's own."""
+    @torch.no_grad()
+    def encode(self, frames: Iterable[Tensor], qp: int, intra_period: int, rates: int) -> Iterator[bytes]:
+        """See `Published.encode`; `qp`: 0 (smallest) to `rates` - 1, of that many rates; 4 are the checkpoint's own."""
         if not 0 <= qp < rates:
             raise UsageError(f"qp={qp} of {rates} rates (needs 0 to {rates - 1})")
         anchors = rates == ANCHORS
@@ -194,7 +172,7 @@ class PublishedHEM(Published):
                 file, dpb = FrameFile("hem-inter", fields, (coded["bit_stream"],)), coded["dbp"]
             yield file.to_bytes()
 
-    def _read(self) -> Any:
+    def _read(self) -> Generator[tuple[int, int, Tensor] | None, FrameFile, None]:
         dpb, size, result = {"ref_frame": None}, (0, 0), None
         while True:
             unit = yield result
@@ -209,12 +187,11 @@ class PublishedHEM(Published):
             result = (*size, dpb["ref_frame"])
 
 
-class PublishedDCVC(Published):
+class PublishedDCVC(FrameFiles):
     """DCVC (2021): a file for each frame, ``0.bin`` and so on; I frames are CompressAI's."""
 
     family: ClassVar = "dcvc"
     colour: ClassVar = "rgb"
-    one_file: ClassVar = False
     intra_period: ClassVar = 10
 
     def __init__(self, model: VideoCodec, device: torch.device) -> None:
@@ -226,7 +203,8 @@ class PublishedDCVC(Published):
             )
         self.inter = DCVCCodec.half(self.inter, device, torch.float32, strict=True, original=True)
 
-    def _write(self, frames: Iterator[Tensor], intra_period: int) -> Iterator[bytes]:
+    @torch.no_grad()
+    def encode(self, frames: Iterable[Tensor], intra_period: int) -> Iterator[bytes]:
         reference = None
         for index, frame in enumerate(frames):
             height, width = frame.shape[2:]
@@ -241,7 +219,7 @@ class PublishedDCVC(Published):
                 file = FrameFile("dcvc-inter", size, (strings.mv_y, strings.mv_z, strings.y, strings.z))
             yield file.to_bytes()
 
-    def _read(self) -> Any:
+    def _read(self) -> Generator[tuple[int, int, Tensor] | None, FrameFile, None]:
         x, result = None, None
         while True:
             unit = yield result
@@ -264,7 +242,11 @@ class PublishedDCVC(Published):
 
 
 def published(
-    model: nn.Module, device: torch.device, dtype: torch.dtype | None = None, skip: float | None = None
+    model: nn.Module,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    skip: float | None = None,
+    stored: bool = False,
 ) -> Published:
     """What reads and writes the files of the test script that `model` belongs to.
 
@@ -273,15 +255,16 @@ def published(
         device: where to run.
         dtype: of DCVC-RT's models; the default, float16, is that of the script. Others are float32.
         skip: ``force_zero_thres`` of DCVC-RT's script, None by default there; files do not say it.
+        stored: see `PublishedRT`.
 
     Raises:
         UsageError: no such model, or an option that its family does not have.
     """
     halves = (type(model.intra), type(model.inter)) if isinstance(model, VideoCodec) else ()
     if halves == (DCVCRTImage, DCVCRTVideo):
-        return PublishedRT(model, device, dtype, skip)
-    if skip is not None:
-        raise UsageError(f"a threshold of {skip:g} (only DCVC-RT has one)")
+        return PublishedRT(model, device, dtype or torch.float16, skip, stored)
+    if skip is not None or stored:
+        raise UsageError("a threshold, or a choice of tables (only DCVC-RT has them)")
     if dtype not in (None, torch.float32):
         raise UsageError(f"dtype={dtype} (the scripts of DCVC-HEM and DCVC compute in float32)")
     if halves == (DCVCHEMImage, DCVCHEMVideo):

@@ -24,7 +24,7 @@ VARIANTS = {
 }
 # Of launches with the feed-forward half, and without it. float16 takes the registers that bfloat16 takes.
 WHOLE = {torch.bfloat16: ("evc", "rt", "uf", "up", "adaptor", "free", "free up"), torch.float16: ("rt",)}
-HALF = {torch.bfloat16: ("evc", "adaptor", "free", "odd"), torch.float32: ("evc", "rt", "free", "odd")}
+HALF = {torch.bfloat16: ("evc", "adaptor", "free", "odd"), torch.float32: ("evc", "rt", "free", "odd", "up", "free up")}
 QUICK = {"float32 three free", "bfloat16 128 one rt"}
 
 

@@ -1,0 +1,104 @@
+"""Clips that are folders of pictures."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from sparsecodec._clip_format import ClipFormat
+from sparsecodec.data import PictureWriter, open_clip, to_frame, to_planes, to_rgb
+from sparsecodec.data.colour import planes_of
+from sparsecodec.data.images import to_uint8
+from sparsecodec.data.picture_folders import folder_format, is_picture_folder, list_frames
+from sparsecodec.errors import UsageError
+
+
+def picture(seed: int, height: int = 21, width: int = 34) -> np.ndarray:
+    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), np.uint8)
+
+
+def fill(folder, names, **size):
+    for seed, name in enumerate(names):
+        Image.fromarray(picture(seed, **size)).save(folder / name)
+
+
+def test_frames_come_in_the_order_of_their_numbers(tmp_path):
+    names = ["im2.png", "im10.png", "im1.png", "im11.png"]
+    fill(tmp_path, names)
+    (tmp_path / "notes.txt").write_text("no picture")
+    (tmp_path / "._im3.png").write_bytes(b"what another system leaves behind")
+    assert [path.name for path in list_frames(tmp_path)] == ["im1.png", "im2.png", "im10.png", "im11.png"]
+    with open_clip(tmp_path, rate=(30, 1)) as clip:
+        assert clip.form == ClipFormat(21, 34, (30, 1), matrix="bt709", full_range=True) and clip.count == 4
+        frames = list(clip.frames)
+    assert all(np.array_equal(frame, picture(seed)) for frame, seed in zip(frames, (2, 0, 1, 3), strict=True))
+
+
+@pytest.mark.parametrize("names", [["f_01_9.png", "f_01_10.png", "f_02_1.png"], ["9.png", "10.png", "a.png"]])
+def test_several_numbers_and_none_in_a_name(names, tmp_path):
+    fill(tmp_path, reversed(names))
+    assert sorted(path.name for path in list_frames(tmp_path)) == sorted(names)
+    assert [path.name for path in list_frames(tmp_path)] == names
+
+
+def test_what_is_no_clip_is_told_with_its_frame(tmp_path):
+    with pytest.raises(UsageError, match="no pictures in"), open_clip(tmp_path):
+        pass
+    assert not is_picture_folder(tmp_path)
+    fill(tmp_path, ["im1.png", "im2.png"])
+    Image.fromarray(picture(0, 20, 34)).save(tmp_path / "im3.png")
+    with open_clip(tmp_path) as clip, pytest.raises(UsageError, match=r"frame 2, .*im3.png, is 34 x 20 \(needs 34 x"):
+        list(clip.frames)
+    (tmp_path / "im3.png").write_bytes(b"none")
+    with open_clip(tmp_path) as clip, pytest.raises(UsageError, match="im3.png cannot be read as a picture"):
+        list(clip.frames)
+    Image.fromarray(picture(0)).save(tmp_path / "im3.jpg")
+    with pytest.raises(UsageError, match=r"pictures \.jpg, \.png"), open_clip(tmp_path):
+        pass
+
+
+@pytest.mark.parametrize("colour", ["ycbcr", "rgb"])
+def test_a_picture_comes_back_through_either_colour(colour, tmp_path):
+    """The rounding of 8 bits is far coarser than two conversions in float32."""
+    form = folder_format(picture(0))
+    frame = to_frame(picture(0), form, colour)
+    assert frame.shape == (1, 3, 21, 34) and frame.is_contiguous()
+    assert np.array_equal(to_uint8(to_rgb(frame, form, colour)), picture(0))
+    PictureWriter(tmp_path / "new" / "frames", form, colour).write(frame)
+    with open_clip(tmp_path / "new" / "frames") as clip:
+        assert np.array_equal(next(clip.frames), picture(0))
+    assert [path.name for path in (tmp_path / "new" / "frames").iterdir()] == ["im00001.png"]
+
+
+def test_the_matrix_is_that_of_the_standard():
+    """Of full red BT.709 has Y = 0.2126, Cr = 1; grey has no colour."""
+    red, grey = (np.full((2, 2, 3), value, np.uint8) for value in ((255, 0, 0), 51))
+    y, cb, cr = to_frame(red, folder_format(red), "ycbcr")[0, :, 0, 0].tolist()
+    assert (y, cb, cr) == pytest.approx((0.2126, 0.5 - 0.2126 / 1.8556, 1.0), abs=1e-6)
+    assert to_frame(grey, folder_format(grey), "ycbcr")[0, :, 0, 0].tolist() == pytest.approx([0.2, 0.5, 0.5], abs=1e-6)
+
+
+def test_limited_range_becomes_pictures_as_through_rgb():
+    form = ClipFormat(4, 6, matrix="bt601")
+    planes = np.full((4, 6), 180, np.uint8), np.full((2, 3), 90, np.uint8), np.full((2, 3), 160, np.uint8)
+    expected = to_frame(planes, form, "rgb")
+    assert torch.allclose(to_rgb(to_frame(planes, form, "ycbcr"), form, "ycbcr"), expected, atol=1e-6)
+
+
+def test_planes_of_a_picture_have_its_mean_colour():
+    form = folder_format(picture(0))
+    y, u, v = planes_of(picture(0), form)
+    assert y.shape == (21, 34) and u.shape == v.shape == (11, 17)
+    assert all(map(np.array_equal, (y, u, v), to_planes(to_frame(picture(0), form, "ycbcr"), form, "ycbcr")))
+    assert planes_of((y, u, v), form) == (y, u, v)
+
+
+def test_pictures_of_another_clip_are_not_mixed_with(tmp_path):
+    fill(tmp_path, ["im00007.png"])
+    form = folder_format(picture(0))
+    with pytest.raises(UsageError, match="holds pictures already"):
+        PictureWriter(tmp_path, form, "rgb")
+    with pytest.raises(UsageError, match="is a file"):
+        PictureWriter(tmp_path / "im00007.png", form, "rgb")
