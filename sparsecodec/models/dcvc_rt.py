@@ -124,9 +124,11 @@ class RTModel(Codec):
         """
         if self._z_tables is None:
             raise UsageError(f"{self.family} has no coding tables yet: call update()")
-        device = self.bit_estimator_z.f1.h.device
+        weight, skip = self.bit_estimator_z.f1.h, self.force_zero_thres
+        if skip is not None:
+            skip = float(torch.tensor(skip, dtype=weight.dtype))  # as the published comparison rounds it
         tables = self._y_tables, self._z_tables
-        return PartCoder(self.prior, *tables, rt_scale_thresholds(), self.force_zero_thres, device)
+        return PartCoder(self.prior, *tables, rt_scale_thresholds(weight.dtype), skip, weight.device)
 
     @property
     def hyper_channels(self) -> int:

@@ -75,6 +75,20 @@ _RT_BITS = """
 4133e082 413b1208 41428d29 414a54e5 41526c43 415ad680 416396de 416cb0cf 417627f8 417ffffe
 """
 
+# The same rule in halves, as models in float16 compute it: the logarithm, the difference and the product are each
+# rounded. Entry k: bits of the largest half of index k or less. SHA-256 begins with e838f13ce52111d4.
+_RT_HALF_BITS = """
+3dea8000 3df3e000 3dfd8000 3e03c000 3e090000 3e0e6000 3e142000 3e1a2000 3e204000 3e26c000 3e2d6000 3e344000 3e3b6000
+3e42e000 3e4ae000 3e530000 3e5b6000 3e642000 3e6d2000 3e76a000 3e804000 3e856000 3e8ac000 3e904000 3e960000 3e9c0000
+3ea24000 3ea8c000 3eafa000 3eb6a000 3ebde000 3ec58000 3ecd6000 3ed58000 3ede0000 3ee6e000 3ef04000 3ef9c000 3f01e000
+3f070000 3f0c6000 3f120000 3f17c000 3f1e0000 3f246000 3f2ae000 3f31c000 3f38c000 3f402000 3f480000 3f500000 3f582000
+3f60c000 3f69c000 3f730000 3f7cc000 3f83a000 3f88e000 3f8e6000 3f940000 3f99e000 3fa00000 3fa66000 3fad0000 3fb40000
+3fbb2000 3fc2a000 3fca6000 3fd26000 3fdac000 3fe38000 3feca000 3ff60000 40000000 40052000 400a8000 40100000 4015c000
+401bc000 4021e000 40286000 402f0000 40360000 403d4000 4044c000 404ca000 40556000 405de000 4066c000 40700000 40798000
+4081c000 4086e000 408c4000 4091e000 4097a000 409da000 40a40000 40aa8000 40b18000 40b88000 40bfe000 40c76000 40cf4000
+40d78000 40e02000 40e92000 40f24000 40fbe000 4102e000 41082000 410da000 41134000 411a0000 41202000 41268000 412d2000
+41340000 413b4000 4142a000 414a6000 41528000 415ae000 4163a000 416ca000 41762000 417fe000
+"""
 
 # The same for DCVC-UF's rule, floor((log(clamp(s, 0.11, 16)) + 2.2073) * 25.5025) in halves: each constant and each
 # result is rounded to float16. Entry k: bits of the largest float32 that rounds to a half of index k or less. SHA-256
@@ -114,9 +128,13 @@ def laplace_scale_thresholds() -> Tensor:
 
 
 @functools.cache
-def rt_scale_thresholds() -> Tensor:
-    """Thresholds of DCVC-RT in float32: 128 Gaussians, scales 0.11 to 16. ``[127]`` float32."""
-    return _floats(_RT_BITS)
+def rt_scale_thresholds(dtype: torch.dtype = torch.float32) -> Tensor:
+    """Thresholds of DCVC-RT: 128 Gaussians, scales 0.11 to 16. ``[127]`` float32.
+
+    Args:
+        dtype: of the published rule's arithmetic, which follows the model's: float16, or float32 for any other.
+    """
+    return _floats(_RT_HALF_BITS if dtype == torch.float16 else _RT_BITS)
 
 
 @functools.cache

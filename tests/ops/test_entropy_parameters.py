@@ -97,6 +97,14 @@ def test_thresholds_are_the_rule_of_the_family(thresholds, rule):
     assert torch.equal(_look_up(scales, thresholds), rule(scales))
 
 
+def test_thresholds_of_half_models_are_the_rule_in_halves():
+    halves = torch.arange(1, 0x7C00, dtype=torch.int16).view(torch.float16)
+    thresholds = rt_scale_thresholds(torch.float16)
+    assert torch.equal(_look_up(halves.float(), thresholds), _rt_rule(halves))
+    assert not torch.equal(_look_up(halves.float(), rt_scale_thresholds()), _rt_rule(halves))
+    assert torch.equal(thresholds.half().float(), thresholds)
+
+
 @pytest.mark.parametrize("bound", [0.11, 0.5])
 def test_thresholds_are_the_rule_of_compressai(bound):
     import_compressai()
