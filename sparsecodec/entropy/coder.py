@@ -56,9 +56,12 @@ def payload_view(data: Any) -> memoryview:
         UsageError: `data` is not bytes-like.
     """
     try:
-        return memoryview(data).cast("B")
-    except (TypeError, ValueError) as error:
-        raise UsageError(f"payload: {type(data).__name__} (needs contiguous bytes): {error}") from error
+        view = memoryview(data)
+    except TypeError as error:
+        raise UsageError(f"payload: {type(data)} (needs bytes): {error}") from error
+    if view.itemsize != 1 or not view.contiguous:
+        raise UsageError(f"payload: element type {view.format!r} (needs contiguous bytes)")
+    return view.cast("B")
 
 
 def _destination(out: Array | None, indexes: Array) -> tuple[Array, np.ndarray]:
@@ -115,7 +118,7 @@ def decode(
         UsageError: wrong dtype or sizes, an index without a row.
     """
     result, memory = _destination(out, indexes)
-    native().rans_decode(payload_view(data), _dense(indexes, "indexes"), tables.native, memory, strict)
+    native().rans_decode(data, _dense(indexes, "indexes"), tables.native, memory, strict)
     observed(memory)
     return result
 
@@ -165,7 +168,7 @@ class Decoder:
     def __init__(self, data: bytes, streams: int = 1, *, prefixed: bool | None = None) -> None:
         prefixed = streams > 1 if prefixed is None else prefixed
         _check_layout(streams, prefixed)
-        self._native = native().RansDecoder(split_streams(data, streams) if prefixed else [payload_view(data)])
+        self._native = native().RansDecoder(split_streams(data, streams) if prefixed else [data])
 
     def decode(self, indexes: Array, tables: EntropyTables, out: Array | None = None) -> Array:
         """The symbols of the next coding call; arguments and result as for `decode`. Unusable after an error."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from sparsecodec.entropy.coder import Array, _dense, _destination, observed, payload_view
+from sparsecodec.entropy.coder import Array, _dense, _destination, observed
 from sparsecodec.entropy.native import native
 from sparsecodec.entropy.tables import EntropyTables
 
@@ -61,7 +61,7 @@ class LaneDecoder:
     """
 
     def __init__(self, payload: Any, total: int) -> None:
-        self._native = native().LaneDecoder(payload_view(payload), total)
+        self._native = native().LaneDecoder(payload, total)
 
     def decode(self, indexes: Array, tables: EntropyTables, out: Array | None = None) -> Array:
         """The symbols of the next coding call. Groups of lanes are decoded on torch's threads.

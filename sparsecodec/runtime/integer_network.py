@@ -62,11 +62,13 @@ class IntegerNetwork(CompiledTransform):
         return super().__call__(x)
 
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
-        """As `CompiledTransform.rows`; of the several steps that one layer can take, the first has its MACs."""
+        """As `CompiledTransform.rows`; of the several steps that one layer can take, its first convolution has its MACs."""
         rows, seen = [], set()
         for row in super().rows(pixels, shapes):
-            rows.append(replace(row, macs=0.0, dense_macs=0.0) if seen.issuperset(row.paths) else row)
-            seen.update(row.paths)
+            first = row.op == INTEGER_CONV2D.name and not seen.issuperset(row.paths)
+            rows.append(row if first else replace(row, macs=0.0, dense_macs=0.0))
+            if first:
+                seen.update(row.paths)
         return rows
 
     def report_rows(self, pixels: int) -> list[Row]:
