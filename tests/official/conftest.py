@@ -34,6 +34,10 @@ FOLDERS = {
 CHECKOUT = os.environ.get("SPARSECODEC_DCVC_CHECKOUT")
 Importer = Callable[[str], ModuleType]
 
+# torch imports it at the first inference of shapes and then asks every module for its file, which one family's `src`
+# cannot say where another family's stood.
+importlib.import_module("torch._dynamo")
+
 
 class _Idle:
     """Answers what CUDA's streams and events are asked for, on a machine without CUDA."""
