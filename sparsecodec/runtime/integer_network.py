@@ -62,7 +62,7 @@ class IntegerNetwork(CompiledTransform):
         return super().__call__(x)
 
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
-        """As `CompiledTransform.rows`; of the several steps that one layer can take, its first convolution has its MACs."""
+        """As `CompiledTransform.rows`; of the steps that one layer takes, its first convolution has its MACs."""
         rows, seen = [], set()
         for row in super().rows(pixels, shapes):
             first = row.op == INTEGER_CONV2D.name and not seen.issuperset(row.paths)

@@ -140,6 +140,18 @@ def code_in_step(codec: CompiledVideo, frames: list[Tensor], qp: int) -> list[by
     return payloads
 
 
+def states_are_values(codec: CompiledVideo, frames: list[Tensor], qp: int) -> None:
+    """What a frame left is not written to by later ones, of this clip or of another."""
+    _, first = codec.intra_encode(frames[0], qp)
+    _, second = codec.inter_encode(frames[1], first, qp, 1)
+    kept = [tensor.clone() for state in (first, second) for tensor in state.tensors()]
+    again, third = codec.inter_encode(frames[2], second, qp, 2)
+    codec.intra_encode(frames[3], 50)
+    codec.inter_encode(frames[3], third, 50, 3)
+    assert all(map(torch.equal, kept, (*first.tensors(), *second.tensors())))
+    assert codec.inter_encode(frames[2], second, qp, 2)[0] == again
+
+
 class InDtype(nn.Module):
     """A transform in another precision, for references: takes and gives float32 (float64 if that is the dtype)."""
 

@@ -17,6 +17,7 @@ from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_mac
 from sparsecodec.training.families import family_of
 
 from ..toy_video import moving
+from .conftest import states_are_values
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NAMES = ["dcvc-rt-tiny", "dcvc-hem-tiny", "fvc-tiny"]
@@ -131,15 +132,7 @@ def test_clips_in_turns_and_in_threads(model: VideoCodec):
 
 
 def test_states_are_values(codec: CompiledVideo):
-    frames = [x.cuda() for x in moving(4, *SIZE)]
-    _, first = codec.intra_encode(frames[0], QP)
-    _, second = codec.inter_encode(frames[1], first, QP, 1)
-    kept = [tensor.clone() for state in (first, second) for tensor in state.tensors()]
-    again, third = codec.inter_encode(frames[2], second, QP, 2)
-    codec.intra_encode(frames[3], 50)
-    codec.inter_encode(frames[3], third, 50, 3)
-    assert all(map(torch.equal, kept, (*first.tensors(), *second.tensors())))
-    assert codec.inter_encode(frames[2], second, QP, 2)[0] == again
+    states_are_values(codec, [x.cuda() for x in moving(4, *SIZE)], QP)
 
 
 def test_files_of_the_other_device_are_refused(model: VideoCodec):

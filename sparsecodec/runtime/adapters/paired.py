@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
@@ -45,9 +46,9 @@ class PairedVideo(CompiledVideo):
         run = eagerly if self._networks is None else self._networks.run
         return run(routine, *inputs, host=host)
 
+    @abstractmethod
     def decoder_paths(self) -> list[str]:
         """The networks that decoding a predicted frame runs."""
-        raise NotImplementedError
 
     def notes(self) -> tuple[str, ...]:
         """What the report says beside the layers."""
@@ -127,9 +128,9 @@ class TwoModels(PairedVideo):
         return copied(model, device)
 
     @staticmethod
+    @abstractmethod
     def identity(model: nn.Module) -> bytes:
         """8 bytes that differ between models whose streams do."""
-        raise NotImplementedError
 
     @property
     def numerics(self) -> Numerics:
