@@ -41,8 +41,11 @@ def read_checkpoint(path: str | Path, *needed: str) -> dict[str, Any]:
     """
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
-        raise UsageError(f"{path} is no checkpoint of plain tensors: {error}") from error
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read: {error}") from error
+    except (EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        # torch's own words advise to run whatever code the file holds.
+        raise UsageError(f"{path} is no checkpoint of plain tensors (needs a whole file of torch.save's)") from error
     if not isinstance(checkpoint, Mapping):
         raise UsageError(f"{path} holds a {type(checkpoint).__name__} (needs a dict of tensors)")
     state_dict = unwrap_state_dict(checkpoint)
