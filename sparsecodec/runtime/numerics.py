@@ -14,6 +14,7 @@ from sparsecodec.errors import ModelMismatchError
 from sparsecodec.ops._registry import resolve
 
 GPU_TAG = 0x4000  # of kernels on a GPU; 0x8000: of a CPU's whose bits differ between CPUs, and of torch's own layers
+BFLOAT16_KERNELS = 2  # raised when the bits of a CPU's bfloat16 kernels change; 2: minimal filtering of 3x3
 GPU_DTYPES = ("float32", "float16", "bfloat16", "mixed")  # two bits of a GPU's tag; float32 may be beside the others
 
 
@@ -98,7 +99,7 @@ def video_numerics(
         return _on_gpu(f"{name}, {torch.cuda.get_device_name(device)}", dtypes)
     name += f", {torch.backends.cpu.get_cpu_capability()}"
     if "bfloat16" in dtypes and "cpu" in backends:
-        name += f", {resolve('sparsecodec._C:cpu_isa')()}"
+        name += f", {resolve('sparsecodec._C:cpu_isa')()} kernels {BFLOAT16_KERNELS}"
     if threads is not None:
         name += f", {threads} threads"
     return _unnumbered(name)

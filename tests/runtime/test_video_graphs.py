@@ -198,6 +198,15 @@ def test_new_tables_drop_the_graphs():
         assert half._networks.executor.captures == 4
 
 
+def test_a_tag_tells_which_bfloat16_kernels_made_a_file(monkeypatch):
+    def tag(*dtypes: str) -> int:
+        return numerics.video_numerics(frozenset({"cpu", "torch"}), dtypes, torch.device("cpu")).tag
+
+    before, pinned = tag("bfloat16", "float32"), tag("float32")
+    monkeypatch.setattr(numerics, "BFLOAT16_KERNELS", numerics.BFLOAT16_KERNELS + 1)
+    assert tag("bfloat16", "float32") != before and tag("float32") == pinned
+
+
 @pytest.mark.parametrize("dtypes, words", [(("float16", "float32"), "float16"), (("bfloat16",), "bfloat16")])
 def test_a_gpus_files_name_it(monkeypatch, dtypes: tuple[str, ...], words: str):
     """Both ways the refusal says what made the stream."""
