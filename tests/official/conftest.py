@@ -98,3 +98,15 @@ def official(request: pytest.FixtureRequest) -> Iterator[Importer]:
     family = request.param if hasattr(request, "param") else request.module.FAMILY
     with importing(family, Path(CHECKOUT)) as importer:
         yield importer
+
+
+@pytest.fixture
+def bare(monkeypatch):
+    """Neither a coder to import nor a GPU to wait for."""
+
+    def no_gpu(*_, **__):
+        raise AssertionError("Torch not compiled with CUDA enabled")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", no_gpu)
+    for name in [name for name in sys.modules if ".MLCodec_" in name]:
+        monkeypatch.delitem(sys.modules, name)

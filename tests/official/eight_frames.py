@@ -1,0 +1,58 @@
+"""Eight predicted frames through objects of DCVC-DC and -FM, whose calls differ in their arguments only."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from sparsecodec.runtime import compile_codec
+
+SIZE = 64
+STATE = ("ref_frame", "ref_feature", "ref_mv_feature", "ref_y", "ref_mv_y")
+State = dict[str, Any]
+Compress = Callable[[Any, Tensor, State, int], tuple[bytes, State]]  # model, frame, state, number of the frame
+Decompress = Callable[[Any, bytes, State, int], State]
+
+
+def panned(photo: Tensor) -> list[Tensor]:
+    """A first frame and eight after it."""
+    return [photo[:, :, 2 * t : 2 * t + SIZE, 3 * t : 3 * t + SIZE] for t in range(9)]
+
+
+def started(frame: Tensor) -> State:
+    return dict.fromkeys(STATE) | {"ref_frame": frame}
+
+
+def recorded(model: Any, compress: Compress, frames: list[Tensor]) -> list[tuple[bytes, State]]:
+    """Payload of each predicted frame, and the state after it."""
+    coded, dpb = [], started(frames[0])
+    for index, frame in enumerate(frames[1:], 1):
+        payload, dpb = compress(model, frame, dpb, index)
+        coded.append((payload, dpb))
+    return coded
+
+
+def gives_what_was_recorded(
+    codec: Any, compress: Compress, decompress: Decompress, frames: list[Tensor], coded: list[tuple[bytes, State]]
+) -> None:
+    """Bytes, and the state after each frame on both ends."""
+    dpb = started(frames[0])
+    for index, (frame, (payload, state)) in enumerate(zip(frames[1:], coded, strict=True), 1):
+        again, sent = compress(codec, frame, dpb, index)
+        assert again == payload, index
+        dpb = decompress(codec, payload, dpb, index)
+        assert all(torch.equal(sent[name], state[name]) for name in STATE), index
+        assert all(torch.equal(dpb[name], state[name]) for name in STATE), index
+
+
+def both_ends_agree_on_kernels(model: Any, compress: Compress, decompress: Decompress, frames: list[Tensor]) -> None:
+    inter = compile_codec(model)
+    inter.update(force=True)
+    dpb = started(frames[0])
+    for index, frame in enumerate(frames[1:], 1):
+        payload, sent = compress(inter, frame, dpb, index)
+        dpb = decompress(inter, payload, dpb, index)
+        assert all(torch.equal(sent[name], dpb[name]) for name in STATE), index
