@@ -131,8 +131,8 @@ class UNet(nn.Module):
 # --- sequences ----------------------------------------------------------------------------------------------------
 
 
-def strided_encoder(c_in: int, channels: int) -> nn.Sequential:
-    """``[N, c_in, H, W] -> [N, C, H/16, W/16]``."""
+def strided_encoder(c_in: int, channels: int, c_out: int) -> nn.Sequential:
+    """``[N, c_in, H, W] -> [N, c_out, H/16, W/16]``, C channels inside."""
     return nn.Sequential(
         ResidualBlockStride2(c_in, channels),
         ResidualBlock(channels),
@@ -140,15 +140,15 @@ def strided_encoder(c_in: int, channels: int) -> nn.Sequential:
         ResidualBlock(channels),
         ResidualBlockStride2(channels, channels),
         ResidualBlock(channels),
-        conv3x3(channels, channels, 2),
+        conv3x3(channels, c_out, 2),
     )
 
 
-def subpel_decoder(channels: int, c_out: int) -> nn.Sequential:
-    """``[N, C, H, W] -> [N, c_out, 16H, 16W]``."""
+def subpel_decoder(c_in: int, channels: int, c_out: int) -> nn.Sequential:
+    """``[N, c_in, H, W] -> [N, c_out, 16H, 16W]``, C channels inside."""
     return nn.Sequential(
-        ResidualBlock(channels),
-        ResidualBlockUpsample(channels, channels),
+        ResidualBlock(c_in),
+        ResidualBlockUpsample(c_in, channels),
         ResidualBlock(channels),
         ResidualBlockUpsample(channels, channels),
         ResidualBlock(channels),
