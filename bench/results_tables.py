@@ -19,6 +19,7 @@ from sparsecodec.metrics import bd_psnr, bd_rate
 ROOT = Path(__file__).parents[1]
 KODAK = ROOT / "bench" / "results" / "kodak"
 CLIPS = ROOT / "bench" / "results" / "clips"
+TIMES = ROOT / "bench" / "results" / "decode_ms.json"
 PAGE = ROOT / "docs" / "results.md"
 ZOO = ROOT / "sparsecodec" / "zoo"
 PARENTS = {
@@ -30,6 +31,7 @@ PARENTS = {
 SIZES = ("s",)  # of the students of mask decay
 FEDS = ("feds-teacher", "evc-tiny-sparse", "feds-student")  # the teacher, what the student began as, the student
 PIXELS = 768 * 512
+COST = ("GMAC", "decode ms", "Mparams")
 CLIP_ANCHOR = "x265"
 CLIP_PARENTS = {"dcvc-rt-tiny-sparse": "dcvc-rt-tiny", "dcvc-rt-tiny-portable": "dcvc-rt-tiny-sparse"}
 
@@ -57,10 +59,16 @@ def psnr(test: str, anchor: str) -> float:
     return bd_psnr(curve(anchor), curve(test))
 
 
-def cost(name: str) -> tuple[str, str]:
-    """(GMAC of decoding 768x512, million parameters)."""
+def cost(name: str) -> tuple[str, str, str]:
+    """What `COST` heads: GMAC of decoding 768x512, milliseconds of it, million parameters."""
     found = result(name)
-    return f"{found['mac_per_pixel'] * PIXELS / 1e9:.2f}", f"{found['parameters'] / 1e6:.2f}"
+    return f"{found['mac_per_pixel'] * PIXELS / 1e9:.2f}", decode_ms(name), f"{found['parameters'] / 1e6:.2f}"
+
+
+def decode_ms(name: str) -> str:
+    """Of a whole decode, by `bench/decode_ms.py`; empty for what it was not run on."""
+    found = json.loads(TIMES.read_text())["ms"].get(name)
+    return "" if found is None else f"{found:.1f}"
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
@@ -72,8 +80,7 @@ def zoo() -> str:
     """The zoo beside the classical codecs, and each member beside the one that it was made from."""
     head = (
         "codec",
-        "GMAC",
-        "Mparams",
+        *COST,
         "weights",
         "BD-rate vs JPEG",
         "vs WebP",
@@ -94,21 +101,21 @@ def zoo() -> str:
 
 def methods() -> str:
     """Ways to the same number of MACs at equal steps; mean and deviation over the seeds that were run."""
-    head = ("method", "seeds", "GMAC", "BD-rate vs evc-tiny", "BD-PSNR vs evc-tiny")
+    head = ("method", "seeds", *COST[:2], "BD-rate vs evc-tiny", "BD-PSNR vs evc-tiny")
     names = sorted({path.stem.rpartition("-")[0] for path in (KODAK / "ablation").glob("*.json")})
     rows = []
     for name in names:
         runs = [f"ablation/{path.stem}" for path in sorted((KODAK / "ablation").glob(f"{name}-[0-9].json"))]
         rates = [rate(run, "evc-tiny") for run in runs]
         gains = [psnr(run, "evc-tiny") for run in runs]
-        cells = (name, str(len(runs)), cost(runs[0])[0], f"{_spread(rates, 1)} %", f"{_spread(gains, 2)} dB")
+        cells = (name, str(len(runs)), *cost(runs[0])[:2], f"{_spread(rates, 1)} %", f"{_spread(gains, 2)} dB")
         rows.append((fmean(gains), cells))
     return table(head, [cells for _, cells in sorted(rows, reverse=True)])
 
 
 def mask_decay() -> str:
     """Narrow codecs that mask decay made of a wide one, beside those trained from scratch for as long as the wide."""
-    head = ("student", "GMAC", "Mparams", "from scratch, BD-rate vs evc-tiny", "by mask decay", "gap closed")
+    head = ("student", *COST, "from scratch, BD-rate vs evc-tiny", "by mask decay", "gap closed")
     rows = []
     for size in SIZES:
         scratch, pruned = f"evc-tiny-{size}-scratch", f"evc-tiny-{size}-mask-decay"
@@ -119,7 +126,7 @@ def mask_decay() -> str:
 
 def feds() -> str:
     """The student of feature and entropy distillation, beside its teacher and what it began as."""
-    head = ("codec", "GMAC", "Mparams", "BD-rate vs evc-tiny", "BD-rate vs the teacher", "BD-PSNR")
+    head = ("codec", *COST, "BD-rate vs evc-tiny", "BD-rate vs the teacher", "BD-PSNR")
     rows = []
     for name in FEDS:
         against = ("", "") if name == FEDS[0] else (f"{rate(name, FEDS[0]):+.1f} %", f"{psnr(name, FEDS[0]):+.2f} dB")
@@ -129,7 +136,7 @@ def feds() -> str:
 
 def milliseconds() -> str:
     """The searched plan beside one ratio for all groups, at the same predicted milliseconds."""
-    head = ("plan", "GMAC", "Mparams", "BD-rate vs evc-tiny", "BD-PSNR", "BD-rate vs uniform")
+    head = ("plan", *COST, "BD-rate vs evc-tiny", "BD-PSNR", "BD-rate vs uniform")
     rows = []
     for name in ("search-ms", "uniform-ms"):
         ahead = "" if name == "uniform-ms" else f"{rate(name, 'uniform-ms'):+.1f} %"
