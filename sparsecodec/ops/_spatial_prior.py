@@ -42,10 +42,9 @@ def split_groups(x: Tensor, part: str, name: str) -> Tensor:
 
 def active_group(part: str, height: int, width: int, device: torch.device) -> Tensor:
     """The coded group at each position, ``[H, W]`` int64."""
-    cells = torch.tensor(PARTS[part], device=device).view(2, 2)
-    rows = torch.arange(height, device=device) % 2
-    columns = torch.arange(width, device=device) % 2
-    return cells[rows[:, None], columns[None, :]]
+    cell = torch.arange(height, device=device)[:, None] % 2 * 2 + torch.arange(width, device=device) % 2
+    # Not a lookup: the table would be copied from the host, which a CUDA graph cannot hold.
+    return sum(group * (cell == at) for at, group in enumerate(PARTS[part]))
 
 
 def take_active(x: Tensor, part: str) -> Tensor:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import traceback
 from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -89,9 +91,11 @@ class Executor:
                 captured = self._captured[key]
                 result = self._replay(captured, inputs, host) if captured else self._eager(routine, inputs, host)
             else:
-                witness = _Witness(host)
-                result = self._eager(routine, inputs, witness)
-                self._captured[key] = self._capture(routine, inputs, witness.calls)
+                # On the tensors that the graphs will read: with other strides a kernel might have to be compiled in
+                # the middle of a capture.
+                witness, static = _Witness(host), [_clone(self._on_device(value)) for value in inputs]
+                result = self._eager(routine, tuple(static), witness)
+                self._captured[key] = self._capture(routine, static, witness.calls)
                 if len(self._captured) > MAX_CAPTURES:
                     self._captured.popitem(last=False)
             return _map(self._graphs.handed_over, result)
@@ -112,11 +116,10 @@ class Executor:
         return eagerly(routine, *map(self._on_device, inputs), host=host)
 
     def _capture(
-        self, routine: Callable[..., Routine], inputs: tuple, calls: list[tuple[Coding | Known, Tensor | None]]
+        self, routine: Callable[..., Routine], static: list[Any], calls: list[tuple[Coding | Known, Tensor | None]]
     ) -> _Captured | None:
-        """`calls`: the requests and answers of the same routine in an eager run, for their sizes."""
+        """`calls`: the requests and answers of the same routine in an eager run on `static`, for their sizes."""
         graphs = self._graphs
-        static = [_clone(self._on_device(value)) for value in inputs]
         requests = [_map_request(graphs.pinned, request) for request, _ in calls]
         answers = [None if answer is None else graphs.pinned(answer) for _, answer in calls]
         on_device = [None if answer is None else torch.empty_like(answer, device=self._device) for answer in answers]
@@ -146,7 +149,7 @@ class Executor:
                         raise RuntimeError(f"the routine made {index} coding calls, {len(calls)} in its first run")
                     stretches.append(_Stretch(replay, *((None, None) if last else (requests[index], answers[index]))))
         except RuntimeError as error:  # an operation that cannot be captured, or no memory for the graphs
-            refusal = f"{routine.__name__} could not be captured: {str(error).splitlines()[0]}"
+            refusal = f"{routine.__name__} could not be captured: {_cause(error)}"
             self.refusals += [refusal] if refusal not in self.refusals else []
             return None
         return _Captured(static, stretches, value, [*held, *on_device])
@@ -196,6 +199,15 @@ class _Witness:
         answer = self._host(request, out)
         self.calls.append((request, answer))
         return answer
+
+
+def _cause(error: RuntimeError) -> str:
+    """What went wrong first, and where: ending a capture that failed raises once more, of the capture only."""
+    first = before = error
+    while (before := before.__context__) is not None:
+        first = before if isinstance(before, RuntimeError) else first
+    place = traceback.extract_tb(first.__traceback__)[-1]
+    return f"{str(first).splitlines()[0]} ({Path(place.filename).name}:{place.lineno})"
 
 
 def _key(value: Any) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TypeVar
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor
 
 T = TypeVar("T")
+_capturing = threading.Lock()  # to begin one capture torch waits for the whole device, which another would not survive
 
 
 class CudaGraphs:
@@ -42,7 +44,7 @@ class CudaGraphs:
         """Records what `work` launches, without running it: its result, and what launches all of it again."""
         graph = torch.cuda.CUDAGraph()
         # thread_local: other threads may allocate and copy meanwhile
-        with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+        with _capturing, torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
             result = work()
         return result, graph.replay
 

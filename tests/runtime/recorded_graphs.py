@@ -9,9 +9,12 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+# What needs the host while a graph is captured: `torch.tensor`, whose values come from pageable memory, and `item`.
+FORBIDDEN = (torch.ops.aten.lift_fresh.default, torch.ops.aten._local_scalar_dense.default)
+
 
 class Recorder(TorchDispatchMode):
-    """Keeps every operation with the tensors it read and wrote."""
+    """Keeps every operation with the tensors it read and wrote; refuses what no CUDA graph can hold."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -19,6 +22,8 @@ class Recorder(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         kwargs = kwargs or {}
+        if function in FORBIDDEN:
+            raise RuntimeError(f"{function} cannot be captured")
         out = function(*args, **kwargs)
         read = {storage_of(value) for value in tree_leaves((args, kwargs))}
         written = any(

@@ -124,7 +124,8 @@ def test_what_cannot_be_captured_runs_eagerly_and_is_named():
     for x in (torch.ones(3), torch.zeros(3)):
         result, nothing = runner.run(half, x, host=None)
         assert torch.equal(result, x / 2) and nothing is None
-    assert runner.refusals == ["half could not be captured: operation not permitted when stream is capturing"]
+    (refusal,) = runner.refusals
+    assert refusal.startswith("half could not be captured: operation not permitted when stream is capturing (test_exec")
 
 
 def test_a_routine_that_asks_differently_the_second_time_is_refused():
@@ -138,15 +139,37 @@ def test_a_routine_that_asks_differently_the_second_time_is_refused():
 
     runner = Executor(CPU, RecordedGraphs())
     assert torch.equal(runner.run(moody, torch.ones(2), host=lambda request, out: None), torch.full((2,), 2.0))
-    assert runner.refusals == ["moody could not be captured: the routine made 0 coding calls, 1 in its first run"]
+    (refusal,) = runner.refusals
+    assert refusal.startswith("moody could not be captured: the routine made 0 coding calls, 1 in its first run")
 
 
-def test_the_recorder_would_notice_a_value_that_is_no_data():
+@pytest.mark.parametrize("value", [lambda x: float(x[0]), lambda x: torch.tensor([2.0])], ids=["read", "copied"])
+def test_the_recorder_refuses_values_of_the_host(value):
+    """As a GPU does, where they would be captured once and wrong ever after, or copied from pageable memory."""
     runner = Executor(CPU, RecordedGraphs())
 
     def constant(x):
         yield from ()
-        return x * float(x[0])  # a host value: captured once, wrong ever after
+        return x * value(x)
 
-    runner.run(constant, torch.tensor([2.0]), host=None)
-    assert runner.run(constant, torch.tensor([3.0]), host=None).item() == 6.0  # the eager result is 9
+    for x in (torch.tensor([2.0]), torch.tensor([3.0])):
+        assert torch.equal(runner.run(constant, x, host=None), x * value(x))
+    assert len(runner.refusals) == 1 and "cannot be captured" in runner.refusals[0]
+
+
+def test_a_refusal_tells_what_went_wrong_first():
+    class Ending(RecordedGraphs):
+        def capture(self, work, pool):
+            try:
+                return super().capture(work, pool)
+            except RuntimeError:
+                raise RuntimeError("operation failed due to a previous error during capture")  # noqa: B904
+
+    runner = Executor(CPU, Ending())
+
+    def reading(x):
+        yield from ()
+        return x * x.sum().item()
+
+    runner.run(reading, torch.ones(2), host=None)
+    assert "_local_scalar_dense" in runner.refusals[0] and "previous error" not in runner.refusals[0]
