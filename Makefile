@@ -31,7 +31,7 @@ bench: $(INSTALLED)
 bench-once: $(INSTALLED)
 	$(SIDE_BY_SIDE) bench --benchmark-disable -q
 
-# Conformance, sanitizer and benches on a GPU, in under ten minutes.
+# Conformance, benches and sanitizer on a GPU, in under ten minutes.
 gpu:
 	@command -v nvidia-smi >/dev/null || { echo "no GPU lane here: no NVIDIA driver (nvidia-smi is not on the PATH)"; exit 1; }
 	$(MAKE) $(INSTALLED)

@@ -2,8 +2,8 @@
 
 An integer op also against the same layer in float32, on the CPU.
 
-On a GPU also against ``torch.compile(mode="max-autotune")`` of the reference and the roofline: the time that the
-counted bytes or operations take at the device's nominal rates.
+On a GPU also against the roofline, the time that the counted bytes or operations take at the device's nominal rates,
+and, in rows of its own because compiling takes minutes, ``torch.compile(mode="max-autotune")`` of the reference.
 """
 
 from __future__ import annotations
@@ -72,9 +72,6 @@ def bench_op(case: OpCase, backend: str, dtype: torch.dtype, benchmark, bench_ro
         if case.rival is not None and device.type == "cpu":
             name, rival = case.rival(inputs[0])
             contenders[name] = [rival]
-        if device.type == "cuda":
-            compiled = torch.compile(reference, mode="max-autotune-no-cudagraphs", dynamic=False)
-            contenders["torch_compile"] = [lambda one=one: compiled(**one) for one in inputs]
         clock = clock_of(device, one_thread=torch.get_num_threads() == 1)
         times = None if benchmark.disabled else clock.race(contenders, ROUNDS)
 
@@ -108,3 +105,27 @@ def bench_op(case: OpCase, backend: str, dtype: torch.dtype, benchmark, bench_ro
             fields["roofline_share"] = fields["t_us_roofline"] / fields["t_us_p50"]
     note = getattr(bound.run, "note", None)  # how the kernel was split, where it chooses
     bench_row(op=case.op, case=case.id, backend=backend, **fields, **({"note": note} if note else {}))
+
+
+def _compiled_runs() -> list:
+    """A case of each op whose reference is arithmetic in 16 bits."""
+    cases = {case.op: case for case in reversed(CASES) if case.bench and torch.bfloat16 in case.dtypes}
+    return [pytest.param(case, id=f"{op}-{case.id}") for op, case in cases.items()]
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.parametrize("case", _compiled_runs())
+def bench_torch_compile(case: OpCase, benchmark, bench_row, clock_of):
+    device, dtype = torch.device("cuda"), torch.float16
+    inputs = [_on(device, case.arguments(dtype)) for _ in range(ROTATIONS)]
+    compiled = torch.compile(case.spec.reference, mode="max-autotune-no-cudagraphs", dynamic=False)
+    with torch.inference_mode():
+        expected, got = case.spec.reference(**inputs[0]), compiled(**inputs[0])
+        torch.testing.assert_close(got, expected, rtol=0.05, atol=0.05 * float(expected.abs().max()))
+        if not benchmark.disabled:
+            calls = {"compiled": [lambda one=one: compiled(**one) for one in inputs]}
+            clock = clock_of(device)
+            t = 1e6 * median(clock.race(calls, ROUNDS)["compiled"])
+            fields = {"dtype": "float16", "passed": True, "timer": clock.name, "t_us_p50": t, "n_runs": ROUNDS}
+            bench_row(op=case.op, case=case.id, backend="torch.compile", **fields)
+        benchmark.pedantic(lambda: compiled(**inputs[0]), rounds=1)

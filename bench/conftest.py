@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 import subprocess
 import time
 from collections.abc import Callable, Sequence
@@ -111,6 +112,9 @@ def clock_of() -> Callable[..., HostClock | DeviceClock]:
 
 
 def _git(*arguments: str) -> str:
+    """What git says; nothing where there is none, or no repository."""
+    if shutil.which("git") is None:
+        return ""
     result = subprocess.run(["git", *arguments], cwd=RESULTS.parent, capture_output=True, text=True)
     return result.stdout.strip() if result.returncode == 0 else ""
 
