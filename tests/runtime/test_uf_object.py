@@ -181,7 +181,11 @@ def test_wrong_calls_say_what_is_wrong(clip):
     good = image.compress(x, QP, *PADDING)["bit_stream"]
     for call, message in (
         (lambda: compile_codec(made("image")).compress(x, QP, *PADDING), r"no coding tables yet: call update"),
-        (lambda: image.compress(x, 64, *PADDING), r"qp=64 \(needs an int, 0 .. 63\)"),
+        (lambda: image.compress(x, 64, *PADDING), r"qp=64 \(needs 0 .. 63, a whole number\)"),
+        (lambda: image.compress(x, True, *PADDING), r"qp=True \(needs 0 .. 63, a whole number\)"),
+        (lambda: video.compress(x, 20.0, False, *PADDING), r"qp=20.0 \(needs 0 .. 63"),
+        (lambda: image.compress(x * float("nan"), QP, *PADDING), r"picture holds values in \[nan, nan\]"),
+        (lambda: video.add_ref_feature_from_frame(torch.full((1, 3, 32, 32), float("inf"))), "needs finite ones"),
         (lambda: image.compress(x, QP, 0, 0), r"37 x 50 becomes 37 x 50 \(needs multiples of 16\)"),
         (
             lambda: image.compress(x.repeat(1, 2, 1, 1), QP, *PADDING),
@@ -189,7 +193,9 @@ def test_wrong_calls_say_what_is_wrong(clip):
         ),
         (lambda: image.compress(x.to("meta"), QP, *PADDING), r"on meta \(needs .* on cpu"),
         (lambda: image.decompress(good, SPS, QP, 9), r"ec_part=9 \(needs 1 .. 8 streams\)"),
+        (lambda: image.decompress(good, SPS, QP, True), r"ec_part=True \(needs 1"),
         (lambda: image.decompress(good, {"height": 0, "width": 5}, QP, 1), "picture of 0 x 5"),
+        (lambda: image.decompress(good, {"height": 37}, QP, 1), "needs height and width"),
         (lambda: image.update(-0.1), r"skip_thres=-0.1"),
         (lambda: video.compress(x, QP, False, *PADDING), "no reference: call add_ref_feature_from_frame first"),
     ):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from sparsecodec.entropy import Decoder32, Encoder32, EntropyTables, dcvc_gaussian16_zigzag_tables
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_rt import HYPER, STRIDE, pad_latent
+from sparsecodec.models.inputs import check_finite, check_size, whole
 from sparsecodec.nn.layers import lower_bound
 from sparsecodec.nn.likelihood import rate_rows
 from sparsecodec.nn.part_prior import FOUR_PASSES, STEP_MIN, TWO_PASSES, PartParameters, PartPrior
@@ -128,6 +129,7 @@ class UFObject(ForeignCodec):
             raise UsageError(f"picture {list(x.shape) if isinstance(x, Tensor) else type(x).__name__} (needs {wanted})")
         if not x.is_floating_point() or x.device != self._device:
             raise UsageError(f"picture of {x.dtype} on {x.device} (needs {wanted})")
+        check_finite(x, "picture")
         height, width = x.shape[2] + padding_b, x.shape[3] + padding_r
         if min(padding_b, padding_r) < 0 or height % STRIDE or width % STRIDE:
             raise UsageError(
@@ -135,12 +137,6 @@ class UFObject(ForeignCodec):
                 f"(needs multiples of {STRIDE})"
             )
         return F.pad(x.float(), (0, padding_r, 0, padding_b), mode="replicate")
-
-    @staticmethod
-    def _checked(qp: int) -> int:
-        if not isinstance(qp, int) or not 0 <= qp < QUALITIES:
-            raise UsageError(f"qp={qp} (needs an int, 0 .. {QUALITIES - 1})")
-        return qp
 
     def step(self, bank: str, qp: int) -> Tensor:
         """The row of a table of steps, ``[1, C, 1, 1]``."""
@@ -158,11 +154,13 @@ class UFObject(ForeignCodec):
 
     def _read(self, payload: bytes, streams: int, routine: Callable[..., Routine], sps: Mapping[str, int]) -> Any:
         """Runs a decoding routine, ``routine(z_shape, size of the latent)``, on all of `payload`."""
-        height, width = sps["height"], sps["width"]
-        if height < 1 or width < 1:
-            raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
-        if not 1 <= streams <= MAX_STREAMS:
-            raise UsageError(f"ec_part={streams} (needs 1 .. {MAX_STREAMS} streams)")
+        try:
+            height, width = sps["height"], sps["width"]
+        except (KeyError, TypeError) as error:
+            raise UsageError(f"sps={sps!r} (needs height and width)") from error
+        check_size(height, width)
+        if isinstance(streams, bool) or not isinstance(streams, int) or not 1 <= streams <= MAX_STREAMS:
+            raise UsageError(f"ec_part={streams!r} (needs 1 .. {MAX_STREAMS} streams)")
         size = -(-height // STRIDE), -(-width // STRIDE)
         z_shape = (1, self.bit_estimator_z.h.shape[1], *(-(-side // HYPER) for side in size))
         decoder = Decoder32(payload, streams)
@@ -198,7 +196,7 @@ class UFImageObject(UFObject):
             UsageError: `update` was not called; another shape, device, padding or quality.
         """
         x = self._padded(x, 1, padding_b, padding_r)
-        coder = self._coder(_ImagePrior(self, self._checked(qp), FOUR_PASSES), joint=False)
+        coder = self._coder(_ImagePrior(self, whole(qp, "qp", QUALITIES), FOUR_PASSES), joint=False)
         y = self.enc(x, self.step("q_scale_enc", qp))
         payload, streams, y_hat = self._write(coder.encoding(y, self.hyper_enc(pad_latent(y)), qp))
         return {"bit_stream": payload, "x_hat": self._picture(y_hat, qp), "ec_parallel": streams}
@@ -220,7 +218,7 @@ class UFImageObject(UFObject):
             BitstreamError: the payload is damaged or belongs to other settings.
             UsageError: `update` was not called; a size below 1; another quality or number of streams.
         """
-        coder = self._coder(_ImagePrior(self, self._checked(qp), FOUR_PASSES), joint=False)
+        coder = self._coder(_ImagePrior(self, whole(qp, "qp", QUALITIES), FOUR_PASSES), joint=False)
 
         def routine(z_shape: tuple[int, int, int, int], size: tuple[int, int]) -> Routine:
             symbols = yield coder.z_request(z_shape, qp)
@@ -377,7 +375,7 @@ class UFVideoObject(UFObject):
         return self.temporal_prior_encoder(self.memory)
 
     def _prior(self, qp: int) -> _VideoPrior:
-        return _VideoPrior(self, self._checked(qp), FOUR_PASSES if self.four_passes else TWO_PASSES)
+        return _VideoPrior(self, whole(qp, "qp", QUALITIES), FOUR_PASSES if self.four_passes else TWO_PASSES)
 
 
 def _of_spatial_prior(key: str) -> bool:
