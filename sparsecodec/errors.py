@@ -39,3 +39,8 @@ class NoBackendError(SparseCodecError):
 
 class GraphError(SparseCodecError):
     """A module cannot be traced, pruned or compacted as asked; the message names the layer or the channel space."""
+
+
+def reason(error: Exception) -> str:
+    """What `error` says; of an OSError without its number and path, since messages name the path the user gave."""
+    return getattr(error, "strerror", None) or str(error)

@@ -68,6 +68,7 @@ def test_quality_reaches_the_codec(picture, codec_files, tmp_path):
         ["bdrate", "absent.json", "absent.json"],
         ["plot", "{picture}"],
         ["train", "absent.toml", ".", "--out", "run"],
+        ["train", "{picture}", ".", "--out", "run"],
     ],
     ids=lambda arguments: " ".join(arguments),
 )
@@ -96,10 +97,39 @@ def test_wrong_usage_is_2_and_writes_nothing(arguments, picture, stream, codec_f
         ["demo", "--repeats", "0"],
     ],
 )
-def test_unparsable_command_lines_are_2(arguments):
+def test_unparsable_command_lines_are_2(arguments, capsys):
     with pytest.raises(SystemExit) as exit_info:
         main(arguments)
     assert exit_info.value.code == 2
+    out, err = capsys.readouterr()
+    assert out == "" and err.startswith("sparsecodec: " if arguments else "usage: ")
+    if arguments:  # one line, and where to read on
+        assert err.count("\n") == 1 and err.endswith("--help)\n")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["encode", "{picture}", "{picture}"], "(needs .spc;"),
+        (["encode", "{picture}", "-"], "(needs .spc;"),
+        (["encode", "{picture}", "folder"], "folder is a folder (needs the name of a file)"),
+        (["encode", "{picture}", "absent/x.spc"], "absent/x.spc cannot be written: there is no folder absent"),
+        (["decode", "{stream}", "{stream}"], "(needs the suffix of a picture, as .png)"),
+        (["decode", "{stream}", "-"], "(needs the suffix of a picture, as .png)"),
+        (["decode", "{stream}", "folder"], "folder is a folder"),
+        (["decode", "{stream}", "absent/x.png"], "there is no folder absent"),
+        (["eval", "folder", "-o", "absent/x.json"], "there is no folder absent"),
+    ],
+)
+def test_outputs_are_checked_before_a_model_is_loaded(arguments, words, picture, stream, capsys, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "folder").mkdir()
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    model = ["evc-gigantic"] if arguments[0] == "eval" else ["-m", "evc-gigantic"]
+    command, *rest = (argument.format(picture=picture, stream=stream) for argument in arguments)
+    code, message = complaint(capsys, command, *model, *rest)
+    assert code == 2 and words in message, message
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
 
 
 def test_damaged_stream_is_3_and_leaves_no_picture(stream, codec_files, capsys, tmp_path):

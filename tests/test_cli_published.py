@@ -163,6 +163,7 @@ def test_what_is_no_checkpoint_of_a_known_family_is_refused(codecs, tmp_path, ca
     torch.save({"y_q_enc": torch.ones(2), "mv_y_q_enc": torch.ones(2)}, tmp_path / "fm.pth")
     torch.save({"state_dict": dict(list(_rt().inter.state_dict().items())[:-3])}, tmp_path / "short.pth")
     (tmp_path / "empty.pth").write_bytes(b"")
+    (tmp_path / "text.pth").write_bytes(b"hi\n")
     before = set(tmp_path.iterdir())
     rt, hem = ((codecs / f"{name}-inter.pth.tar", codecs / f"{name}-intra.pth.tar") for name in ("rt", "hem"))
     for names, words in (
@@ -171,6 +172,7 @@ def test_what_is_no_checkpoint_of_a_known_family_is_refused(codecs, tmp_path, ca
         (["fm.pth"], "DCVC-FM (video), which has no model here"),
         (["short.pth"], "short.pth"),
         (["empty.pth"], "empty.pth"),
+        (["text.pth"], "no checkpoint of plain tensors"),
         (["absent.pth"], "absent.pth"),
         ([rt[0], hem[1]], "P frames of dcvc-rt-video need I frames of dcvc-rt-image"),
         ([rt[0], rt[0]], "2 of them code P frames"),

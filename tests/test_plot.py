@@ -132,6 +132,14 @@ def test_wrong_words_write_nothing(arguments, message, files, capsys):
     assert sorted(files.rglob("*")) == before
 
 
+def test_curves_of_clips_are_drawn_as_bdrate_compares_them(files, drawn):
+    results = {"bpp_file": [0.1, 0.2], "psnr-yuv": [30, 32], "psnr-y": [29, 31]}
+    (files / "clips.json").write_text(json.dumps({"results": results, "per_clip": []}))
+    assert main(["plot", "clips.json"]) == main(["plot", "clips.json", "--metric", "psnr-y"]) == 0
+    assert [figure.axes[0].get_ylabel() for figure in drawn] == ["PSNR, YUV 6:1:1 (dB)", "PSNR of luma (dB)"]
+    assert drawn[0].axes[0].lines[0].get_xydata().tolist() == [[0.1, 30], [0.2, 32]]
+
+
 def test_curve_of_unequal_lists_is_named(files, capsys):
     (files / "c.json").write_text(json.dumps({"results": {"bpp": [0.1, 0.2], "psnr-rgb": [30]}}))
     assert main(["plot", "c.json"]) == 2

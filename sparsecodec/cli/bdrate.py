@@ -5,19 +5,20 @@ from __future__ import annotations
 import argparse
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from sparsecodec.cli.options import add_json, print_json
-from sparsecodec.errors import UsageError
+from sparsecodec.cli.options import add_command, add_json, print_json
+from sparsecodec.errors import UsageError, reason
 from sparsecodec.metrics import bd_psnr, bd_rate
 
 QUALITY_KEYS = ("psnr-rgb", "psnr", "ms-ssim-rgb", "ms-ssim", "psnr-yuv", "psnr-y")
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("bdrate", help="what TEST saves against ANCHOR, two results of eval")
+    parser = add_command(subparsers, "bdrate", "what TEST saves against ANCHOR, two results of eval")
     parser.add_argument("anchor", help="JSON")
     parser.add_argument("test", help="JSON")
     parser.add_argument("--metric", choices=QUALITY_KEYS, help="default: psnr-rgb, of clips psnr-yuv")
@@ -27,8 +28,8 @@ def add_to(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     anchor, test = (read_result(path) for path in (arguments.anchor, arguments.test))
-    of_clips = "per_clip" in anchor and "per_clip" in test
-    metric = arguments.metric or ("psnr-yuv" if of_clips else "psnr-rgb")
+    of_clips = _of_clips((anchor, test))
+    metric = arguments.metric or usual_metric((anchor, test))
     measure = f"bd_{metric.removesuffix('-rgb').replace('-', '_')}"
     paths = (arguments.anchor, arguments.test)
     values: dict[str, Any] = {"metric": metric}
@@ -49,6 +50,15 @@ def run(arguments: argparse.Namespace) -> None:
     print(f"BD-rate {values['bd_rate']:+.2f} %, BD {values[measure]:+.3f} dB ({metric})")
 
 
+def usual_metric(results: Iterable[dict[str, Any]]) -> str:
+    """What is compared unless told otherwise."""
+    return "psnr-yuv" if _of_clips(results) else "psnr-rgb"
+
+
+def _of_clips(results: Iterable[dict[str, Any]]) -> bool:
+    return all("per_clip" in result for result in results)
+
+
 def _deltas(
     anchor: dict[str, Any], test: dict[str, Any], metric: str, measure: str, paths: tuple[str, str]
 ) -> dict[str, float]:
@@ -65,7 +75,7 @@ def read_result(path: str) -> dict[str, Any]:
     try:
         result = json.loads(Path(path).read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}") from error
+        raise UsageError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(result, dict) or not isinstance(result.get("results"), dict):
         raise UsageError(f"{path} has no 'results' (needs what eval or CompressAI's eval_model wrote)")
     return result

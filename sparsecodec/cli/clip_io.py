@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -12,13 +12,13 @@ from typing import Any, BinaryIO
 from torch import Tensor
 
 from sparsecodec._clip_format import ClipFormat
-from sparsecodec.cli.options import print_json
+from sparsecodec.cli.options import check_parent, print_json
 from sparsecodec.data.clip_headers import rate
 from sparsecodec.data.colour import to_planes
 from sparsecodec.data.picture_folders import PictureWriter, check_empty
 from sparsecodec.data.video import RAW_SUFFIX, Y4M_SUFFIX
 from sparsecodec.data.video_io import ClipStream, ClipWriter, open_clip, read_stream
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import UsageError, reason
 
 PIPE = "-"
 DEFAULT_RATE = "25"
@@ -51,7 +51,7 @@ def opened_stream(path: str | Path) -> Iterator[BinaryIO]:
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
     with file:
         yield file
 
@@ -79,13 +79,20 @@ def check_output(arguments: argparse.Namespace, suffixes: tuple[str, ...], hint:
             raise UsageError("--json and the output - are both for stdout")
         if _pipe(sys.stdout, "stdout") and sys.stdout.isatty():
             raise UsageError("the output - is for pipes, stdout is a terminal")
-    elif Path(arguments.output).suffix.lower() not in suffixes:
-        raise UsageError(f"{arguments.output} (needs {' or '.join(suffixes)}{hint})")
-    elif Path(arguments.output).is_dir():
-        raise UsageError(f"{arguments.output} is a folder (needs the name of a file)")
-    elif all(Path(path).exists() for path in (arguments.output, arguments.input)):
-        if Path(arguments.output).samefile(arguments.input):
-            raise UsageError(f"{arguments.output} is input and output")
+    else:
+        check_file(arguments, suffixes, f"{' or '.join(suffixes)}{hint}")
+
+
+def check_file(arguments: argparse.Namespace, suffixes: Collection[str], needed: str) -> None:
+    """As `check_output` for a file, before anything is computed for it; `needed` names the suffixes in the message."""
+    path, source = Path(arguments.output), Path(arguments.input)
+    if path.is_dir():
+        raise UsageError(f"{path} is a folder (needs the name of a file)")
+    if path.suffix.lower() not in suffixes:
+        raise UsageError(f"{path} (needs {needed})")
+    check_parent(path)
+    if path.exists() and source.exists() and path.samefile(source):
+        raise UsageError(f"{path} is input and output")
 
 
 def check_frames_output(arguments: argparse.Namespace) -> None:
@@ -110,7 +117,7 @@ def output(path: str) -> Iterator[BinaryIO]:
     try:
         file = open(path, "wb")
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error.strerror}") from error
+        raise UsageError(f"{path} cannot be written: {reason(error)}") from error
     with file:
         yield file
 

@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from sparsecodec.cli.options import add_json, print_json
+from sparsecodec.cli.options import add_command, add_json, print_json
 from sparsecodec.models.conversion import from_checkpoints
 from sparsecodec.models.description import describe
 from sparsecodec.models.video import VideoCodec
@@ -15,7 +15,7 @@ from sparsecodec.zoo import save
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("convert", help="published checkpoints to a codec for -m")
+    parser = add_command(subparsers, "convert", "published checkpoints to a codec for -m")
     parser.add_argument(
         "checkpoints",
         nargs="+",

@@ -8,9 +8,10 @@ from pathlib import Path
 from typing import Any
 
 from sparsecodec.cli import clips, published
-from sparsecodec.cli.clip_io import refuse
+from sparsecodec.cli.clip_io import check_file, refuse
 from sparsecodec.cli.files import VIDEO_SUFFIX, Codecs, each, pairs, read_stream
 from sparsecodec.cli.options import (
+    add_command,
     add_compute,
     add_json,
     add_part,
@@ -23,6 +24,7 @@ from sparsecodec.cli.options import (
     region,
 )
 from sparsecodec.data import write_image
+from sparsecodec.data.images import writable_suffixes
 from sparsecodec.entropy import Header
 from sparsecodec.runtime.tiles import check_pixels, region_of
 
@@ -31,7 +33,7 @@ OUTPUT_BYTES = 8  # per pixel, of the picture in 8 bits and of Pillow's copy
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("decode", help="a file to a picture or a clip, or a folder of pictures to a folder")
+    parser = add_command(subparsers, "decode", "a file to a picture or a clip, or a folder of pictures to a folder")
     parser.add_argument("input", help=f"what encode wrote, or a folder of such; - is {VIDEO_SUFFIX} on stdin")
     parser.add_argument("output", help="photo.png, ...; clip.y4m, .yuv, or - for y4m on stdout; or a folder, for PNG")
     parser.add_argument("-m", "--model", help="shipped name or path (default: the shipped one that made the file)")
@@ -56,6 +58,8 @@ def run(arguments: argparse.Namespace) -> None:
         clips.decode(arguments)
         return
     refuse(arguments, clips.CLIPS_ONLY, "clips")
+    if not Path(arguments.input).is_dir():
+        check_file(arguments, writable_suffixes(), "the suffix of a picture, as .png")
     codecs = Codecs(arguments.model, compute_options(arguments))
 
     def decode(paths: tuple[Path, Path]) -> dict[str, Any]:

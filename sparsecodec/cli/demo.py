@@ -17,6 +17,7 @@ from tqdm import tqdm
 
 import sparsecodec
 from sparsecodec.cli.options import (
+    add_command,
     add_json,
     positive,
     print_json,
@@ -79,7 +80,7 @@ class Contender:
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("demo", help="dense and sparse codec on one photo: sizes, quality, decoding time")
+    parser = add_command(subparsers, "demo", "dense and sparse codec on one photo: sizes, quality, decoding time")
     parser.add_argument("--image", default=PICTURE, help="default: a photo of the Kodak suite")
     parser.add_argument("--out", default="demo", help="folder for the files (default: %(default)s)")
     parser.add_argument("--dense", default="evc-tiny", help="shipped name or path (default: %(default)s)")

@@ -10,12 +10,13 @@ from typing import Any
 from torch import Tensor
 
 from sparsecodec.cli import clips, published
-from sparsecodec.cli.clip_io import PIPE, refuse
+from sparsecodec.cli.clip_io import PIPE, check_file, refuse
 from sparsecodec.cli.encoders import encoding_codec
 from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, each, pairs
 from sparsecodec.cli.options import (
     DEFAULT_MODEL,
     DEFAULT_VIDEO_MODEL,
+    add_command,
     add_compute,
     add_json,
     add_part,
@@ -38,7 +39,7 @@ CALIBRATION_PICTURES, CALIBRATION_SIDE = 16, 512  # their middles: more changes 
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("encode", help="a picture or a clip to a file, or a folder of pictures to a folder")
+    parser = add_command(subparsers, "encode", "a picture or a clip to a file, or a folder of pictures to a folder")
     parser.add_argument("input", help="PNG, JPEG, ..., a folder of such; MP4, y4m, YUV, ...; - is y4m on stdin")
     parser.add_argument("output", help="photo.spc; clip.spv, - for stdout; clip.bin; or the folder to write to")
     parser.add_argument(
@@ -84,10 +85,8 @@ def run(arguments: argparse.Namespace) -> None:
         clips.encode(arguments)
         return
     refuse(arguments, clips.CLIPS_ONLY, "clips")
-    if Path(arguments.output).suffix.lower() == VIDEO_SUFFIX:
-        raise UsageError(
-            f"{arguments.output}: {VIDEO_SUFFIX} is for clips, {arguments.input} is none (a picture becomes a {SUFFIX})"
-        )
+    if not Path(arguments.input).is_dir():
+        check_file(arguments, (SUFFIX,), f"{SUFFIX}; {VIDEO_SUFFIX} is for clips, {arguments.input} is none")
     arguments.model = arguments.model or DEFAULT_MODEL
     work = pairs(arguments.input, arguments.output, SUFFIX)
     codec = encoding_codec(arguments, CompiledCodec, "pictures", _calibration)

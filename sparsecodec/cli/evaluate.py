@@ -13,8 +13,10 @@ from tqdm import tqdm
 
 from sparsecodec.cli import evaluate_clips
 from sparsecodec.cli.options import (
+    add_command,
     add_compute,
     add_json,
+    check_parent,
     compute_options,
     positive,
     print_json,
@@ -35,7 +37,7 @@ QUALITIES = (0.0, 25.0, 50.0, 75.0, 100.0)
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("eval", help="rate and quality of a codec over a folder, on real bytes")
+    parser = add_command(subparsers, "eval", "rate and quality of a codec over a folder, on real bytes")
     parser.add_argument(
         "model", help=f"shipped name or path; or Pillow's {', '.join(ANCHORS)}; of clips {', '.join(CLIP_ANCHORS)}"
     )
@@ -54,6 +56,8 @@ def add_to(subparsers) -> None:
 
 
 def run(arguments: argparse.Namespace) -> None:
+    if arguments.output:
+        check_parent(arguments.output)
     if evaluate_clips.holds_clips(arguments.folder, arguments.model):
         return evaluate_clips.run(arguments)
     if arguments.frames is not None:

@@ -8,7 +8,7 @@ from typing import Any
 
 from sparsecodec.data import list_images
 from sparsecodec.entropy import Header, VideoHeader
-from sparsecodec.errors import ModelMismatchError, SparseCodecError, UsageError
+from sparsecodec.errors import ModelMismatchError, SparseCodecError, UsageError, reason
 from sparsecodec.quant import is_portable
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.numerics import PORTABLE, PORTABLE_VIDEO
@@ -30,7 +30,7 @@ def read_stream(path: str | Path) -> bytes:
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist") from error
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
 
 
 def streams(paths: Sequence[str], suffixes: tuple[str, ...] = (SUFFIX,)) -> list[Path]:
@@ -69,7 +69,7 @@ def pairs(source: str, target: str, suffix: str) -> list[tuple[Path, Path]]:
     try:
         Path(target).mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UsageError(f"{target} is no folder and cannot be made one: {error}") from error
+        raise UsageError(f"{target} is no folder and cannot be made one: {reason(error)}") from error
     return list(zip(inputs, outputs, strict=True))
 
 

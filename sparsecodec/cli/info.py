@@ -9,7 +9,7 @@ from sparsecodec.cli import published
 from sparsecodec.cli.clip_checks import describe_clip
 from sparsecodec.cli.clips import is_coded_clip
 from sparsecodec.cli.files import read_stream
-from sparsecodec.cli.options import add_json, print_json
+from sparsecodec.cli.options import add_command, add_json, print_json
 from sparsecodec.entropy import Header
 from sparsecodec.info import backends, environment
 from sparsecodec.runtime.numerics import described
@@ -17,7 +17,7 @@ from sparsecodec.zoo import find, names
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("info", help="what this installation can do, or the header of a file")
+    parser = add_command(subparsers, "info", "what this installation can do, or the header of a file")
     parser.add_argument("file", nargs="?", help="what encode wrote, also .bin files and folders of such")
     add_json(parser)
     parser.set_defaults(run=run)

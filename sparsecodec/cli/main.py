@@ -6,6 +6,7 @@ import argparse
 import os
 import sys
 from collections.abc import Sequence
+from typing import NoReturn
 
 import sparsecodec
 from sparsecodec.cli import bdrate, convert, decode, demo, encode, evaluate, info, plot, train, verify
@@ -18,7 +19,7 @@ EXIT_CODES = """exit codes: 0 done, 1 failed, 2 wrong usage, 3 corrupt stream, 4
 
 def build_parser() -> argparse.ArgumentParser:
     """The parser of all commands; each sets ``run``, which takes the parsed arguments."""
-    parser = argparse.ArgumentParser("sparsecodec", description=sparsecodec.__doc__.splitlines()[0], epilog=EXIT_CODES)
+    parser = _Parser("sparsecodec", description=sparsecodec.__doc__.splitlines()[0], epilog=EXIT_CODES)
     parser.add_argument("--version", action="version", version=f"sparsecodec {sparsecodec.__version__}")
     subparsers = parser.add_subparsers(metavar="COMMAND", required=True)
     for command in COMMANDS:
@@ -28,7 +29,10 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs the command line `argv` (default: the process's) and returns the exit code."""
-    arguments = build_parser().parse_args(argv)
+    parser = build_parser()
+    if not (sys.argv[1:] if argv is None else argv):
+        parser.exit(2, parser.format_help())
+    arguments = parser.parse_args(argv)
     try:
         arguments.run(arguments)
         if sys.stdout is not None:
@@ -45,6 +49,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         return _fail("interrupted", 130)
     return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        """One line, as of all other errors: twenty of options would hide it."""
+        self.exit(2, f"sparsecodec: {message} (see {self.prog} --help)\n")
 
 
 def _fail(message: str, code: int) -> int:

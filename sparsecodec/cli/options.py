@@ -15,12 +15,17 @@ import torch
 from torch import nn
 
 from sparsecodec._files import replacing
-from sparsecodec.errors import ResourceLimitError, UsageError
+from sparsecodec.errors import ResourceLimitError, UsageError, reason
 from sparsecodec.quant import is_portable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 DEFAULT_MODEL = "evc-tiny-sparse-portable"
 DEFAULT_VIDEO_MODEL = "dcvc-rt-tiny-portable"
+
+
+def add_command(subparsers: Any, name: str, text: str) -> argparse.ArgumentParser:
+    """The parser of a command, with what it does in the list of commands and in its own help."""
+    return subparsers.add_parser(name, help=text, description=text)
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
@@ -159,6 +164,12 @@ def print_json(values: Any) -> None:
     print(json.dumps(_finite(values)))
 
 
+def check_parent(path: str | Path) -> None:
+    """Raises a UsageError if there is no folder for a file, before the work whose result it is to hold."""
+    if not Path(path).parent.is_dir():
+        raise UsageError(f"{path} cannot be written: there is no folder {Path(path).parent}")
+
+
 def write_bytes(path: str | Path, data: bytes) -> None:
     """Writes a file that appears whole or not at all.
 
@@ -169,7 +180,7 @@ def write_bytes(path: str | Path, data: bytes) -> None:
         with replacing(path) as partial:
             partial.write_bytes(data)
     except OSError as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+        raise UsageError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def write_json(path: str | Path, values: Any) -> None:

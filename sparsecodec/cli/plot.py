@@ -11,15 +11,20 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from sparsecodec.cli.bdrate import QUALITY_KEYS, curve, read_result
-from sparsecodec.cli.options import write_bytes
+from sparsecodec.cli.bdrate import QUALITY_KEYS, curve, read_result, usual_metric
+from sparsecodec.cli.options import add_command, write_bytes
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.macs import MacReport, count
 from sparsecodec.training.families import PARTS, family_of
 from sparsecodec.training.logs import read_log
 from sparsecodec.zoo import load
 
-QUALITY_LABELS = {"psnr": "PSNR (dB)", "ms-ssim": "MS-SSIM (dB)"}
+QUALITY_LABELS = {
+    "psnr": "PSNR (dB)",
+    "ms-ssim": "MS-SSIM (dB)",
+    "psnr-yuv": "PSNR, YUV 6:1:1 (dB)",
+    "psnr-y": "PSNR of luma (dB)",
+}
 RECORD_LABELS = {
     "mac_reduction": "MACs removed (share)",
     "beta": "gradient of masked\nfilters (share)",
@@ -35,8 +40,8 @@ Points = tuple[Sequence[float], Sequence[float]]
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser(
-        "plot", help="rate-distortion curves of several results of eval; MACs of two codecs; the log of a run"
+    parser = add_command(
+        subparsers, "plot", "rate-distortion curves of several results of eval; MACs of two codecs; the log of a run"
     )
     parser.add_argument("results", nargs="*", metavar="JSON", help="of eval: their rate-distortion curves")
     parser.add_argument("--macs", nargs=2, metavar=("DENSE", "SPARSE"), help="shipped names or paths: MACs per layer")
@@ -44,7 +49,7 @@ def add_to(subparsers) -> None:
     parser.add_argument("--log", nargs="+", metavar="JSONL", help="log.jsonl of runs: what changes over the steps")
     parser.add_argument("--key", default="mac_reduction", help="of the log, comma-separated (default: %(default)s)")
     parser.add_argument("-o", "--output", help="suffix: png, pdf or svg (default: rd.png, macs.png or log.png)")
-    parser.add_argument("--metric", default="psnr-rgb", choices=QUALITY_KEYS, help="default: %(default)s")
+    parser.add_argument("--metric", choices=QUALITY_KEYS, help="default: psnr-rgb, of clips psnr-yuv")
     parser.add_argument("--title", default="")
     parser.set_defaults(run=run)
 
@@ -58,8 +63,9 @@ def run(arguments: argparse.Namespace) -> None:
     if kind == "rd":
         results = {path: read_result(path) for path in arguments.results}
         names = _labels({path: str(result.get("name") or Path(path).stem) for path, result in results.items()})
-        curves = {names[path]: curve(result, arguments.metric, path) for path, result in results.items()}
-        draw(curves, output, arguments.metric, arguments.title)
+        metric = arguments.metric or usual_metric(results.values())
+        curves = {names[path]: curve(result, metric, path) for path, result in results.items()}
+        draw(curves, output, metric, arguments.title)
     elif kind == "macs":
         before, after = (_counted(name, arguments.part) for name in arguments.macs)
         draw_macs(before, after, output, arguments.title or f"{arguments.part} of {' and '.join(arguments.macs)}")

@@ -12,7 +12,7 @@ import torch
 
 from sparsecodec import training
 from sparsecodec.cli.latency import CompiledTimer
-from sparsecodec.cli.options import positive
+from sparsecodec.cli.options import add_command, positive
 from sparsecodec.data import RandomClips, RandomCrops, list_training_files
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.latency import timed_by
@@ -30,7 +30,7 @@ COMMANDS = {
 
 def add_to(subparsers) -> None:
     for command, text in COMMANDS.items():
-        parser = subparsers.add_parser(command, help=text)
+        parser = add_command(subparsers, command, text)
         parser.add_argument("recipe", help="TOML, see recipes/")
         parser.add_argument("data", nargs="+", help="folders of pictures and video clips")
         parser.add_argument(

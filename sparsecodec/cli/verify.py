@@ -15,16 +15,24 @@ from sparsecodec.cli.clip_checks import Observer, check_clip
 from sparsecodec.cli.clips import is_coded_clip
 from sparsecodec.cli.decode import MAX_PIXELS
 from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, Codecs, read_stream, streams
-from sparsecodec.cli.options import add_compute, add_stored_tables, compute_options, positive, print_json, write_bytes
+from sparsecodec.cli.options import (
+    add_command,
+    add_compute,
+    add_stored_tables,
+    compute_options,
+    positive,
+    print_json,
+    write_bytes,
+)
 from sparsecodec.entropy import Header, observing
-from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError
+from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError, reason
 
 EPILOG = """A hash of symbols is the SHA-256 of all decoded symbols of a file, int32, in decoding order. A sums file has
 a line for each file, as sha256sum writes them: hash, two blanks, name without its folder."""
 
 
 def add_to(subparsers) -> None:
-    parser = subparsers.add_parser("verify", help="whether files are whole, and decode to the symbols they should")
+    parser = add_command(subparsers, "verify", "whether files are whole, and decode to the symbols they should")
     parser.add_argument("files", nargs="+", help="what encode wrote, or folders of such")
     parser.add_argument("-m", "--model", help="also decode: every stream must end as its encoder began")
     parser.add_argument("--against", help="sums file: also compare the hashes of decoded symbols")
@@ -110,7 +118,7 @@ def _read_sums(path: str) -> dict[str, str]:
     try:
         lines = Path(path).read_text().splitlines()
     except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
     for number, line in enumerate(lines, 1):
         value, _, name = line.partition("  ")
         if len(value) != 64 or not name or set(value) - set("0123456789abcdef"):

@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor
 
 from sparsecodec._files import replacing
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import UsageError, reason
 
 # What Pillow 13 raises for damaged files, found by damaging 9000 of them; UnidentifiedImageError is an OSError.
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
@@ -56,7 +56,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist") from error
     except DAMAGED as error:
-        raise UsageError(f"{path} cannot be read as a picture: {error}") from error
+        raise UsageError(f"{path} cannot be read as a picture: {reason(error)}") from error
     raise UsageError(f"{path} has mode {mode!r} (8 bits a sample are supported)")
 
 
@@ -71,6 +71,11 @@ def to_uint8(x: Tensor) -> np.ndarray:
     return out
 
 
+def writable_suffixes() -> set[str]:
+    """Of the pictures that `write_image` can write."""
+    return {suffix for suffix, kind in Image.registered_extensions().items() if kind in Image.SAVE}
+
+
 def write_image(x: Tensor, path: str | Path) -> None:
     """Writes ``[1, 3, H, W]`` float in [0, 1]; the suffix chooses the format. The file appears whole or not at all.
 
@@ -81,4 +86,4 @@ def write_image(x: Tensor, path: str | Path) -> None:
         with replacing(path) as partial:
             Image.fromarray(to_uint8(x)).save(partial)
     except (ValueError, OSError) as error:
-        raise UsageError(f"{path} cannot be written: {error}") from error
+        raise UsageError(f"{path} cannot be written: {reason(error)}") from error

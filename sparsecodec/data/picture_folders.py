@@ -12,7 +12,7 @@ from torch import Tensor
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.data.colour import to_rgb
 from sparsecodec.data.images import SUFFIXES, list_images, read_rgb, write_image
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import UsageError, reason
 
 RATE = (25, 1)  # where nobody says it
 NAME = "im{:05d}.png"  # what the test scripts of DCVC read and write
@@ -83,7 +83,7 @@ class PictureWriter:
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UsageError(f"{self._folder} cannot be made: {error}") from error
+            raise UsageError(f"{self._folder} cannot be made: {reason(error)}") from error
         self._frames += 1
         write_image(to_rgb(frame, self._form, self._colour), self._folder / NAME.format(self._frames))
 

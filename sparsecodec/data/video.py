@@ -16,7 +16,7 @@ import numpy as np
 
 from sparsecodec._clip_format import HD_HEIGHT, LUMA_WEIGHTS, ClipFormat
 from sparsecodec.data.clip_headers import LINE_BYTES, raw_format, y4m_format
-from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.errors import SparseCodecError, UsageError, reason
 
 RAW_SUFFIX, Y4M_SUFFIX = ".yuv", ".y4m"
 CODED_SUFFIXES = (
@@ -154,7 +154,7 @@ def read_clip(path: str | Path, matrix: str | None = None) -> Clip:
     try:
         frames, height, width, told = reader(path)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
     return Clip(frames, height, width, matrix or told or ("bt709" if height >= HD_HEIGHT else "bt601"))
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import pickle
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -10,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import UsageError, reason
 
 _WRAPPERS = ("state_dict", "model_state_dict", "network", "net")
 
@@ -42,8 +41,8 @@ def read_checkpoint(path: str | Path, *needed: str) -> dict[str, Any]:
     try:
         checkpoint = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
-        raise UsageError(f"{path} cannot be read: {error}") from error
-    except (EOFError, ValueError, RuntimeError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path} cannot be read: {reason(error)}") from error
+    except Exception as error:  # of a file that is none, torch's reader raises what its bytes make of it: KeyError, ...
         # torch's own words advise to run whatever code the file holds.
         raise UsageError(f"{path} is no checkpoint of plain tensors (needs a whole file of torch.save's)") from error
     if not isinstance(checkpoint, Mapping):

@@ -13,7 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.errors import GraphError, UsageError, reason
 from sparsecodec.sparsity.channel_graph import ChannelGraph
 from sparsecodec.sparsity.macs import MacReport, masked_macs, masked_params
 from sparsecodec.sparsity.masks import ChannelMasks, top
@@ -176,7 +176,7 @@ class Plan:
         try:
             data = json.loads(Path(path).read_text())
         except (OSError, ValueError) as error:
-            raise UsageError(f"plan {path} cannot be read: {error}") from error
+            raise UsageError(f"plan {path} cannot be read: {reason(error)}") from error
         return cls.from_json(data)
 
 

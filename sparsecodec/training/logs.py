@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from sparsecodec._files import replacing
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import UsageError, reason
 
 
 class Log:
@@ -37,7 +37,7 @@ class Log:
             _drop_from(self.path, resume_step)
             self._file = open(self.path, "a", encoding="utf-8")
         except OSError as error:
-            raise UsageError(f"{self.path} cannot be written: {error}") from error
+            raise UsageError(f"{self.path} cannot be written: {reason(error)}") from error
 
     def write(self, record: Mapping[str, Any]) -> None:
         """Keeps the figures of one step.
@@ -79,7 +79,7 @@ def read_log(path: str | Path) -> list[dict[str, Any]]:
     try:
         lines = Path(path).read_bytes().splitlines(keepends=True)
     except OSError as error:
-        raise UsageError(f"log {path} cannot be read: {error}") from error
+        raise UsageError(f"log {path} cannot be read: {reason(error)}") from error
     records = [_record(line) for line in lines]
     for number, record in enumerate(records, 1):
         if record is None and number < len(records):

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import UsageError, reason
 from sparsecodec.training import methods
 
 if sys.version_info >= (3, 11):
@@ -140,5 +140,5 @@ class Recipe:
         """Reads a TOML file; raises `UsageError` as `from_dict` does."""
         try:
             return cls.from_dict(tomllib.loads(Path(path).read_text()))
-        except (OSError, tomllib.TOMLDecodeError) as error:
-            raise UsageError(f"recipe {path} cannot be read: {error}") from error
+        except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+            raise UsageError(f"recipe {path} cannot be read: {reason(error)}") from error

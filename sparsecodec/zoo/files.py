@@ -24,7 +24,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sparsecodec._files import replacing
-from sparsecodec.errors import ModelMismatchError, UsageError
+from sparsecodec.errors import ModelMismatchError, UsageError, reason
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.description import describe, from_description
 from sparsecodec.nn.fingerprint import model_hash
@@ -135,7 +135,7 @@ def _write(stem: Path, tensors: dict[str, Tensor], description: dict[str, Any]) 
             partial_text.write_text(json.dumps(description, indent=1) + "\n")
             partial_weights.write_bytes(serialize(tensors))  # save_file would make the file private
     except OSError as error:
-        raise UsageError(f"{stem} cannot be written: {error}") from error
+        raise UsageError(f"{stem} cannot be written: {reason(error)}") from error
 
 
 def _stem(path: str | Path) -> Path:
@@ -160,7 +160,7 @@ def _read_description(path: Path) -> dict[str, Any]:
     try:
         description = json.loads(path.read_text())
     except (OSError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as JSON: {error}") from error
+        raise UsageError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
         found = description.get("format") if isinstance(description, dict) else type(description).__name__
         raise UsageError(f"{path} has format {found!r} (needs {FORMAT})")
@@ -176,7 +176,7 @@ def _read_weights(path: Path) -> dict[str, Tensor]:
     try:
         return load_file(path)
     except (OSError, SafetensorError, ValueError) as error:
-        raise UsageError(f"{path} cannot be read as safetensors: {error}") from error
+        raise UsageError(f"{path} cannot be read as safetensors: {reason(error)}") from error
 
 
 def _build(description: Mapping[str, Any]) -> nn.Module:
