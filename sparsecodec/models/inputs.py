@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
+from numbers import Real
 from typing import Any
 
 import torch
@@ -108,6 +109,18 @@ def check_size(height: int, width: int) -> None:
         raise UsageError(f"picture of {height!r} x {width!r} (needs at least 1 x 1, whole numbers)")
     if height * width > DEFAULT_MAX_PIXELS:
         raise ResourceLimitError(f"picture of {height} x {width} (limit: {DEFAULT_MAX_PIXELS} pixels)")
+
+
+def check_quality(quality: float | None) -> float:
+    """The quality of a codec of variable rate as a number, 50 for None.
+
+    Raises:
+        UsageError: no number from 0 to 100; a bool is none.
+    """
+    value = 50.0 if quality is None else quality
+    if isinstance(value, bool) or not isinstance(value, Real) or not 0 <= value <= 100:
+        raise UsageError(f"quality={quality!r} (needs a number from 0 to 100)")
+    return float(value)
 
 
 def whole(value: Any, name: str, limit: int) -> int:

@@ -67,7 +67,7 @@ def compile_codec(
     if stream == "native" and calibration is not None:
         raise UsageError("calibration is for stream='portable'")
     if dtype is not None and dtype not in DTYPES:
-        raise UsageError(f"dtype={dtype} (one of {', '.join(map(str, DTYPES))})")
+        raise UsageError(f"dtype={dtype!r} (one of {', '.join(map(str, DTYPES))})")
     device = torch.device(device)
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={device}: torch sees no CUDA device")

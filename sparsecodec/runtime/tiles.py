@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from collections.abc import Callable, Sequence
 
 import torch
@@ -69,9 +70,11 @@ def region_of(header: Header, region: Sequence[int] | None) -> Window:
     whole = Window(0, 0, header.height, header.width)
     if region is None:
         return whole
-    if len(region) != 4:
-        raise UsageError(f"region={tuple(region)} (needs top, left, height, width)")
-    part = Window(*region)
+    try:
+        top, left, height, width = map(operator.index, region)
+    except (TypeError, ValueError) as error:
+        raise UsageError(f"region={region!r} (needs four whole numbers: top, left, height, width)") from error
+    part = Window(top, left, height, width)
     if part.top < 0 or part.left < 0 or part.height < 1 or part.width < 1:
         raise UsageError(f"region={tuple(region)} (needs top and left of at least 0, height and width of at least 1)")
     if part.bottom > whole.height or part.right > whole.width:

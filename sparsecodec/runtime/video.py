@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
+from sparsecodec.models.inputs import whole
 from sparsecodec.runtime.codec import MAX_PIXELS, finished
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
@@ -168,7 +169,7 @@ class VideoEncoder:
     def __init__(self, codec: CompiledVideo, form: ClipFormat, qp: int, intra_period: int) -> None:
         if intra_period < 0:
             raise UsageError(f"intra_period={intra_period} (needs at least 0; 0: only the first frame)")
-        self._codec, self._qp, self._period = codec, _checked_qp(qp), intra_period
+        self._codec, self._qp, self._period = codec, whole(qp, "qp", QPS), intra_period
         self._size = (form.height, form.width)
         header = VideoHeader(codec.model_hash, codec.numerics.tag, form, codec.exact_pictures)
         self._writer = VideoWriter(header)
@@ -188,7 +189,7 @@ class VideoEncoder:
         Raises:
             UsageError: wrong shape, size, dtype or range.
         """
-        qp = self._qp if qp is None else _checked_qp(qp)
+        qp = self._qp if qp is None else whole(qp, "qp", QPS)
         x = self._codec.padded(frame)
         if frame.shape[2:] != self._size:
             size = " x ".join(map(str, frame.shape[2:]))
@@ -271,12 +272,6 @@ class VideoDecoder:
                 "the frames before it are right"
             )
         return x, state
-
-
-def _checked_qp(qp: int) -> int:
-    if not 0 <= qp < QPS:
-        raise UsageError(f"qp={qp} (needs 0 to {QPS - 1})")
-    return qp
 
 
 def fingerprint(state: VideoState) -> int:

@@ -92,10 +92,26 @@ def test_quality_orders_the_sizes(photo: Tensor):
     assert compiled.encode(photo) == compiled.encode(photo, 50)
 
 
-@pytest.mark.parametrize("quality", [-1, 101, float("nan")])
+@pytest.mark.parametrize("quality", [-1, 101, float("nan"), True, "50"])
 def test_quality_outside_its_range_is_refused(photo: Tensor, quality: float):
     with pytest.raises(UsageError, match="quality"):
         pair_of("evc-tiny", "dense", torch.float32).compiled.encode(photo, quality)
+
+
+@pytest.mark.parametrize(
+    "x",
+    [
+        torch.zeros(1, 3, 64, 65),
+        torch.zeros(2, 3, 64, 64),
+        torch.zeros(1, 3, 64, 64, dtype=torch.uint8),
+        torch.full((1, 3, 64, 64), float("nan")),
+        None,
+    ],
+    ids=["side", "batch", "uint8", "nan", "none"],
+)
+def test_compress_refuses_bad_pictures(x):
+    with pytest.raises(UsageError, match="picture"):
+        pair_of("evc-tiny", "dense", torch.float32).compiled.compress(x, 1.0)
 
 
 @pytest.mark.parametrize("q_scale", [0, -1, float("nan"), float("inf")])

@@ -117,7 +117,8 @@ def test_a_region_of_a_picture_without_tiles(codec, photo):
 
 
 @pytest.mark.parametrize(
-    "region", [(0, 0, 0, 1), (-1, 0, 5, 5), (0, 0, 71, 5), (60, 80, 11, 10), (0, 0, 5), (0, 90, 1, 1)]
+    "region",
+    [(0, 0, 0, 1), (-1, 0, 5, 5), (0, 0, 71, 5), (60, 80, 11, 10), (0, 0, 5), (0, 90, 1, 1), (0, 0, 1.5, 2), 3],
 )
 def test_regions_outside_the_picture_are_refused(codec, photo, region):
     with pytest.raises(UsageError, match="region="):

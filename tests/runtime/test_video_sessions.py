@@ -244,8 +244,9 @@ def test_a_wrong_frame_is_refused_and_the_session_goes_on(frame):
 
 
 def test_wrong_options_are_refused():
-    with pytest.raises(UsageError, match="qp=64"):
-        ToyVideo().encoder(FORM, qp=64)
+    for qp in (64, True, 20.0):
+        with pytest.raises(UsageError, match=f"qp={qp} "):
+            ToyVideo().encoder(FORM, qp=qp)
     with pytest.raises(UsageError, match="intra_period=-1"):
         ToyVideo().encoder(FORM, intra_period=-1)
     with pytest.raises(UsageError, match="without frames"):

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, Encoder, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.models.inputs import check_finite, check_picture, check_quality
 from sparsecodec.nn import DualPrior, DualPriorCoder, factorized_tables, lower_bound
 from sparsecodec.nn.dual_prior import PASSES, STREAMS
 from sparsecodec.nn.routine import Routine, pulling, pushing
@@ -123,11 +124,8 @@ class EVCCodec(CompiledCodec):
         return [payload], round(q_scale * 100)
 
     def _q_scale(self, quality: float | None) -> float:
-        quality = 50.0 if quality is None else quality
-        if not 0 <= quality <= 100:
-            raise UsageError(f"quality={quality} (needs 0 to 100)")
         low, high = (float(self._model.q_scale.flatten()[i].log()) for i in (0, -1))
-        return self._round(math.exp(low + (high - low) * quality / 100))
+        return self._round(math.exp(low + (high - low) * check_quality(quality) / 100))
 
     def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
         if len(payloads) != 1 or not quality:
@@ -135,8 +133,8 @@ class EVCCodec(CompiledCodec):
         return self._synthesise(payloads[0], quality / 100, height, width, self._coder)
 
     def _check_padded(self, x: Tensor) -> None:
-        if x.ndim != 4 or x.shape[:2] != (1, 3) or x.shape[2] % self.STRIDE or x.shape[3] % self.STRIDE or 0 in x.shape:
-            raise UsageError(f"picture {tuple(x.shape)} (needs [1, 3, H, W], H and W multiples of {self.STRIDE})")
+        check_picture(x, self.STRIDE, batch=1)
+        check_finite(x, "picture")
 
     @staticmethod
     def _round(q_scale: float) -> float:

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, encode
 from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.models.inputs import check_quality
 from sparsecodec.nn.routine import Coding
 from sparsecodec.ops import entropy_parameters, quantize_latent
 from sparsecodec.runtime.adapters.autoregressive import AutoregressiveCodec
@@ -103,10 +104,7 @@ class VariableRate(HyperpriorCodec):
             return {"x_hat": self._restore(strings, torch.Size(shape), size, networks, rate)}
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
-        quality = 50 if quality is None else quality
-        if not 0 <= quality <= 100:
-            raise UsageError(f"quality={quality} (needs 0 to 100)")
-        s = round(quality / 100 * (len(self._model.Gain) - 1))
+        s = round(check_quality(quality) / 100 * (len(self._model.Gain) - 1))
         strings, _ = self._code(x, self._transforms.__getitem__, self._rate(2, s, 0))
         return [string for (string,) in strings], s
 
