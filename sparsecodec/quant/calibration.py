@@ -13,7 +13,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.quant.layers import QuantConv2d, QuantConvTranspose2d
 from sparsecodec.quant.model import quantized_layers
 
-SAMPLES = 2**14  # values kept of a layer's inputs, spread evenly over calls and positions
+SAMPLES = 2**14  # values kept of a layer's inputs, at most twice as many, spread evenly over calls and positions
 CALL_SAMPLES = 2**11
 LOWS = (1.0, 0.8, 0.6, 0.45, 0.3, 0.15)  # candidates, as fractions of the extremes
 HIGHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.2)
@@ -26,7 +26,7 @@ class Observation:
     """What one layer reads during calibration.
 
     Attributes:
-        inputs: ``[<= SAMPLES]`` float32, on the CPU.
+        inputs: ``[< 2 * SAMPLES]`` float32, on the CPU.
         low, high: extremes of all inputs, low <= 0 <= high.
     """
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import math
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -18,7 +20,6 @@ from sparsecodec.quant.model import quantize_layers, quantized_layers
 from sparsecodec.quant.refine import Loss
 
 BITS = (4, 8, 16)  # 4: W4A8, 8: W8A8, 16: W8A16, the most precise that a layer gets
-BISECTIONS = 60
 
 
 def precision_of(bits: int, like: Precision) -> Precision:
@@ -40,7 +41,7 @@ class Sensitivities:
     Attributes:
         loss: of the float model on the calibration pictures.
         zeta: path -> bits -> ``(RD_n(b) - RD) / RD`` with only layer n quantised, made monotone: never below that of
-            more bits.
+            more bits. Infinite where the model breaks down.
         weights: path -> number of weights.
         precisions: path -> what a choice of bits replaces the bits of.
     """
@@ -104,7 +105,8 @@ def sensitivities(
     for b, name in progress([(b, name) for b in candidates for name in precisions]):
         layer = candidates[b].get_submodule(name)
         layer.active = True
-        zeta[name][b] = loss(candidates[b]) / reference - 1
+        alone = loss(candidates[b])
+        zeta[name][b] = alone / reference - 1 if math.isfinite(alone) else math.inf
         layer.active = False
     for costs in zeta.values():
         worst = -float("inf")
@@ -148,15 +150,16 @@ def plan_for_bytes(found: Sensitivities, weight_bytes: float) -> MixedPlan:
     Raises:
         UsageError: even the lowest bits everywhere do not fit.
     """
-    values = [value for costs in found.zeta.values() for value in costs.values()]
-    low, high = min(values) - 1.0, max(values)
-    least = found.bytes(found.choose(high))
-    if least > weight_bytes:
-        raise UsageError(f"weight_bytes={weight_bytes:.0f}: the lowest bits everywhere need {least:.0f}")
-    if found.bytes(found.choose(low)) <= weight_bytes:
-        return plan_for_threshold(found, low, "the target does not bind: every layer keeps its highest bits")
-    for _ in range(BISECTIONS):
-        middle = (low + high) / 2
-        low, high = (low, middle) if found.bytes(found.choose(middle)) <= weight_bytes else (middle, high)
-    spare = weight_bytes - found.bytes(found.choose(high))
-    return plan_for_threshold(found, high, f"{spare:.0f} bytes below the target" if spare else "")
+    steps = sorted({value for costs in found.zeta.values() for value in costs.values()})
+
+    def size(threshold: float) -> float:
+        return found.bytes(found.choose(threshold))
+
+    if size(steps[-1]) > weight_bytes:
+        raise UsageError(f"weight_bytes={weight_bytes:.0f}: the lowest bits everywhere need {size(steps[-1]):.0f}")
+    below = min(steps[0], 0.0) - 1.0
+    if size(below) <= weight_bytes:
+        return plan_for_threshold(found, below, "the target does not bind: every layer keeps its highest bits")
+    threshold = steps[bisect_left(steps, True, key=lambda step: size(step) <= weight_bytes)]
+    spare = weight_bytes - size(threshold)
+    return plan_for_threshold(found, threshold, f"{spare:.0f} bytes below the target" if spare else "")

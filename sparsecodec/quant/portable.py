@@ -124,9 +124,9 @@ def _with_tables(model: nn.Module) -> nn.Module:
 
 def _integer_tables(model: nn.Module) -> IntegerTables:
     """The stored ones, or those of the float parts."""
-    tables = IntegerTables()
     if hasattr(model, "portable"):
         return model.portable
+    tables = IntegerTables()
     if hasattr(model, "bit_estimator_z"):
         channels = model.q_basic.shape[1]
         tables.fill(factorized_tables(model.bit_estimator_z, channels), torch.zeros(channels), evc_scale_thresholds())

@@ -185,7 +185,7 @@ def _roll_out(model: nn.Module, clips: list[Tensor], qualities: Sequence[int]) -
         clip = clip.to(next(model.parameters()).device)
         for qp in qualities:
             coded = model.intra(clip[:1], qp)
-            bits, error, state = float(coded["bit"]), float((coded["x_hat"] - clip[:1]).square().mean()), None
+            bits, error = float(coded["bit"]), float((coded["x_hat"] - clip[:1]).square().mean())
             state = model.inter.start(coded["x_hat"])
             for index in range(1, len(clip)):
                 frame = clip[index : index + 1]

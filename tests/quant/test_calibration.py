@@ -86,6 +86,14 @@ def test_range_is_unsigned_behind_relu_and_lopsided_behind_leaky_relu():
     assert -30 < low < 0 and high == low + 255
 
 
+@pytest.mark.parametrize("dyadic", [False, True])
+def test_sixteen_bits_hold_twice_the_extremes_of_the_calibration(dyadic: bool):
+    small = quantize_layers(network(), {"4": Precision(8, 16, dyadic)})
+    set_scales(small, {"4": Observation(torch.linspace(-0.5, 3, 100), -0.5, 3.0)})
+    scale, (low, high) = float(small[4].scales()[0]), small[4].input_range
+    assert low * scale <= -1.0 and 6.0 * (1 - 1e-4) <= high * scale <= 6.0 * (2 if dyadic else 1 + 1e-4)
+
+
 def test_refinement_beats_plain_calibration_on_a_real_codec(codec, decoder, crops, rd_loss):
     """Max-abs, squared error, rate-distortion: the last is never worse on what it saw."""
     loss = partial(rd_loss, x=crops)

@@ -56,7 +56,7 @@ def test_bisection_finds_the_nearest_plan_below(target, size):
 
 def test_bisection_takes_the_smallest_threshold():
     plan = plan_for_bytes(TABLE, 1300)
-    assert plan.threshold == pytest.approx(0.01, rel=1e-6)
+    assert plan.threshold == 0.01
     assert plan.bits == {"a": 16, "b": 4, "c": 16} and plan.expected == pytest.approx(0.011)
 
 
@@ -88,6 +88,21 @@ def test_zeta_is_monotone_and_sees_the_fragile_layer():
         assert costs[4] >= costs[8] >= costs[16] >= -1e-9
     assert found.zeta["1"][8] > 3 * found.zeta["1"][16]
     assert found.choose(2 * found.zeta["1"][16])["1"] == 16
+
+
+@pytest.mark.parametrize("broken", [float("nan"), float("inf")])
+def test_bits_at_which_the_model_breaks_down_are_taken_last(broken):
+    model = nn.Sequential(nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1))
+    x = torch.randn(2, 4, 8, 8)
+
+    def loss(candidate):
+        bad = getattr(candidate[0], "active", False) and candidate[0].weight_bits == 4
+        return broken if bad else 1.0 + float(candidate(x).detach().square().mean())
+
+    found = sensitivities(model, dict.fromkeys("01", Precision()), loss, (4, 8))
+    assert found.zeta["0"][4] == float("inf") and found.choose(1e9) == {"0": 8, "1": 4}
+    assert plan_for_bytes(found, 24).bits == {"0": 8, "1": 4}
+    assert plan_for_bytes(found, 16).bits == {"0": 4, "1": 4}
 
 
 def test_mixed_plan_beats_eight_bits_on_a_real_codec(codec, crops, rd_loss):
