@@ -11,7 +11,7 @@ from collections.abc import Iterable
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
 
@@ -59,6 +59,24 @@ def average(tensors: Iterable[Tensor]) -> None:
     with torch.no_grad():
         for tensor, part in zip(tensors, flat.split([tensor.numel() for tensor in tensors]), strict=True):
             tensor.copy_(part.view_as(tensor))
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Replaces every gradient by its mean over the processes, in place; a process without it counts with zeros.
+
+    Which parameters a step uses may differ between processes: DCVC-RT forgets its feature at random frames. One that
+    no process used stays without gradient, as it would in a single process.
+    """
+    parameters = list(parameters)
+    if world() == 1:
+        return
+    share = torch.tensor([float(parameter.grad is not None) for parameter in parameters])
+    average([share])
+    used = [parameter for parameter, part in zip(parameters, share.tolist(), strict=True) if part > 0]
+    for parameter in used:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    average(parameter.grad for parameter in used)
 
 
 def wait() -> None:

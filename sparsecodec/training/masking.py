@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsecodec.distill import LayerwiseDistillation, blocks_of
 from sparsecodec.sparsity import GradientDecay, MaskDecay
+from sparsecodec.training import distributed
 from sparsecodec.training.method import Method
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -57,6 +58,8 @@ class Masking(Method):
         return penalty + self.distillation_weight * self.distillation.loss() if self.distilling else penalty
 
     def update(self, optimizer: torch.optim.Optimizer) -> None:
+        if self.distilling:
+            distributed.average([self.distillation.average])  # one checkpoint holds it for all processes
         self.decay.step(optimizer)
 
 

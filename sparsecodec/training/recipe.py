@@ -81,6 +81,11 @@ class Recipe:
             least = 0 if name == "steps" and self.command in methods.MAY_TRAIN_NOTHING else 1
             if getattr(self, name) < least:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs at least {least})")
+        for name in ("warmup", "motion", "seed"):
+            if getattr(self, name) < 0:
+                raise UsageError(f"recipe: {name}={getattr(self, name)} (needs 0 or more)")
+        if not 0 <= self.ema < 1:
+            raise UsageError(f"recipe: ema={self.ema} (needs 0 <= ema < 1)")
         for name in ("learning_rate", "adam_learning_rate", "gradient_clip"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs a positive number)")

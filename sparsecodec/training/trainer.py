@@ -145,7 +145,7 @@ class Trainer:
         loss = loss if extra is None else loss + extra
         auxiliary = auxiliary_loss(self.model)
         (loss if auxiliary is None else loss + auxiliary).backward()
-        distributed.average(p.grad for p in self._trained() if p.grad is not None)
+        distributed.average_gradients(self._trained())
         norm = nn.utils.clip_grad_norm_(trained_by_gradient(self.model), recipe.gradient_clip)
         figures = torch.stack([figure.detach().float() for figure in (loss, bpp, mse, norm)])
         distributed.average([figures])

@@ -21,22 +21,37 @@ SCRIPT = """
 import json, sys
 import torch
 from sparsecodec.models import create
+from torch import nn
 from sparsecodec.nn.fingerprint import model_hash
-from sparsecodec.training import Recipe, Trainer, distributed
+from sparsecodec.training import Method, Recipe, Trainer, distributed
 
 class Data:
     def batch(self, step, size, start=0):
         generator = torch.Generator().manual_seed(step)
         return torch.rand(99, 3, 64, 64, generator=generator)[start : start + size]
 
+class Own(Method):  # each process uses a parameter of its own, of a size of its own, and none uses the last
+    def __init__(self):
+        super().__init__()
+        self.own = nn.ParameterList([torch.zeros(2), torch.zeros(3), torch.zeros(5)])
+
+    def parameter_groups(self):
+        return [{"params": list(self.own), "lr": 1e-3}]
+
+    def loss(self, out, x):
+        return self.own[distributed.rank()].sum()
+
 torch.set_num_threads(1)
 distributed.start("cpu")
 torch.manual_seed(0)
-trainer = Trainer(Recipe.from_dict(json.loads(sys.argv[1])), create("evc-tiny"), Data(), sys.argv[2])
+trainer = Trainer(Recipe.from_dict(json.loads(sys.argv[1])), create("evc-tiny"), Data(), sys.argv[2], Own())
 gradients = {}
 update = trainer.method.update
 def watch(optimizer):
-    gradients.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()} if not gradients else {})
+    if not gradients:
+        gradients.update({name: p.grad.clone() for name, p in trainer.model.named_parameters()})
+        gradients.update({f"own.{i}": p.grad.clone() for i, p in enumerate(trainer.method.own[:2])})
+        assert trainer.method.own[2].grad is None
     update(optimizer)
 trainer.method.update = watch
 trainer.run()
@@ -61,6 +76,9 @@ def test_two_processes_step_alike_by_the_mean_of_their_gradients(tmp_path: Path)
 
     found = [load_file(tmp_path / f"gradients-{rank}") for rank in range(WORLD)]
     expected = _mean_gradients(tmp_path)
+    for rank in range(WORLD):  # the mean of ones and of nothing
+        assert torch.equal(found[rank]["own.0"], torch.full((2,), 0.5))
+        assert torch.equal(found[rank]["own.1"], torch.full((3,), 0.5))
     for name, gradient in expected.items():
         assert torch.equal(found[0][name], found[1][name]), name
         torch.testing.assert_close(found[0][name], gradient, rtol=1e-3, atol=1e-4 * float(gradient.abs().max()) + 1e-9)

@@ -16,6 +16,7 @@ from sparsecodec.data import RandomCrops
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
 from sparsecodec.training import Recipe, Trainer, run
+from sparsecodec.training.methods import feds
 from sparsecodec.training.methods.feds import Settings
 
 PHASES = ("features", "channels", "finetune")
@@ -155,6 +156,27 @@ def test_weights_of_zero_leave_plain_training(data: RandomCrops, teacher: nn.Mod
     student = run(recipe, _student(), data, tmp_path / "feds", lambda name: teacher)
     plain = Trainer(dataclasses.replace(Recipe.from_dict(RECIPE), steps=2), _student(), data, tmp_path / "plain").run()
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in student.state_dict().items())
+
+
+def test_each_phase_has_its_own_losses_rate_and_seed(data: RandomCrops, tmp_path: Path, monkeypatch):
+    phases = {}
+
+    class Phase:
+        def __init__(self, recipe, model, data, folder, method=None) -> None:
+            weights = None if method is None else (method.a, method.b)
+            phases[folder.name] = (recipe.steps, recipe.learning_rate, recipe.seed, weights)
+            self.run = lambda: model
+
+    monkeypatch.setattr(feds, "Trainer", Phase)
+    monkeypatch.setattr(feds, "FEDS", lambda *arguments: nn.Module())
+    rates = {"channel_learning_rate": 0.002, "finetune_learning_rate": 0.001}
+    recipe = _recipe(a=2.0, b=0.3, channel_steps=5, finetune_steps=6, **rates)
+    feds.run(recipe, recipe.settings, _student(), data, tmp_path, lambda name: _student())
+    assert phases == {
+        "features": (4, 0.01, 0, (2.0, 0.0)),
+        "channels": (5, 0.002, 1, (0.2, 0.3)),
+        "finetune": (6, 0.001, 2, None),
+    }
 
 
 @pytest.mark.parametrize(

@@ -96,7 +96,8 @@ def test_a_codec_of_compressai_is_narrowed(pictures, tmp_path):
 
 def test_distillation_starts_at_nothing_and_ends_with_the_decay(pictures):
     model = _model()
-    method = DecayingMasks(model, Settings(student="evc-tiny-s", distillation_weight=2.0, decay_end=0.5), 4)
+    settings = Settings(student="evc-tiny-s", penalty_weight=1e-9, distillation_weight=2.0, decay_end=0.5)
+    method = DecayingMasks(model, settings, 4)
     x = RandomCrops(pictures, 64).batch(0, 1)
     with method.applied(0):
         out, _ = method.forward(model, x)
@@ -105,8 +106,10 @@ def test_distillation_starts_at_nothing_and_ends_with_the_decay(pictures):
         model.dec[1].conv.weight *= -1
     with method.applied(1):
         out, _ = method.forward(model, x)
+    found = torch.stack([torch.stack(values).mean() for values in method.distillation._distances.values()])
     distance = method.loss(out, x) - method.decay.penalty()
-    assert distance > 0
+    weighed = (method.distillation.weights() * found).sum()
+    assert distance.item() == pytest.approx(2 * weighed.item(), rel=1e-3) and distance > 0
     with method.applied(2):
         out, _ = method.forward(model, x)
     assert method.loss(out, x) == 0

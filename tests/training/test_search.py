@@ -79,6 +79,7 @@ def test_a_search_that_is_done_is_not_repeated(searched, model, data, monkeypatc
         ({"reduction": 0.5}, {}, "reduction=0.4, the recipe says 0.5"),
         ({"reduction": 0.4, "criterion": "l1"}, {}, "criterion='energy'"),
         ({"reduction": 0.4}, {"seed": 3}, "seed=0"),
+        ({"reduction": 0.4}, {"lambdas": [0.001, 0.002, 0.004, 0.008]}, "lambdas=None"),
     ],
 )
 def test_a_folder_with_another_plan_is_refused(searched, model, data, settings, changes, message) -> None:

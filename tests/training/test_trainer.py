@@ -169,6 +169,10 @@ def test_damaged_checkpoint_is_refused(pictures, tmp_path):
         ({"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac": 0.5}}, "mac"),
         ({"model": "evc-tiny", "steps": 1, "optimizer": "sgd"}, "sgd.*muon, adam"),
         ({"model": "evc-tiny", "steps": 1, "learning_rate": 0.0}, "learning_rate=0.0"),
+        ({"model": "evc-tiny", "steps": 1, "warmup": -1}, "warmup=-1"),
+        ({"model": "evc-tiny", "steps": 1, "motion": -0.5}, "motion=-0.5"),
+        ({"model": "evc-tiny", "steps": 1, "seed": -1}, "seed=-1"),
+        ({"model": "evc-tiny", "steps": 1, "ema": 1.0}, "ema=1.0"),
         (
             {"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 0.5}, "nm": {}},
             "gradient_decay and nm",
@@ -178,6 +182,42 @@ def test_damaged_checkpoint_is_refused(pictures, tmp_path):
 def test_wrong_recipe_is_named(values, message):
     with pytest.raises(UsageError, match=message):
         Recipe.from_dict(values)
+
+
+def test_a_file_that_is_no_text_is_no_recipe(tmp_path):
+    (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(UsageError, match=r"recipe\.toml cannot be read"):
+        Recipe.load(tmp_path / "recipe.toml")
+
+
+def test_learning_rate_rises_and_falls_along_a_cosine_to_a_hundredth(pictures, tmp_path):
+    trainer = _trainer({**PLAIN, "steps": 12, "warmup": 4}, pictures, tmp_path)
+    rates = [trainer.schedule(step) for step in (0, 1, 3, 4, 8, 12)]
+    assert rates == pytest.approx([0.25, 0.5, 1.0, 1.0, 0.505, 0.01])
+
+
+def test_the_average_follows_fast_at_first_and_every_step_has_its_own_noise(pictures, tmp_path):
+    trainer = _trainer({**PLAIN, "steps": 4, "ema": 0.999}, pictures, tmp_path)
+    drawn = []
+    trainer.method.record = lambda: drawn.append(torch.rand(3)) or {}
+    path = "dec.0.block.0.conv1.0"
+    average, weight = trainer.average.get_submodule(path).weight, trainer.model.get_submodule(path).weight
+    for step in range(3):
+        before = average.clone()
+        trainer.train_step()
+        trainer.step += 1
+        keep = (1 + step) / (10 + step)
+        torch.testing.assert_close(average, keep * before + (1 - keep) * weight.detach())
+    assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
+def test_processes_share_the_means_that_weigh_the_distillation(pictures, tmp_path, monkeypatch):
+    """One checkpoint holds them for all: a process that resumes must find what it had."""
+    trainer = _trainer({**PLAIN, "steps": 4, "gradient_decay": PRUNING}, pictures, tmp_path)
+    means, shared = trainer.method.distillation.average, []
+    monkeypatch.setattr("sparsecodec.training.distributed.average", lambda tensors: shared.extend(tensors))
+    trainer.train_step()
+    assert any(tensor is means for tensor in shared)
 
 
 def test_shipped_recipes_load(pytestconfig):

@@ -161,7 +161,7 @@ def _calibrated(
                 metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}
         except (SafetensorError, OSError) as error:
             raise UsageError(f"{path} cannot be read: {error}; remove it to calibrate again") from error
-        if metadata.get("made_by") != made_by:
+        if (metadata or {}).get("made_by") != made_by:
             raise UsageError(f"{path} was made by another recipe; take another folder")
         precisions = {name: Precision.from_json(bits) for name, bits in json.loads(metadata["precisions"]).items()}
         small = quantize_layers(model, precisions)

@@ -121,9 +121,15 @@ def graph_of(model: nn.Module, settings: Any) -> ChannelGraph:
     return trace_model(model, list(family_of(model).transforms(model, settings.transforms)))
 
 
-def calibration_set(recipe: Recipe) -> dict[str, int]:
-    """What the calibration set follows from, for the record."""
-    return {"seed": recipe.seed, "crops": recipe.batch, "crop": recipe.crop}
+def calibration_set(recipe: Recipe) -> dict[str, Any]:
+    """What the calibration set and its loss follow from, for the record."""
+    return {
+        "seed": recipe.seed,
+        "crops": recipe.batch,
+        "crop": recipe.crop,
+        "frames": recipe.frames,
+        "lambdas": recipe.lambdas,
+    }
 
 
 def loss_of(recipe: Recipe, model: nn.Module, data: Data) -> Loss:
