@@ -2,10 +2,11 @@
 
 from sparsecodec.sparsity.channel_graph import ChannelGraph, ChannelMap, LayerChannels, Space, trace_model
 from sparsecodec.sparsity.compact import apply_compact_config, apply_masks, compact, compact_config, masked
+from sparsecodec.sparsity.gating import magnitude_scores
 from sparsecodec.sparsity.gradient_decay import GradientDecay
 from sparsecodec.sparsity.macs import LayerMacs, MacReport, count, masked_macs, masked_params, masks_for_macs
 from sparsecodec.sparsity.mask_decay import MaskDecay
-from sparsecodec.sparsity.masks import ChannelMasks, magnitude_scores
+from sparsecodec.sparsity.masks import ChannelMasks
 from sparsecodec.sparsity.nm import NM, NMConfig, NMTraining, NMVariant, nm_layers, nm_mask, nm_masked
 from sparsecodec.sparsity.nm_packing import PackedNM, pack_nm, unpack_nm
 from sparsecodec.sparsity.scatter import ScatterConv2d

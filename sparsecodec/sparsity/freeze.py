@@ -77,6 +77,4 @@ def _ranked(scores: Tensor) -> Tensor:
 
 
 def _minus(names: list[str]) -> Counter[str]:
-    counted = Counter(names)
-    counted.subtract(names + names)
-    return counted
+    return Counter({name: -number for name, number in Counter(names).items()})

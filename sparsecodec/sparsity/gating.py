@@ -153,6 +153,15 @@ class Gating:
         return torch.cat(pieces)
 
 
+@torch.no_grad()
+def magnitude_scores(model: nn.Module, graph: ChannelGraph, p: float = 2.0) -> dict[str, Tensor]:
+    """``[width]`` float32 per prunable space and branch: `Gating.norms` of the model as it is."""
+    if not graph.prunable:
+        return {}
+    gating = Gating(graph, list(graph.prunable))
+    return gating.sections(gating.norms(model, p))
+
+
 def along(values: Tensor, dim: int, dims: int) -> Tensor:
     """``[C]`` as a view with `dims` dimensions, all of size 1 but `dim`."""
     return values.view([-1 if d == dim else 1 for d in range(dims)])

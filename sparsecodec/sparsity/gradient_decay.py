@@ -1,9 +1,9 @@
 """Gradient decay: train masks whose masked filters keep learning at first, then less and less, then are frozen.
 
 A channel is kept while its score, the norm of its filters or its energy, lies above the learnable threshold of its
-space. The forward uses ``m * W``; the
-backward scales what a masked filter receives by ``beta``, which goes from 1 (straight-through) to 0 (hard mask)
-(arXiv 2312.02605). A penalty on the MACs of the whole decoder moves the thresholds until the target is met.
+space. The forward uses ``m * W``; the backward scales what a masked filter receives by ``beta``, which goes from 1
+(straight-through) to 0 (hard mask) (arXiv 2312.02605). A penalty on the MACs of the whole decoder moves the thresholds
+until the target is met.
 """
 
 from __future__ import annotations
@@ -72,7 +72,8 @@ class GradientDecay(nn.Module):
 
     After ``config.t1`` the masks no longer move, and ``compact(model, decay.masks(), graph)`` computes the same as the
     trained forward. Thresholds and masks stay on the CPU, wherever the model is.
-    State dict: thresholds, masks, whether they are frozen. With those of model and optimiser, training resumes exactly.
+    State dict: thresholds, masks, gains, whether the masks are frozen. With those of model and optimiser, training
+    resumes exactly.
 
     Args:
         model: holds the layers of `graph`.
@@ -149,7 +150,8 @@ class GradientDecay(nn.Module):
             self.keep.copy_(self._threshold(self.scores))
             self._refresh()
             return
-        counts = {name: int(mask.sum()) for name, mask in self.gating.sections(self._threshold(self.scores)).items()}
+        kept = self.gating.sections(self._threshold(self.scores))
+        counts = {name: int((mask & self.graph.allowed(name, kept)).sum()) for name, mask in kept.items()}
         margins = self.gating.sections(self.scores - self.theta.detach()[self.unit_of])
         masks = freeze_masks(self.graph, self.report, margins, counts, self.config.sparsity, self.config.round_to)
         self.keep.copy_(torch.cat([masks[name] for name in self.names]))
@@ -172,7 +174,8 @@ class GradientDecay(nn.Module):
         """
         model = self.model if model is None else model
         lift = LIFT if self.beta > 0 and torch.is_grad_enabled() else 0.0
-        beta = 1.0 if self.config.apply_to == ApplyTo.UPDATE.value else self.beta
+        # What no longer learns must not count in the norm of the gradient, nor in Muon's direction, either.
+        beta = self.beta if self.config.apply_to == ApplyTo.GRADIENT.value or not self.beta else 1.0
         gated = (
             (name, key, gate(model.get_submodule(name)._parameters[key], keep, beta, lift if key == "bias" else 0.0))
             for name, key, keep in self._active

@@ -193,8 +193,9 @@ def blocks_of(model: nn.Module, inputs: Mapping[str, Sequence[int]]) -> list[Blo
     """
     blocks = []
     for path, shape in inputs.items():
-        transform = model.get_submodule(path)
-        units = _units(transform)
+        if not all(isinstance(side, int) for side in shape):
+            raise UsageError(f"{path} has {len(shape)} inputs: only transforms of one input can be timed")
+        units = _units(model.get_submodule(path))
         try:
             shapes = _input_shapes(units, shape)
         except RuntimeError as error:

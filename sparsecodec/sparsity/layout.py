@@ -10,6 +10,9 @@ from torch import nn
 OPEN = -1
 """Stands in a channel array for a channel that no layer of this transform makes: it comes from outside and stays."""
 
+UNKNOWN = object()
+"""What a traced value that is no tensor of channels becomes: a size, an entry of a shape, a buffer of one element."""
+
 MAKERS = ("conv", "conv_transpose", "deformable", "linear")
 """Kinds of layers whose outputs are channels of their own; those of other kinds are their inputs."""
 

@@ -124,7 +124,7 @@ def masked_params(model: nn.Module, report: MacReport, graph: ChannelGraph, mask
         if layer.kind == "gdn":
             total += kept_out + kept_out * kept_in
             continue
-        read = 1 if layer.kind == "depthwise" else kept_in
+        read = 1 if layer.kind == "depthwise" else kept_in // getattr(module, "groups", 1)
         size = math.prod(module.weight.shape[2:]) * read * kept_out
         total += size + (kept_out if module.bias is not None else 0)
     return total

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph
@@ -156,26 +156,6 @@ class ChannelMasks(Mapping[str, Tensor]):
         except ValueError as error:
             raise UsageError(f"{path} is not JSON: {error}") from error
         return cls.from_json(data)
-
-
-def magnitude_scores(model: nn.Module, graph: ChannelGraph, p: float = 2.0) -> dict[str, Tensor]:
-    """``[width]`` float32 per prunable space: the L_p norms of its filters, over all layers that make the channel.
-
-    Filters that stand or fall together within one layer (sub-pixel convolution) are averaged; several layers that make
-    one channel (a residual join) are combined as the root of the sum of squares.
-    """
-    scores: dict[str, Tensor] = {}
-    for name, space in graph.prunable.items():
-        total = torch.zeros(space.width)
-        for layer_name in space.producers:
-            positions = graph.filter_positions(layer_name, name)
-            norms = filter_norms(
-                model.get_submodule(layer_name).weight.detach(), graph.layers[layer_name].kind, p
-            ).cpu()
-            counts = torch.bincount(positions, minlength=space.width).clamp(min=1)
-            total += (torch.zeros(space.width).index_add(0, positions, norms) / counts).square()
-        scores[name] = total.sqrt()
-    return scores
 
 
 def best_channels(

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.sparsity.gating import replaced
 from sparsecodec.sparsity.schedules import ApplyTo
 
 KAPPA_END = 0.01  # of the exponential schedule at t1, where it is cut to 0
@@ -335,16 +336,12 @@ class NMTraining(nn.Module):
         config = self.config
         beta = self.beta if self.frozen or config.apply_to == ApplyTo.GRADIENT.value else 1.0
         factor = config.factor if config.variant == NMVariant.SR_STE.value and not self.frozen else 0.0
-        replaced: list[tuple[dict[str, Any], nn.Parameter]] = []
-        try:
-            for name, keep in self._masks():
-                parameters = model.get_submodule(name)._parameters
-                replaced.append((parameters, parameters["weight"]))
-                parameters["weight"] = nm_masked(parameters["weight"], keep, self.kappa, beta, factor)
+        masked = (
+            (name, "weight", nm_masked(model.get_submodule(name).weight, keep, self.kappa, beta, factor))
+            for name, keep in self._masks()
+        )
+        with replaced(model, masked):
             yield
-        finally:
-            for parameters, original in replaced:
-                parameters["weight"] = original
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """``optimizer.step()``, with the movement of masked weights scaled by beta where it acts on the update.

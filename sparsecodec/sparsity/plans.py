@@ -162,7 +162,7 @@ class Plan:
         path = Path(path)
         partial = path.with_name(path.name + ".part")
         text = json.dumps(self.to_json(), indent=1)
-        text = re.sub(r"\[[^][{}\"]*\]", lambda row: f"[{' '.join(row[0][1:-1].split())}]", text)  # one line per pair
+        text = re.sub(r"\[\n[^][{}\"]*\]", lambda row: f"[{' '.join(row[0][1:-1].split())}]", text)  # one line per pair
         partial.write_text(text + "\n")
         partial.replace(path)
 

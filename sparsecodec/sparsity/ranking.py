@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph
 from sparsecodec.sparsity.energy import channel_energies
-from sparsecodec.sparsity.masks import magnitude_scores
+from sparsecodec.sparsity.gating import magnitude_scores
 
 NORMS = {"l1": 1.0, "l2": 2.0}  # p of the norm of a channel's filters
 CRITERIA = ("energy", *NORMS)

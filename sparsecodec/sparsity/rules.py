@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsecodec.ops import deform_conv2d, warp
-from sparsecodec.sparsity.layout import OUTSIDE, Layout, Recorder
+from sparsecodec.sparsity.layout import OUTSIDE, UNKNOWN, Layout, Recorder
 
 
 def is_gdn(module: nn.Module) -> bool:
@@ -58,7 +58,7 @@ _CONSTANT_AT_ZERO_MODULES = (nn.Sigmoid, nn.Softplus, nn.Hardsigmoid)
 
 _ZERO_TO_ZERO = {
     *(F.relu, F.relu6, F.leaky_relu, F.elu, F.gelu, F.silu, F.mish, F.hardswish, F.dropout, F.interpolate),
-    *(F.avg_pool2d, F.max_pool2d, torch.max_pool2d, F.softsign, F.tanh, F.hardtanh),
+    *(F.avg_pool2d, F.max_pool2d, torch.max_pool2d, F.softsign, F.tanh),
     *(torch.relu, torch.tanh, torch.abs, torch.square, torch.sqrt, torch.round, torch.neg, torch.floor, torch.ceil),
     *(torch.clone, operator.neg, operator.abs),
     *("relu", "relu_", "tanh", "abs", "square", "sqrt", "round", "neg", "floor", "ceil", "clone", "contiguous"),
@@ -70,6 +70,7 @@ _SUB = {operator.sub, operator.isub, torch.sub, "sub", "sub_"}
 _MUL = {operator.mul, operator.imul, torch.mul, torch.multiply, "mul", "mul_"}
 _DIV = {operator.truediv, operator.itruediv, torch.div, torch.divide, "div", "div_"}
 _CLAMP = {torch.clamp, torch.clip, "clamp", "clamp_", "clip"}
+_IN_PLACE = {operator.iadd, operator.isub, operator.imul, operator.itruediv, "add_", "sub_", "mul_", "div_", "clamp_"}
 _POOLS = {torch.mean, "mean"}
 _IN_SPACE = ({-1, -2}, {2, 3})  # dimensions of [N, C, H, W]
 WARPS = {F.grid_sample, warp}
@@ -191,20 +192,29 @@ def pixel_unshuffle(rec: Recorder, x: Layout, r: int) -> Layout:
 
 
 def apply_function(rec: Recorder, target: Callable | str, args: tuple, kwargs: dict, where: str) -> object:
-    """What a function or method gives: a `Layout`, a tuple of them, or None where the result is no tensor.
+    """What a function or method gives: a `Layout`, a tuple of them, or `UNKNOWN` where the result is no tensor.
 
     `args` and `kwargs` are the node's own, with a `Layout` in place of every tensor.
     """
-    x = args[0] if args else None
+    result = _applied(rec, target, args, kwargs, where)
+    if target in _IN_PLACE and isinstance(args[0], Layout) and args[0].keeps_zero and not result.keeps_zero:
+        return rec.lock(args[0], f"{_name(target)} ({where}) changes its zeros in place, for all that hold the tensor")
+    return result
+
+
+def _applied(rec: Recorder, target: Callable | str, args: tuple, kwargs: dict, where: str) -> object:
     if target in (getattr, operator.getitem, "size", "dim"):
         return _index(rec, target, args, where)
     if target in (torch.cat, torch.concat):
         return _cat(rec, args, kwargs, where)
+    if not args:
+        return lock_all(rec, args, kwargs, f"{_name(target)} ({where}) is called by keywords alone")
+    x = args[0]
     if target in (torch.chunk, "chunk"):
         return _chunk(rec, args, kwargs, where)
     if target in (F.pixel_shuffle, F.pixel_unshuffle):
         rule = pixel_shuffle if target is F.pixel_shuffle else pixel_unshuffle
-        return rule(rec, x, args[1])
+        return rule(rec, x, args[1] if len(args) > 1 else next(iter(kwargs.values())))
     if target in _POOLS:
         return _pool(rec, args, kwargs, where)
     if target is F.pad and not x.pooled and _pads_zeros_in_space(args, kwargs):
@@ -218,8 +228,10 @@ def apply_function(rec: Recorder, target: Callable | str, args: tuple, kwargs: d
         low, high = kwargs.get("min", low), kwargs.get("max", high)
         zero = x.keeps_zero and (low is None or low <= 0) and (high is None or high >= 0)
         return replace(x, keeps_zero=zero)
-    if target in (torch.pow, operator.pow, "pow") and isinstance(args[1], int | float) and args[1] > 0:
-        return x
+    if target in (torch.pow, operator.pow, "pow"):
+        exponent = args[1] if len(args) > 1 else kwargs["exponent"]
+        if isinstance(exponent, int | float) and exponent > 0:
+            return x
     if target in DEFORMATIONS:  # a group of channels shares its offsets, and its weight belongs to no layer
         return lock_all(rec, args, kwargs, f"{_name(target)} ({where}) moves its channels in groups")
     if target in WARPS:  # samples of each channel, wherever the second argument says
@@ -239,6 +251,8 @@ def lock_all(rec: Recorder, args: tuple, kwargs: dict, reason: str) -> Layout:
 def flat_layouts(value: object) -> list[Layout]:
     if isinstance(value, Layout):
         return [value]
+    if isinstance(value, _Shape):
+        return [value.layout]
     if isinstance(value, dict):
         value = tuple(value.values())
     if isinstance(value, slice):
@@ -276,9 +290,11 @@ def _pool(rec: Recorder, args: tuple, kwargs: dict, where: str) -> Layout:
 def _binary(rec: Recorder, target: object, args: tuple, where: str) -> object:
     a, b = args
     if not isinstance(a, Layout) and not isinstance(b, Layout):
-        return None
+        return UNKNOWN
     if not (isinstance(a, Layout) and isinstance(b, Layout)):
         x, number = (a, b) if isinstance(a, Layout) else (b, a)
+        if target in _MAXMIN and number is not UNKNOWN:
+            return lock_all(rec, args, {}, f"{_name(target)} ({where}) along one dimension")
         if target in _MUL or (target in _DIV and x is a):
             return x
         if target in _DIV:
@@ -328,15 +344,19 @@ def _index(rec: Recorder, target: object, args: tuple, where: str) -> object:
     """Shapes, tuples and slices. Whatever reads the *number* of channels locks them: it would change."""
     x = args[0]
     if target is getattr and isinstance(x, Layout):
-        return _Shape(x) if args[1] == "shape" else (None if args[1] in ("device", "dtype", "ndim") else OUTSIDE)
+        if args[1] == "shape":
+            return _Shape(x)
+        if args[1] in ("device", "dtype", "ndim"):
+            return UNKNOWN
+        return lock_all(rec, args, {}, f"{args[1]} of a tensor ({where}) has no rule")
     if target == "size":
         return _Shape(x) if len(args) == 1 else _index(rec, operator.getitem, (_Shape(x), args[1]), where)
     if target == "dim":
-        return None
+        return UNKNOWN
     if isinstance(x, _Shape):
         if args[1] not in ((0, -2) if x.layout.pooled else (0, 2, 3, -1, -2, -4)):
             rec.lock(x.layout, f"its number of channels is read ({where})")
-        return None
+        return UNKNOWN
     if isinstance(x, tuple):
         return x[args[1]]
     if isinstance(x, Layout):
@@ -353,7 +373,7 @@ def _index(rec: Recorder, target: object, args: tuple, where: str) -> object:
         if x.known and len(index) >= 2 and index[0] == whole and all(isinstance(i, slice) for i in index):
             return replace(x, parts=(x.channels[index[1]],))
         return OUTSIDE
-    return None
+    return UNKNOWN
 
 
 class _Shape:

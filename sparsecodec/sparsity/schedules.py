@@ -10,6 +10,8 @@ from torch import Tensor
 
 from sparsecodec.errors import UsageError
 
+STEEPNESS = 10.0  # of the sigmoid of `Method.AUTOSPARSE`
+
 
 class Method(enum.Enum):
     """What a masked filter receives of its gradient."""
@@ -71,6 +73,13 @@ class DecayConfig:
             raise UsageError(f"sparsity={self.sparsity} (needs a fraction between 0 and 1)")
         if not 0 <= self.t0 < self.t1 or not 0 <= self.ramp <= self.t1:
             raise UsageError(f"t0={self.t0}, t1={self.t1}, ramp={self.ramp} (needs 0 <= t0 < t1 and ramp <= t1)")
+        if self.round_to < 1:
+            raise UsageError(f"round_to={self.round_to} (needs at least 1)")
+        for name in ("penalty", "temperature", "p"):
+            if not getattr(self, name) > 0:
+                raise UsageError(f"{name}={getattr(self, name)} (needs a positive number)")
+        if not 0 <= self.theta < 1:
+            raise UsageError(f"theta={self.theta} (needs 0 <= theta < 1)")
         for name, value, accepted in (
             ("method", self.method, [m.value for m in Method]),
             ("apply_to", self.apply_to, [a.value for a in ApplyTo]),
@@ -143,7 +152,7 @@ def psi(m: Tensor, e: float) -> Tensor:
     return m.square() / (m.square() + e)
 
 
-def _sigmoid_decay(done: float, steepness: float = 10.0) -> float:
+def _sigmoid_decay(done: float) -> float:
     """1 at 0 and 0 at 1, along a sigmoid around 1/2."""
-    first, last, here = (1 / (1 + math.exp(steepness * (u - 0.5))) for u in (0.0, 1.0, done))
+    first, last, here = (1 / (1 + math.exp(STEEPNESS * (u - 0.5))) for u in (0.0, 1.0, done))
     return (here - last) / (first - last)

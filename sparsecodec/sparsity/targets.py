@@ -8,8 +8,9 @@ from torch import nn
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph, trace_model
 from sparsecodec.sparsity.compact import compact
+from sparsecodec.sparsity.gating import magnitude_scores
 from sparsecodec.sparsity.macs import MacReport, masks_for_macs
-from sparsecodec.sparsity.masks import ChannelMasks, magnitude_scores
+from sparsecodec.sparsity.masks import ChannelMasks
 
 
 def student_targets(model: nn.Module, graph: ChannelGraph, student: nn.Module) -> dict[str, int]:

@@ -11,7 +11,7 @@ from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
 from sparsecodec.sparsity import rules
-from sparsecodec.sparsity.layout import OUTSIDE, Layout, Recorder
+from sparsecodec.sparsity.layout import OUTSIDE, UNKNOWN, Layout, Recorder
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
 
@@ -149,7 +149,7 @@ def _hand_on(rec: Recorder, results: Sequence[Layout], outputs: Sequence[np.ndar
 
 def _interpret(rec: Recorder, root: nn.Module, node: fx.Node, env: dict[fx.Node, object]) -> object:
     if node.op == "get_attr":
-        return OUTSIDE if _attribute(root, node.target).numel() > 1 else None
+        return OUTSIDE if _attribute(root, node.target).numel() > 1 else UNKNOWN
     args = fx.map_arg(node.args, env.__getitem__)
     kwargs = fx.map_arg(node.kwargs, env.__getitem__)
     if node.op == "call_module":
@@ -229,8 +229,8 @@ def _conv_behind(root: nn.Module, node: fx.Node) -> fx.Node | None:
         module = root.get_submodule(node.target) if node.op == "call_module" else None
         if module is not None and rules.is_conv(module):
             return None if module.groups > 1 else node
-        if not rules.is_activation(node.target, module) or not isinstance(node.args[0], fx.Node):
-            return None
+        if not rules.is_activation(node.target, module) or node.all_input_nodes != [*node.args[:1]]:
+            return None  # an activation reads one tensor, and nothing else that tracing computes
         node = node.args[0]
     return None
 

@@ -81,8 +81,9 @@ def test_gdn_and_transposed_convolutions_are_prunable(codec) -> None:
         (lambda x: F.pad(x, (0, 1, 0, 2)), 8),
         (lambda x: F.interpolate(x, scale_factor=2) * 0.5, 8),
         (lambda x: torch.clamp(x, -1, 1) / 3, 8),
+        (lambda x: torch.pow(F.pixel_shuffle(x, upscale_factor=2), exponent=2), 2),
     ],
-    ids=["pixel_shuffle", "crop", "cat", "chunk_add", "gate", "pad", "upsample", "clamp"],
+    ids=["pixel_shuffle", "crop", "cat", "chunk_add", "gate", "pad", "upsample", "clamp", "keywords"],
 )
 def test_operator_keeps_its_space_prunable(function, c: int) -> None:
     graph = ChannelGraph.trace(Net(function, c))
@@ -112,13 +113,50 @@ def test_constant_behind_a_mask_is_noticed(function) -> None:
         (lambda x: torch.cat([x, x], 2), 8, "along dimension 2"),
         (lambda x: 1 / x, 8, "division"),
         (lambda x: F.conv2d(x, torch.ones(8, 8, 1, 1)), 8, "conv2d"),
+        (lambda x: x.mT, 8, "mT of a tensor (net.getattr_1) has no rule"),
+        (lambda x: torch.max(x, 1).values[:, None].expand(-1, 8, -1, -1), 8, "along one dimension"),
+        (lambda x: torch.relu(input=x), 8, "by keywords alone"),
+        (lambda x: F.hardtanh(x, 0.5, 1.0), 8, "hardtanh"),
+        (lambda x: F.relu(x) * torch.ones(x.shape), 8, "ones (net.ones) has no rule"),
+        (lambda x: F.pad(x, (1, 1, 1, 1), value=x.shape[2]), 8, "pad"),
     ],
-    ids=["softmax", "slice", "split", "flip", "shape", "cat_rows", "divide", "functional"],
+    ids=[
+        *("softmax", "slice", "split", "flip", "shape", "cat_rows", "divide", "functional", "attribute", "max_of_rows"),
+        *("keywords", "hardtanh", "handed_shape", "unknown_pad"),
+    ],
 )
 def test_operator_without_a_rule_locks_and_says_why(function, c: int, reason: str) -> None:
     graph = ChannelGraph.trace(Net(function, c), "net")
     assert reason in graph.spaces["net.a"].locked
     assert f"locked, because {graph.spaces['net.a'].locked}" in graph.report()
+
+
+class Bounded(Net):
+    """Clamps by a buffer of one element, whose value the graph does not know."""
+
+    def __init__(self) -> None:
+        super().__init__(None)
+        self.register_buffer("bound", torch.tensor([0.5]))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(torch.clamp(self.a(x), self.bound))
+
+
+def test_clamp_by_an_unknown_bound_locks() -> None:
+    assert ChannelGraph.trace(Bounded()).spaces["a"].locked == "clamp (clamp) has no rule"
+
+
+@pytest.mark.parametrize("change", [lambda x: x.add_(1), lambda x: x.add_(x.sigmoid()), lambda x: x.clamp_(0.5, 1)])
+def test_constant_added_in_place_locks(change) -> None:
+    """Whoever holds the tensor under its old name reads the constant, too."""
+
+    class Aliased(Net):
+        def forward(self, x: Tensor) -> Tensor:
+            x = self.a(x)
+            change(x)
+            return self.b(x)
+
+    assert "in place" in ChannelGraph.trace(Aliased(None)).spaces["a"].locked
 
 
 class Squeezed(nn.Module):
@@ -193,6 +231,18 @@ def test_layer_that_runs_twice_ties_both_of_its_spaces() -> None:
     graph = ChannelGraph.trace(Twice())
     assert graph.spaces["a"].producers == ("a", "shared")
     assert graph.spaces["a"].locked is None
+
+
+def test_layer_that_also_reads_the_input_locks_what_it_reads_elsewhere() -> None:
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.shared, self.b = nn.Conv2d(8, 8, 1), nn.Conv2d(8, 3, 1)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return self.b(self.shared(F.relu(self.shared(x))))
+
+    assert ChannelGraph.trace(Again()).spaces["shared"].locked == "it is joined with channels from outside"
 
 
 def test_report_lists_every_space(evc) -> None:

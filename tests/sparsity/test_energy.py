@@ -65,6 +65,26 @@ def _lost(layer: nn.Module, x: Tensor, channel: int) -> Tensor:
     return sum((tap * x[:, channel]).square().mean() for tap in taps.flatten())
 
 
+class Resized(nn.Module):
+    """What is added has been brought to the size of the other side, which tracing computes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.inner = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 10, 3, stride=2)
+        self.outer, self.last = nn.Conv2d(10, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        return self.last(x + F.interpolate(self.outer(self.inner(x)), size=x.shape[2:]))
+
+
+def test_a_branch_that_is_resized_to_the_other_side_is_none() -> None:
+    net = Resized().double().eval()
+    graph = ChannelGraph.trace(net)
+    assert list(graph.prunable) == ["inner"]
+    assert list(channel_energies(net, graph, lambda: net(X))) == ["inner"]
+
+
 @torch.no_grad()
 def test_energies_are_the_power_that_each_channel_brings_to_its_readers(net: Net) -> None:
     tensors = {}
@@ -88,6 +108,27 @@ def test_energies_are_the_power_that_each_channel_brings_to_its_readers(net: Net
     for name, values in expected.items():
         assert found[name].dtype == torch.float32
         torch.testing.assert_close(found[name], torch.stack(values).float(), msg=name)
+
+
+class Short(nn.Module):
+    """A branch of one layer, which reads the very channels that it is added to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head, self.branch, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 1), nn.Conv2d(6, 2, 1)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.head(x)
+        return self.last(x + F.relu(self.branch(x)))
+
+
+@torch.no_grad()
+def test_what_a_branch_itself_reads_is_not_behind_it() -> None:
+    torch.manual_seed(0)
+    net = Short().double().eval()
+    brought = F.relu(net.branch(net.head(X)))
+    expected = torch.stack([_lost(net.last, brought, i) for i in range(6)])
+    torch.testing.assert_close(_energies(net)["branch:branch"], expected.float())
 
 
 @pytest.mark.parametrize("activation", [nn.Identity(), nn.ReLU(), nn.LeakyReLU(0.1, inplace=True), nn.Sigmoid()])

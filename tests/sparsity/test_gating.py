@@ -83,11 +83,24 @@ def test_parameters_are_back_after_an_exception(evc) -> None:
     assert all(a is b for a, b in zip(evc.model.parameters(), parameters, strict=True))
 
 
-def test_norms_are_the_magnitude_scores(codec) -> None:
-    gating = _gating(codec)
-    expected = magnitude_scores(codec.model, gating.graph)
-    for name, norms in gating.sections(gating.norms(codec.model)).items():
-        torch.testing.assert_close(norms, expected[name], rtol=1e-6, atol=0)
+@pytest.mark.parametrize("p", [1.0, 2.0])
+def test_norms_are_those_of_the_filters_that_make_a_channel(evc, p: float) -> None:
+    """Of a sum of four layers, one of them a sub-pixel convolution with four filters a channel."""
+    gating = _gating(evc)
+    squares = torch.zeros(64)
+    for name in ("dec.1.conv", "dec.1.upsample.0", "dec.2.block.0.conv2.0", "dec.2.block.1.conv.2"):
+        filters = evc.model.get_submodule(name).weight.detach().flatten(1)
+        norms = filters.abs().pow(p).sum(1).pow(1 / p)
+        squares += norms.view(64, -1).mean(1).square()
+    assert len(evc.model.get_submodule("dec.1.upsample.0").weight) == 256
+    norms = gating.sections(gating.norms(evc.model, p))["dec.1.conv"]
+    torch.testing.assert_close(norms, squares.sqrt(), rtol=1e-5, atol=0)
+    assert torch.equal(magnitude_scores(evc.model, gating.graph, p)["dec.1.conv"], norms)
+
+
+def test_a_graph_without_prunable_channels_has_no_scores() -> None:
+    net = nn.Conv2d(3, 4, 1)
+    assert magnitude_scores(net, ChannelGraph.trace(net)) == {}
 
 
 def test_norm_of_a_zero_filter_has_a_finite_gradient() -> None:

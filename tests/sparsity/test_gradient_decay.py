@@ -232,6 +232,7 @@ def test_frozen_masks_and_filters_rest_under_weight_decay_and_momentum(net: Net,
     assert not rows.all()
     assert torch.equal(net.head.weight[~rows], before.head.weight[~rows])
     assert torch.equal(net.head.bias[~rows], before.head.bias[~rows])
+    assert not net.head.weight.grad[~rows].any() and not net.head.bias.grad[~rows].any()
     assert (net.head.weight[rows] != before.head.weight[rows]).all()
 
 

@@ -74,6 +74,23 @@ def test_entries_tell_apart_what_takes_another_time(evc) -> None:
     assert not set(larger) & set(keys[0])
 
 
+def test_all_of_a_layer_that_time_depends_on_is_in_its_entry() -> None:
+    layers = [
+        nn.Conv2d(8, 8, 3, padding=1),
+        nn.Conv2d(8, 8, 3, padding=1, stride=2),
+        nn.Conv2d(8, 8, 5, padding=2),
+        nn.Conv2d(8, 8, 3, padding=1, groups=8),
+        nn.Conv2d(8, 6, 3, padding=1),
+        nn.ConvTranspose2d(8, 8, 3, padding=1),
+    ]
+    model = nn.ModuleDict({"a": nn.Sequential()})
+    keys = set()
+    for layer in layers:
+        model["a"] = nn.Sequential(layer)
+        keys |= {block.key for block in blocks_of(model, {"a": (1, 8, 6, 6)})}
+    assert len(keys) == len(layers)
+
+
 def test_channels_that_are_scattered_into_another_width_are_another_entry() -> None:
     conv = nn.Conv2d(4, 4, 1)
     keys = set()
@@ -123,6 +140,8 @@ def test_a_file_that_is_no_table_is_refused(tmp_path, text: str) -> None:
 def test_a_shape_that_the_transform_does_not_take_is_refused(evc) -> None:
     with pytest.raises(UsageError, match=r"dec does not take an input \(1, 95, 4, 6\)"):
         blocks_of(evc.model, {"dec": (1, 95, 4, 6)})
+    with pytest.raises(UsageError, match="dec has 2 inputs: only transforms of one input can be timed"):
+        blocks_of(evc.model, {"dec": ((1, 96, 4, 6), (1, 96, 4, 6))})
 
 
 # --- plans in milliseconds ---------------------------------------------------------------------------------------

@@ -15,6 +15,7 @@ from sparsecodec.sparsity import (
     count,
     magnitude_scores,
     masked_macs,
+    masked_params,
     masks_for_macs,
     trace_model,
 )
@@ -47,6 +48,16 @@ def test_masked_estimate_equals_the_compact_count(codec, sparsity: float, round_
     assert small.params < dense.params
     assert [layer.name for layer in small.layers] == [layer.name for layer in dense.layers]
     assert masked_macs(dense, graph, {}) == dense.macs
+    assert masked_params(codec.model, dense, graph, masks) == small.params
+    assert masked_params(codec.model, dense, graph, {}) == dense.params
+
+
+@pytest.mark.parametrize("grouped", [nn.Conv2d(8, 4, 3, groups=2), nn.ConvTranspose2d(8, 4, 3, groups=2)])
+def test_grouped_layers_are_estimated_as_counted(grouped: nn.Module) -> None:
+    net = nn.Sequential(nn.Conv2d(3, 8, 1), grouped, nn.Conv2d(4, 6, 1), nn.Conv2d(6, 2, 1))
+    report, graph = count(net, {"": (1, 3, 8, 8)}), trace_model(net, [""])
+    assert masked_params(net, report, graph, {}) == report.params == sum(p.numel() for p in net.parameters())
+    assert masked_macs(report, graph, {}) == report.macs
 
 
 def test_parameters_are_the_transforms_own(codec) -> None:

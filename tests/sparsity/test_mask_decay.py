@@ -198,6 +198,19 @@ def test_energies_are_measured_at_first_and_then_in_every_eighth_step(net: Net) 
     assert (energies[0] >= 0).all() and changed == [8, 16]
 
 
+def test_the_running_mean_of_the_energies_keeps_seven_tenths(net: Net) -> None:
+    decay = _decay(net)
+    measured = []
+    for step, scale in ((0, 1.0), (8, 3.0)):
+        for target in (decay, _decay(net)):  # the second one measures this step alone
+            target.set_step(step)
+            with target.applied():
+                net(_x() * scale)
+            measured.append(target.energy.clone())
+    torch.testing.assert_close(measured[2], 0.7 * measured[0] + 0.3 * measured[3])
+    assert not torch.allclose(measured[3], measured[0])
+
+
 def test_importance_is_the_energy_in_the_readers_outputs() -> None:
     torch.manual_seed(0)
     net = nn.Sequential(nn.Conv2d(3, 6, 1), nn.ReLU(), nn.Conv2d(6, 5, 3, padding=1)).double()

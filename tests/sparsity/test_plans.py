@@ -22,6 +22,14 @@ def test_the_same_calibration_gives_the_same_plan_and_another_one_another(case) 
     assert case.plan(case.measured(), 0.5).sensitivity != one.sensitivity
 
 
+def test_what_a_plan_says_of_its_making_comes_back_as_it_was(case, tmp_path) -> None:
+    plan = case.plan(case.measured(), 0.5)
+    plan.made_by.update(folder="photos [2  of them]", crops=[1, 2])
+    plan.save(tmp_path / "plan.json")
+    assert Plan.load(tmp_path / "plan.json") == plan
+    assert '"kept": [0 1' not in (text := (tmp_path / "plan.json").read_text()) and "[1, 2]" in text
+
+
 def test_a_plan_is_replayed_from_its_file_without_a_search(case, tmp_path) -> None:
     plan = case.plan(case.measured(), 0.5)
     plan.save(tmp_path / "plan.json")

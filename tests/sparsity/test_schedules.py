@@ -56,3 +56,12 @@ def test_psi_is_odd_in_its_slope_bounded_and_anneals_as_published() -> None:
 def test_wrong_settings_are_named(config: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
         MaskDecayConfig(**{"t1": 5} | config)
+
+
+@pytest.mark.parametrize(
+    "value", [{"round_to": 0}, {"temperature": 0.0}, {"penalty": -1.0}, {"p": 0}, {"theta": -0.1}, {"theta": 1.0}]
+)
+def test_settings_of_gradient_decay_out_of_range_are_named(value: dict) -> None:
+    ((name, wrong),) = value.items()
+    with pytest.raises(UsageError, match=f"{name}={wrong}"):
+        DecayConfig(sparsity=0.5, t0=1, t1=5, **value)

@@ -12,7 +12,7 @@ from torch import nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity import ChannelGraph, ChannelMasks, compact, count, masked_params, trace_model
-from sparsecodec.sparsity.plans import Plan, best_of, parameter_cost
+from sparsecodec.sparsity.plans import Cost, Plan, best_of, parameter_cost
 from sparsecodec.sparsity.ranking import rank_channels
 from sparsecodec.sparsity.search import global_threshold, search, uniform
 from sparsecodec.sparsity.sensitivity import Sensitivity, measure_sensitivity
@@ -198,6 +198,14 @@ def test_all_methods_meet_the_same_target(case, method: str, reduction: float) -
     assert plan.reached == 1 - left / case.cost.of({})
     assert plan.method == method
     assert abs(plan.missed) < 0.06
+
+
+def test_of_two_points_as_near_the_cheaper_one_is_taken(case) -> None:
+    graph = trace_model(case.model, ["second"])
+    ranking = rank_channels(case.model, graph, "l2")
+    halved = Cost("macs", lambda masks: 8.0 if "second.0" not in masks else 4.0)
+    plan = uniform(graph, ranking, halved, 0.25, round_to=12, tolerance=0.0)
+    assert plan.reached == 0.5 and plan.widths == {"second.0": (12, 24)}
 
 
 def test_uniform_takes_one_ratio(case) -> None:
