@@ -59,6 +59,7 @@ def test_quality_reaches_the_codec(picture, codec_files, tmp_path):
         ["encode", "absent.png", "out.spc", "-m", "{dense}"],
         ["encode", "{picture}", "absent/out.spc", "-m", "{dense}"],
         ["encode", "{picture}", "out.spc", "-m", "evc-gigantic"],
+        ["encode", "{picture}", "out.spc", "-m", "{dense}", "--qp", "0"],
         ["encode", "{picture}", "out.spc", "-m", "{dense}", "--device", "abacus"],
         ["decode", "absent.spc", "out.png"],
         ["decode", "{stream}", "out.docx", "-m", "{sparse}"],

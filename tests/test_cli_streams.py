@@ -135,6 +135,8 @@ def test_verify_compares_symbols(stream, codec_files, capsys, tmp_path):
     sums.write_text("garbage\n")
     code, message = complaint(capsys, "verify", stream, "-m", files, "--against", sums)
     assert code == 2 and "line 1" in message
+    code, message = complaint(capsys, "verify", stream, tmp_path, "-m", files, "--sums", tmp_path / "twice")
+    assert code == 2 and "2 files are called photo.spc" in message and not (tmp_path / "twice").exists()
 
 
 def test_portable_streams(picture, codec_files, capsys, tmp_path):

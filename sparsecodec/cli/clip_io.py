@@ -25,9 +25,10 @@ DEFAULT_RATE = "25"
 
 
 def refuse(arguments: argparse.Namespace, names: Sequence[str], what: str) -> None:
-    """Raises a UsageError for the first option of `names` that was given."""
+    """Raises a UsageError for the first option of `names` that was given, also as 0; ``--start 0`` asks for nothing."""
     for name in names:
-        if getattr(arguments, name, None) not in (None, False):
+        value = getattr(arguments, name, None)
+        if value is not None and value is not False and (name, value) != ("start", 0):
             raise UsageError(f"--{name.replace('_', '-')} is for {what}, {arguments.input} is none of them")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import hashlib
 import sys
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +48,8 @@ def add_to(subparsers) -> None:
 
 def run(arguments: argparse.Namespace) -> None:
     files = [file for name in arguments.files for file in _named(name)]
+    if arguments.sums is not None or arguments.against is not None:
+        _check_names(files)
     expected = None if arguments.against is None else _read_sums(arguments.against)
     decoding = arguments.model is not None or expected is not None or arguments.sums is not None
     codecs = Codecs(arguments.model, compute_options(arguments)) if decoding else None
@@ -67,6 +70,13 @@ def run(arguments: argparse.Namespace) -> None:
     if failures:
         first = next((error for error in failures if isinstance(error, BitstreamError)), failures[0])
         raise type(first)(f"{len(failures)} of {len(files)} files failed")
+
+
+def _check_names(files: list[Path]) -> None:
+    """Raises a UsageError for two files of one name, which a sums file cannot tell apart."""
+    for name, number in Counter(file.name for file in files).items():
+        if number > 1:
+            raise UsageError(f"{number} files are called {name} (a sums file has names without folders: verify apart)")
 
 
 def _named(name: str) -> list[Path]:
