@@ -54,6 +54,9 @@ class OpSpec:
         impls: best first.
         constants: names of the arguments that are weights, fixed when a codec is compiled.
         exact: True if every implementation gives the reference's bits.
+        check: optional, takes the constants by name and raises a UsageError for values that no implementation takes.
+            The reference leaves that to it: reading values waits for the device, once when constants are fixed and not
+            in every call, which a CUDA graph might be capturing.
     """
 
     name: str
@@ -62,6 +65,7 @@ class OpSpec:
     impls: tuple[Impl, ...]
     constants: tuple[str, ...] = ()
     exact: bool = False
+    check: Callable[..., None] | None = None
 
 
 _SPECS: dict[str, OpSpec] = {}
@@ -180,7 +184,15 @@ def call(spec: OpSpec, *args: Any, **kwargs: Any) -> Any:
     """Runs the op once, on the best backend that accepts the arguments."""
     arguments = bind_arguments(spec, args, kwargs)
     impl = select(spec, arguments)
-    return spec.reference(**arguments) if impl is None else resolve(impl.target)(**arguments)
+    if impl is not None:
+        return resolve(impl.target)(**arguments)
+    _check(spec, arguments)
+    return spec.reference(**arguments)
+
+
+def _check(spec: OpSpec, arguments: dict[str, Any]) -> None:
+    if spec.check is not None:
+        spec.check(**{name: arguments[name] for name in spec.constants})
 
 
 @dataclass(frozen=True)
@@ -205,6 +217,8 @@ def bind(spec: OpSpec, *args: Any, **kwargs: Any) -> Bound:
     """
     arguments = bind_arguments(spec, args, kwargs)
     impl, refused = _choose(spec, arguments)
+    if impl is None:
+        _check(spec, arguments)
     constants = {name: arguments.pop(name) for name in spec.constants}
     if impl is not None and impl.plan is not None:
         dtype = next(value.dtype for value in arguments.values() if isinstance(value, Tensor))

@@ -15,8 +15,6 @@ from sparsecodec.ops._triton_rules import triton_rejects_grouped
 
 def entropy_parameters_reference(scales: Tensor, thresholds: Tensor, part: str = "all") -> Tensor:
     """`entropy_parameters` in plain torch."""
-    if thresholds.dim() != 1 or bool((thresholds[1:] < thresholds[:-1]).any()):
-        raise UsageError(f"thresholds: {list(thresholds.shape)} (needs [L - 1], ascending)")
     return table_index(take_active(split_groups(scales, part, "scales"), part), thresholds)
 
 
@@ -24,6 +22,11 @@ def table_index(scales: Tensor, thresholds: Tensor) -> Tensor:
     """How many thresholds lie below each scale, int16 contiguous."""
     # searchsorted treats NaN as larger than every threshold.
     return torch.searchsorted(thresholds.to(scales.dtype), scales.contiguous()).to(torch.int16)
+
+
+def _check(thresholds: Tensor, part: str) -> None:
+    if thresholds.dim() != 1 or bool((thresholds[1:] < thresholds[:-1]).any()):
+        raise UsageError(f"thresholds: {list(thresholds.shape)} (needs [L - 1], ascending)")
 
 
 def _cpu_rejects(scales: Tensor, **_: Any) -> list[str]:
@@ -66,6 +69,7 @@ ENTROPY_PARAMETERS = register(
         ),
         constants=("thresholds", "part"),
         exact=True,
+        check=_check,
     )
 )
 
