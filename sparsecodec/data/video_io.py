@@ -156,7 +156,11 @@ def _frames(file: BinaryIO, name: str | Path, form: ClipFormat, marked: bool) ->
                 break
             if not (mark.startswith(b"FRAME") and mark.endswith(b"\n")):
                 raise UsageError(f"{name}: frame {number} begins with {mark[:20]!r} (needs FRAME: cut off, or damaged)")
-        data = file.read(form.frame_bytes)
+        try:
+            data = file.read(form.frame_bytes)
+        except (MemoryError, OverflowError) as error:
+            size = f"{form.width}x{form.height}, {form.frame_bytes} bytes"
+            raise UsageError(f"{name}: a frame of {size} does not fit into memory (is the header damaged?)") from error
         if not data and not marked:
             break
         if len(data) < form.frame_bytes:

@@ -99,6 +99,16 @@ def test_damaged_y4m_is_named_with_its_frame(change, message):
         list(read_stream(io.BytesIO(data), "clip").frames)
 
 
+def test_frames_beyond_all_memory_are_refused(tmp_path):
+    data = written(FORM, [noise(FORM)])
+    (tmp_path / "a.y4m").write_bytes(data.replace(b"W7 H5", b"W16777215 H16777215"))
+    with (
+        pytest.raises(UsageError, match="16777215x16777215.*does not fit into memory"),
+        open_clip(tmp_path / "a.y4m") as clip,
+    ):
+        list(clip.frames)
+
+
 def test_parameters_of_a_frame_are_skipped():
     frames = [noise(FORM), noise(FORM, seed=1)]
     data = written(FORM, frames).replace(b"FRAME\n", b"FRAME Ip\n")
