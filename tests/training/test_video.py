@@ -151,7 +151,7 @@ def test_a_video_codec_learns(pictures, tmp_path):
     codec = small_codec()
     x = RandomClips(pictures, 64, 2).batch(99, 2)
     first = calibration_loss(codec, x)
-    recipe = Recipe("rt", steps=25, batch=2, crop=64, frames=2, warmup=2, ema=0.9, log_every=1)
+    recipe = Recipe("rt", steps=50, batch=2, crop=64, frames=2, warmup=2, ema=0.9, log_every=1)
     trained = Trainer(recipe, codec, RandomClips(pictures, 64, 2), tmp_path).run()
     assert calibration_loss(trained, x) < 0.5 * first
 
