@@ -253,18 +253,18 @@ def _depth_conv_block_fwd_kernel(
             if BLOCK_M:
                 more = activate(more, slope4, ACTIVATION4)
             tl.debug_barrier()  # u has been read
-            if column4_ptr is None and DENSE and not SHORTCUT:
+            if column4_ptr is None and DENSE and not SHORTCUT and scale_ptr is None:
                 _finish(
-                    acc, 0, COLUMNS4 // VEC * VEC, None, out_tile_ptr, row_o, None, None, scale_ptr,
+                    acc, 0, COLUMNS4 // VEC * VEC, None, out_tile_ptr, row_o, None, None, None,
                     out_tile_ptr, row_o, inside, BLOCK_N,
                 )  # fmt: skip
                 if BLOCK_M:
                     _finish(
-                        more, BLOCK_N, COLUMNS4 // VEC * VEC, None, out_tile_ptr, row_o, None, None, scale_ptr,
+                        more, BLOCK_N, COLUMNS4 // VEC * VEC, None, out_tile_ptr, row_o, None, None, None,
                         out_tile_ptr, row_o, inside, BLOCK_M,
                     )  # fmt: skip
             else:
-                # More addresses than registers: few channels at a time, from v.
+                # More addresses and factors than registers: few channels at a time, from v.
                 shortcut_ptr = skip_tile_ptr if SHORTCUT else None
                 to = row_v[:, None] + tl.arange(0, BLOCK_N)[None, :]
                 tl.store(v_tile_ptr + to, narrow(acc, v_ptr.dtype.element_ty))
@@ -370,8 +370,6 @@ class DepthConvBlockPlan:
         if out.numel() == 0:
             return out
         kind, tiles = self._way(x.shape, x.device, _vector(x, out) > 1)
-        if scale is not None and not self._shortcut:  # 256 gated channels in two launches would spill 16 bytes
-            tiles = [tile for tile in tiles if tile not in cost.HOPPER_TILES]
         layers = self._layers(kind)
         skip = self._layer("adaptor")(x) if "adaptor" in layers else x
         first = self._layer("w1")(x) if "w1" in layers else None

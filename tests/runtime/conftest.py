@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
 
@@ -13,7 +14,7 @@ from torch import Tensor, nn
 from sparsecodec._compat import import_compressai
 from sparsecodec.models import create
 from sparsecodec.runtime import CompiledCodec, compile_codec
-from sparsecodec.runtime.video import CompiledVideo, fingerprint
+from sparsecodec.runtime.video import CompiledVideo, VideoState, fingerprint
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 
 CLASSES = {  # name -> class and constructor arguments
@@ -121,23 +122,34 @@ def pictures(photo: Tensor) -> Tensor:
     return torch.cat([photo[:, :, :64, :128], photo[:, :, 64:128, 64:192]])
 
 
-def code_in_step(codec: CompiledVideo, frames: list[Tensor], qp: int) -> list[bytes]:
-    """Codes a clip and decodes it, and compares the states after each frame."""
-    height, width = frames[0].shape[2:]
-    payloads = []
-    for index, x in enumerate(frames):
+def both_ends(
+    codec: CompiledVideo, frames: Iterable[Tensor], qps: Sequence[int], period: int
+) -> Iterator[tuple[bytes, VideoState, VideoState, Tensor]]:
+    """Codes a clip and decodes it: payload, state of the encoder, state of the decoder and picture of each frame."""
+    ours = theirs = None
+    for number, x in enumerate(frames):
+        index, qp, size = number % period, qps[number % len(qps)], tuple(x.shape[2:])
         if index == 0:
             payload, ours = codec.intra_encode(x, qp)
-            x_hat, theirs = codec.intra_decode(payload, height, width, qp)
+            x_hat, theirs = codec.intra_decode(payload, *size, qp)
         else:
             payload, ours = codec.inter_encode(x, ours, qp, index)
-            x_hat, theirs = codec.inter_decode(payload, theirs, height, width, qp, index)
-        assert fingerprint(ours) == fingerprint(theirs), f"frame {index}"
-        assert all(map(torch.equal, ours.tensors(), theirs.tensors()))
-        assert x_hat.shape == x.shape and x_hat.dtype == torch.float32 and x_hat.is_contiguous()
+            x_hat, theirs = codec.inter_decode(payload, theirs, *size, qp, index)
+        yield payload, ours, theirs, x_hat
+
+
+def code_in_step(
+    codec: CompiledVideo, frames: Sequence[Tensor], qps: Sequence[int], period: int = 99
+) -> list[tuple[bytes, Tensor]]:
+    """(payload, picture) of each frame; both ends must be left with the same state."""
+    coded = []
+    for number, (payload, ours, theirs, x_hat) in enumerate(both_ends(codec, frames, qps, period)):
+        assert fingerprint(ours) == fingerprint(theirs), f"frame {number}"
+        assert all(map(torch.equal, ours.tensors(), theirs.tensors())), f"frame {number}"
+        assert x_hat.shape == frames[number].shape and x_hat.dtype == torch.float32 and x_hat.is_contiguous()
         assert 0 <= x_hat.min() and x_hat.max() <= 1
-        payloads.append(payload)
-    return payloads
+        coded.append((payload, x_hat))
+    return coded
 
 
 def states_are_values(codec: CompiledVideo, frames: list[Tensor], qp: int) -> None:

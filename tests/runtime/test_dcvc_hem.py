@@ -34,7 +34,7 @@ def codec(request: pytest.FixtureRequest, model: VideoCodec):
 
 
 def test_both_ends_stay_in_step_for_32_frames(codec):
-    payloads = code_in_step(codec, moving(32, *SIZE), QP)
+    payloads = [payload for payload, _ in code_in_step(codec, moving(32, *SIZE), [QP])]
     assert min(map(len, payloads)) > 200, "nothing was coded"
     assert len(set(payloads)) == 32
 
@@ -132,7 +132,7 @@ def test_pruned_blocks_are_compiled_at_their_width(model: VideoCodec, state: str
     before, after = (sum(value.numel() for value in m.parameters()) for m in (model, thin))
     assert after < 0.5 * before
     codec, frames = compile_codec(thin, dtype=torch.float32), moving(3, *SIZE)
-    code_in_step(codec, frames, QP)
+    code_in_step(codec, frames, [QP])
     computes_what_the_model_computes(codec, thin, frames)
     _, last = codec.inter_encode(frames[1], codec.intra_encode(frames[0], QP)[1], QP, 1)
     assert (last.feature.shape[1] < model.inter.widths.channels) == (state == "coupled")

@@ -17,12 +17,13 @@ from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_mac
 from sparsecodec.training.families import family_of
 
 from ..toy_video import moving
-from .conftest import states_are_values
+from .conftest import code_in_step, states_are_values
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 NAMES = ["dcvc-rt-tiny", "dcvc-hem-tiny", "fvc-tiny"]
 SIZE = (128, 192)
 QP = 40
+CLIP = {"qps": (QP, 10, 63), "period": 6}
 
 
 @pytest.fixture(scope="module", params=NAMES)
@@ -44,27 +45,9 @@ def codec(request: pytest.FixtureRequest, model: VideoCodec) -> CompiledVideo:
     return compile_codec(model, "cuda", request.param)
 
 
-def code(codec: CompiledVideo, frames: list[torch.Tensor], period: int = 6) -> list[tuple[bytes, torch.Tensor]]:
-    """(payload, decoded frame) of each; both ends must be left with the same state."""
-    coded, ours, theirs = [], None, None
-    for number, x in enumerate(frames):
-        x, index, qp = x.cuda(), number % period, (QP, 10, 63)[number % 3]
-        size = tuple(x.shape[2:])
-        if index == 0:
-            payload, ours = codec.intra_encode(x, qp)
-            x_hat, theirs = codec.intra_decode(payload, *size, qp)
-        else:
-            payload, ours = codec.inter_encode(x, ours, qp, index)
-            x_hat, theirs = codec.inter_decode(payload, theirs, *size, qp, index)
-        assert fingerprint(ours) == fingerprint(theirs), f"frame {number}"
-        assert all(map(torch.equal, ours.tensors(), theirs.tensors())), f"frame {number}"
-        coded.append((payload, x_hat))
-    return coded
-
-
 def test_both_ends_stay_in_step_and_graphs_give_the_same_again(codec: CompiledVideo):
-    frames = moving(16, *SIZE)
-    first, second = code(codec, frames), code(codec, frames)  # some eager, then all captured
+    frames = [x.cuda() for x in moving(16, *SIZE)]
+    first, second = (code_in_step(codec, frames, **CLIP) for _ in range(2))  # some eager, then all captured
     for number, (one, other) in enumerate(zip(first, second, strict=True)):
         assert one[0] == other[0] and torch.equal(one[1], other[1]), f"frame {number}"
     assert min(len(payload) for payload, _ in first) > 40, "nothing was coded"
@@ -84,10 +67,11 @@ def test_a_skewed_state_is_seen(codec: CompiledVideo):
 
 def test_pictures_are_near_the_models(model: VideoCodec, codec: CompiledVideo):
     """Against the model's own float32 layers on the same GPU, each codec in its own loop."""
-    frames = moving(8, *SIZE)
+    frames = [x.cuda() for x in moving(8, *SIZE)]
     plain = compile_codec(model, "cuda", original=True)
     bound = 1e-3 if codec.dtype == torch.float32 else 0.03  # rounding at a tie moves a latent by a whole step
-    for number, ((_, ours), (_, theirs)) in enumerate(zip(code(codec, frames), code(plain, frames), strict=True)):
+    clips = [code_in_step(c, frames, **CLIP) for c in (codec, plain)]
+    for number, ((_, ours), (_, theirs)) in enumerate(zip(*clips, strict=True)):
         assert float((ours - theirs).square().mean().sqrt()) < bound, f"frame {number}"
 
 
@@ -99,7 +83,7 @@ def test_pruned_codecs_are_on_kernels_and_in_step(name: str):
     graph, report = trace_model(model, list(transforms)), count(model, transforms)
     pruned = compact(model, masks_for_macs(report, graph, magnitude_scores(model, graph), 0.5), graph).eval()
     codec = compile_codec(pruned, "cuda", torch.float16)
-    code(codec, moving(8, *SIZE))
+    code_in_step(codec, [x.cuda() for x in moving(8, *SIZE)], **CLIP)
     assert {row.backend for row in codec.report.rows if row.macs and row.op != "Linear"} == {"triton"}
 
 

@@ -28,6 +28,7 @@ from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.video import CompiledVideo, fingerprint
 
 from ..toy_video import moving
+from .conftest import both_ends
 from .recorded_graphs import RecordedGraphs
 
 CPU = torch.device("cpu")
@@ -78,19 +79,10 @@ def captured(model: VideoCodec) -> CompiledVideo:
     return codec
 
 
-def code(codec: CompiledVideo, frames: int, period: int = 5) -> list[tuple]:
+def code(codec: CompiledVideo, frames: int) -> list[tuple]:
     """(payload, fingerprints of the state at both ends, picture) of each frame, of several qualities."""
-    coded, ours, theirs = [], None, None
-    for number, x in enumerate(moving(frames, *SIZE)):
-        qp, index = QPS[number % len(QPS)], number % period
-        if index == 0:
-            payload, ours = codec.intra_encode(x, qp)
-            x_hat, theirs = codec.intra_decode(payload, *SIZE, qp)
-        else:
-            payload, ours = codec.inter_encode(x, ours, qp, index)
-            x_hat, theirs = codec.inter_decode(payload, theirs, *SIZE, qp, index)
-        coded.append((payload, fingerprint(ours), fingerprint(theirs), x_hat))
-    return coded
+    ends = both_ends(codec, moving(frames, *SIZE), QPS, period=5)
+    return [(payload, fingerprint(ours), fingerprint(theirs), x_hat) for payload, ours, theirs, x_hat in ends]
 
 
 def test_captured_loops_are_the_eager_ones(codec: CompiledVideo, captured: CompiledVideo):

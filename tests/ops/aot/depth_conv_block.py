@@ -16,6 +16,7 @@ VARIANTS = {
     "evc": EVC,
     "rt": RT | {"chunks": 2},
     "uf": RT | {"chunks": 4, "interleaved": True},
+    "gain": RT | {"chunks": 2, "scaled": True},
     "up": UP,
     "adaptor": EVC | {"adaptor": True},
     "free": EVC | {"free": True},
@@ -23,7 +24,7 @@ VARIANTS = {
     "odd": EVC | {"odd": True, "adaptor": True},
 }
 # Of launches with the feed-forward half, and without it. float16 takes the registers that bfloat16 takes.
-WHOLE = {torch.bfloat16: ("evc", "rt", "uf", "up", "adaptor", "free", "free up"), torch.float16: ("rt",)}
+WHOLE = {torch.bfloat16: ("evc", "rt", "uf", "gain", "up", "adaptor", "free", "free up"), torch.float16: ("rt",)}
 HALF = {torch.bfloat16: ("evc", "adaptor", "free", "odd"), torch.float32: ("evc", "rt", "free", "odd", "up", "free up")}
 QUICK = {"float32 three free", "bfloat16 128 one rt"}
 
