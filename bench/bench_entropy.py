@@ -33,6 +33,7 @@ from sparsecodec.entropy import (
     encode,
     evc_gaussian_tables,
 )
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, lane_words
 
 # All coders run in the calling thread and never wait, so that its CPU time is what a call takes on an idle machine; on
 # the wall, other processes would hit the slower coder more often. Only calls of microseconds need the finer clock.
@@ -307,6 +308,33 @@ def bench_decode_lanes_on_two_threads(race, monkeypatch):
         return run
 
     race("lanes_decode", "3840x2160-threads-2", on(2), {"one-thread": on(1)}, total, 7)
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
+@pytest.mark.benchmark(timer=time.perf_counter)
+@pytest.mark.parametrize("case", ["768x512", "3840x2160"])
+def bench_decode_lanes_on_gpu(race, case):
+    """Rows and symbols on the GPU: a warp for each group, against the host's threads and the way there and back."""
+    calls = [(symbols, indexes.cuda(), tables) for symbols, indexes, tables in LANE_CASES[case][0](None)]
+    total = sum(len(symbols) for symbols, _, _ in calls)
+    payload = _encoded(LaneEncoder(total), [(symbols, indexes.cpu(), tables) for symbols, indexes, tables in calls])
+
+    def on_device() -> list[torch.Tensor]:
+        decoder = CudaLaneDecoder(lane_words(payload, total).to(torch.device("cuda")), total)
+        decoded = [decoder.decode(indexes, tables) for _, indexes, tables in calls]
+        decoder.finish()
+        return decoded
+
+    def on_host() -> list[torch.Tensor]:
+        decoder = LaneDecoder(payload, total)
+        decoded = [decoder.decode(indexes.cpu(), tables).cuda() for _, indexes, tables in calls]
+        decoder.finish()
+        torch.cuda.synchronize()
+        return decoded
+
+    for found in (on_device(), on_host()):
+        assert all(torch.equal(one.cpu(), symbols) for one, (symbols, _, _) in zip(found, calls, strict=True))
+    race("lanes_decode", f"{case}-gpu", on_device, {"host": on_host}, total, 15)
 
 
 @pytest.mark.parametrize("case", ["768x512", "evc-tiny-sparse-kodim23"])

@@ -110,6 +110,7 @@ def main() -> int:
     lane.stage("codecs", [*pytest, "tests/runtime/test_gpu.py"], 0.3)
     lane.stage("video codecs", [*pytest, "tests/runtime/test_video_gpu.py"], 0.4)
     lane.stage("CompressAI decoders", [*pytest, "bench/bench_codec_gpu.py", "-k", "bench_compressai"], 0.3)
+    lane.stage("lanes", [*pytest, "bench/bench_entropy.py", "-k", "on_gpu"], 0.2)
     sanitizer = shutil.which("compute-sanitizer") or "/usr/local/cuda/bin/compute-sanitizer"
     if Path(sanitizer).exists():
         for tool in ("memcheck", "racecheck"):

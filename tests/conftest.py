@@ -8,17 +8,20 @@ import os
 # other work runs, too, tests with threads take up to thirty times as long if it spins.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 
+import contextlib
+import ctypes
 import importlib.util
 import re
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import pytest
 import torch
 from torch import Tensor, nn
 
 import sparsecodec
+from sparsecodec import _cuda
 from sparsecodec.cli import main
 from sparsecodec.data import read_image, write_image
 from sparsecodec.models import VideoCodec, create
@@ -83,6 +86,23 @@ def load_script_with_compiler(path: Path) -> ModuleType:
     if module.compiler() is None:
         pytest.skip("no g++ on the PATH")
     return module
+
+
+@pytest.fixture(scope="session")
+def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
+    """The CUDA kernels on CPU threads."""
+    path = tmp_path_factory.mktemp("emulated") / "library.so"
+    load_script_with_compiler(Path(__file__).parent / "cuda_emulator" / "emulate.py").build_library(path)
+    return _cuda.load(path)
+
+
+@pytest.fixture
+def emulated(emulated_library: ctypes.CDLL, monkeypatch: pytest.MonkeyPatch) -> None:
+    """sparsecodec/_cuda.py on tensors of the CPU: the library is emulated, streams and devices do not exist."""
+    monkeypatch.setattr(_cuda, "library", lambda: emulated_library)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: 0)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=None))
 
 
 @pytest.fixture(scope="session")

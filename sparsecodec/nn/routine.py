@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder
 
 
 @dataclass(frozen=True)
@@ -58,20 +59,32 @@ Routine = Generator[Coding | Known, Tensor | None, Any]
 Host = Callable[[Coding | Known, Tensor | None], Tensor | None]
 
 
-def drive(routine: Routine, host: Host) -> Any:
-    """Runs `routine` to its end, answering each request by `host`, and returns what it returns."""
-    answer = None
+def _answered(routine: Routine, answer: Callable[[Coding | Known], Tensor | None]) -> Any:
+    symbols = None
     while True:
         try:
-            request = routine.send(answer)
+            request = routine.send(symbols)
         except StopIteration as stop:
             return stop.value
+        symbols = answer(request)
+
+
+def drive(routine: Routine, host: Host) -> Any:
+    """Runs `routine` to its end, answering each request by `host`, and returns what it returns."""
+
+    def answer(request: Coding | Known) -> Tensor | None:
         if isinstance(request, Known):
-            answer = host(request, None)
-            continue
+            return host(request, None)
         symbols = None if request.symbols is None else request.symbols.cpu()
-        answer = host(Coding(request.tables, request.indexes.cpu(), symbols), None)
-        answer = None if answer is None else answer.to(request.indexes.device)
+        decoded = host(Coding(request.tables, request.indexes.cpu(), symbols), None)
+        return None if decoded is None else decoded.to(request.indexes.device)
+
+    return _answered(routine, answer)
+
+
+def drive_on_device(routine: Routine, decoder: CudaLaneDecoder) -> Any:
+    """As `drive`, for a decoding routine without `Known` calls: `decoder` is where the networks are."""
+    return _answered(routine, lambda request: decoder.decode(request.indexes, request.tables))
 
 
 def eagerly(routine: Callable[..., Routine], *inputs: Any, host: Host) -> Any:
@@ -97,3 +110,8 @@ def pulling(decoder: Decoder, *known: Coding) -> Host:
         return decoder.decode(coding.indexes, coding.tables, out)
 
     return pull
+
+
+def unasked(request: Coding | Known, out: Tensor | None) -> None:
+    """The host of a routine without requests."""
+    raise AssertionError(f"{request} was not expected")

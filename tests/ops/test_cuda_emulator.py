@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
 
-from sparsecodec import _cuda
 from sparsecodec.entropy import EntropyTables, LaneDecoder, LaneEncoder, lanes_cuda
 from sparsecodec.entropy.native import native
 from sparsecodec.errors import BitstreamError, NoBackendError, UsageError
@@ -59,20 +57,6 @@ def test_a_missing_barrier_and_an_overrun_are_found(emulate):
     assert "AddressSanitizer: heap-buffer-overflow" in found[1].output
 
 
-@pytest.fixture(scope="module")
-def emulated(emulate, tmp_path_factory):
-    """sparsecodec/_cuda.py on tensors of the CPU: the library is emulated, streams and devices do not exist."""
-    path = tmp_path_factory.mktemp("emulated") / "library.so"
-    emulate.build_library(path)
-    loaded = _cuda.load(path)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(_cuda, "library", lambda: loaded)
-        patch.setattr(torch.cuda, "device", lambda device: contextlib.nullcontext())
-        patch.setattr(torch.cuda, "current_device", lambda: 0)
-        patch.setattr(torch.cuda, "current_stream", lambda device: SimpleNamespace(cuda_stream=None))
-        yield
-
-
 @pytest.mark.skipif(torch.cuda.is_available(), reason="the conformance tests run the kernels themselves")
 @pytest.mark.parametrize("case", CUDA_CASES, ids=lambda case: f"{case.op}-{case.id}")
 def test_the_op_matches_its_reference(case, emulated):
@@ -110,7 +94,7 @@ def _lanes(total: int):
 def lanes(emulated, monkeypatch):
     """`CudaLaneDecoder` with its tensors on the CPU."""
     monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
-    return lambda payload, total: lanes_cuda.CudaLaneDecoder(payload, total, torch.device("cpu"))
+    return lambda payload, total: lanes_cuda.CudaLaneDecoder(lanes_cuda.lane_words(payload, total), total)
 
 
 @pytest.mark.parametrize("total", TOTALS)

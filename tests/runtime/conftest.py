@@ -11,8 +11,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from sparsecodec import zoo
 from sparsecodec._compat import import_compressai
 from sparsecodec.models import create
+from sparsecodec.quant import portable
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.video import CompiledVideo, VideoState, fingerprint
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
@@ -67,6 +69,20 @@ def build(name: str, variant: str) -> nn.Module:
     if not name.startswith("evc-"):
         model.update()
     return model.requires_grad_(False)
+
+
+@cache
+def portable_model(family: str) -> nn.Module:
+    """Portable, and small or trained. Not to be changed."""
+    if family.startswith("evc"):
+        return zoo.load({"evc": "evc-tiny-sparse-int8", "evc-float": "evc-tiny-sparse-portable"}[family])
+    generator = torch.Generator().manual_seed(5)
+    return portable(build(family, "dense"), torch.rand(1, 3, 128, 128, generator=generator))
+
+
+@cache
+def portable_codec(family: str) -> CompiledCodec:
+    return compile_codec(portable_model(family), stream="portable", dtype=torch.float32)
 
 
 @dataclass(frozen=True)

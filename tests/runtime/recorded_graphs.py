@@ -6,7 +6,7 @@ from collections.abc import Callable
 from contextlib import contextmanager
 
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 from torch.utils._pytree import tree_leaves
 
 # What needs the host while a graph is captured: `torch.tensor`, whose values come from pageable memory, and `item`.
@@ -40,6 +40,18 @@ class Recorder(TorchDispatchMode):
             for old, new in zip(tree_leaves(out), tree_leaves(again), strict=True):
                 if isinstance(old, torch.Tensor) and storage_of(old) != storage_of(new):
                     old.copy_(new)
+
+
+def launching(launch: Callable[..., None]) -> Callable[..., None]:
+    """What starts a kernel that torch knows nothing of, for recorders to keep as well."""
+
+    def launched(*args) -> None:
+        launch(*args)
+        recorder = _get_current_dispatch_mode()
+        if isinstance(recorder, Recorder):
+            recorder.calls.append((launch, args, {}, None))
+
+    return launched
 
 
 def storage_of(value) -> int | None:

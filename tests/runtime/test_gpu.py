@@ -9,10 +9,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from sparsecodec import ModelMismatchError
+from sparsecodec import ModelMismatchError, load
 from sparsecodec._compat import import_compressai
-from sparsecodec.entropy import LaneEncoder, evc_gaussian_tables
-from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder
+from sparsecodec.entropy import LaneEncoder, evc_gaussian_tables, lanes_cuda
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, lane_words
 from sparsecodec.runtime import compile_codec
 
 from .conftest import build
@@ -107,7 +107,18 @@ def test_lanes_decode_on_the_device():
     encoder = LaneEncoder(total)
     for part in (slice(0, 1000), slice(1000, total)):
         encoder.push(symbols[part], indexes[part], tables)
-    decoder = CudaLaneDecoder(encoder.finish(), total, torch.device("cuda"))
+    decoder = CudaLaneDecoder(lane_words(encoder.finish(), total).to(torch.device("cuda")), total)
     decoded = [decoder.decode(indexes[part].cuda(), tables) for part in (slice(0, 1000), slice(1000, total))]
     decoder.finish()
     assert torch.equal(torch.cat(decoded).cpu(), symbols)
+
+
+def test_portable_pictures_decode_in_one_graph(monkeypatch):
+    codec = compile_codec(load("evc-tiny-sparse-portable"), "cuda", stream="portable")
+    blobs = [codec.encode(x) for x in pictures(3).split(1)]
+    expected = [codec.decode(blob) for blob in blobs]
+    stretches = codec._executor.captures
+    monkeypatch.setattr(lanes_cuda, "LEAST_GROUPS", 1)
+    for blob, x_hat in zip(blobs, expected, strict=True):
+        assert torch.equal(codec.decode(blob), x_hat)
+    assert (codec._executor.captures - stretches, codec._executor.refusals) == (1, [])

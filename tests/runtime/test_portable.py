@@ -8,12 +8,11 @@ import math
 import subprocess
 import sys
 from fractions import Fraction
-from functools import cache
 from pathlib import Path
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from sparsecodec import zoo
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
@@ -22,29 +21,14 @@ from sparsecodec.nn.integer_prior import SYMBOL_LIMIT, as_float, fixed_point, na
 from sparsecodec.nn.routine import Coding, drive
 from sparsecodec.ops import entropy_parameters, evc_scale_thresholds
 from sparsecodec.ops._registry import use_backend
-from sparsecodec.quant import portable
 from sparsecodec.quant.tables import in_fixed_point
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.zoo import save
 
-from .conftest import build
+from .conftest import build, portable_codec, portable_model
 
 WITH_NETWORKS = ("evc", "bmshj2018-hyperprior", "mbt2018-mean")
 FAMILIES = (*WITH_NETWORKS, "bmshj2018-factorized")
-
-
-@cache
-def model_of(family: str) -> nn.Module:
-    """Portable, and small or trained. Not to be changed."""
-    if family == "evc":
-        return zoo.load("evc-tiny-sparse-int8")
-    generator = torch.Generator().manual_seed(5)
-    return portable(build(family, "dense"), torch.rand(1, 3, 128, 128, generator=generator))
-
-
-@cache
-def codec_of(family: str) -> CompiledCodec:
-    return compile_codec(model_of(family), stream="portable", dtype=torch.float32)
 
 
 @pytest.fixture(params=FAMILIES)
@@ -54,7 +38,7 @@ def family(request: pytest.FixtureRequest) -> str:
 
 @pytest.fixture
 def codec(family: str) -> CompiledCodec:
-    return codec_of(family)
+    return portable_codec(family)
 
 
 @pytest.fixture(scope="module")
@@ -110,8 +94,8 @@ def test_the_picture_is_that_of_the_float_codec(photo):
     x = photo[:, :, :128, :192]
     native = compile_codec(zoo.load("evc-tiny-sparse-int8"), dtype=torch.float32)
     for quality in (10, 90):
-        ours, theirs = codec_of("evc").encode(x, quality), native.encode(x, quality)
-        errors = [(c.decode(b) - x).square().mean() for c, b in ((codec_of("evc"), ours), (native, theirs))]
+        ours, theirs = portable_codec("evc").encode(x, quality), native.encode(x, quality)
+        errors = [(c.decode(b) - x).square().mean() for c, b in ((portable_codec("evc"), ours), (native, theirs))]
         assert len(ours) < 1.05 * len(theirs) + 32 and errors[0] < 1.05 * errors[1]
 
 
@@ -119,8 +103,8 @@ def test_the_picture_is_that_of_the_float_codec(photo):
 @pytest.mark.parametrize("family", WITH_NETWORKS)
 def test_every_backend_finds_the_same_rows(family, batch, backend):
     x = batch[:1, :, :64, :64]
-    calls = encoded(codec_of(family), x)
-    other = compile_codec(model_of(family), stream="portable", dtype=torch.float32)
+    calls = encoded(portable_codec(family), x)
+    other = compile_codec(portable_model(family), stream="portable", dtype=torch.float32)
     with use_backend(backend) if backend != "triton" else _integers_on_triton(other):
         found = rows_of(other, calls)
     assert [len(rows.unique()) > 1 for rows in found].count(True), "nothing was chosen"
@@ -169,8 +153,8 @@ def test_batch_and_threads_change_nothing(codec, batch, threads, n):
 
 def test_another_process_with_other_threads_and_dtype_finds_the_same_symbols(tmp_path: Path, batch):
     """A file of this process opens in a fresh one, on the reference, with its latent unchanged."""
-    save(model_of("evc"), tmp_path / "model")
-    codec = codec_of("evc")
+    save(portable_model("evc"), tmp_path / "model")
+    codec = portable_codec("evc")
     (tmp_path / "picture.spc").write_bytes(codec.encode(batch[2:3]))
     here = codec.decode((tmp_path / "picture.spc").read_bytes())
     program = (
@@ -203,10 +187,10 @@ def _any_symbols(codec: CompiledCodec, limit: int, seed: int) -> list[Coding]:
 @pytest.mark.parametrize("family", WITH_NETWORKS)
 def test_hostile_symbols_saturate(family):
     """Whatever a damaged stream holds, the rows are defined, on every backend the same."""
-    calls = _any_symbols(codec_of(family), 2**31, seed=0)
-    expected = rows_of(codec_of(family), calls)
+    calls = _any_symbols(portable_codec(family), 2**31, seed=0)
+    expected = rows_of(portable_codec(family), calls)
     with use_backend("reference"):
-        other = compile_codec(model_of(family), stream="portable", dtype=torch.float32, strict=False)
+        other = compile_codec(portable_model(family), stream="portable", dtype=torch.float32, strict=False)
         assert all(torch.equal(a, b) for a, b in zip(rows_of(other, calls), expected, strict=True))
 
 
@@ -214,7 +198,7 @@ def test_the_rows_are_those_of_every_version():
     """Golden: another digest is another stream, which no file made before opens."""
     digest = hashlib.sha256()
     for seed in range(3):
-        for rows in rows_of(codec_of("evc"), _any_symbols(codec_of("evc"), 4 ** (seed + 1), seed)):
+        for rows in rows_of(portable_codec("evc"), _any_symbols(portable_codec("evc"), 4 ** (seed + 1), seed)):
             digest.update(rows.numpy().astype("<i2").tobytes())
     assert digest.hexdigest().startswith("47c62c9c4f55b56f")
 
@@ -228,17 +212,17 @@ def test_the_report_says_what_is_guaranteed(codec):
 
 def test_native_and_portable_files_are_told_apart(photo):
     x = photo[:, :, :64, :64]
-    native = compile_codec(model_of("evc"), dtype=torch.float32)
-    assert native.numerics.tag != codec_of("evc").numerics.tag
+    native = compile_codec(portable_model("evc"), dtype=torch.float32)
+    assert native.numerics.tag != portable_codec("evc").numerics.tag
     with pytest.raises(ModelMismatchError, match="numerics"):
-        native.decode(codec_of("evc").encode(x))
+        native.decode(portable_codec("evc").encode(x))
     with pytest.raises(ModelMismatchError, match="numerics"):
-        codec_of("evc").decode(native.encode(x))
+        portable_codec("evc").decode(native.encode(x))
 
 
 def test_other_integers_are_another_model(photo):
-    data = codec_of("evc").encode(photo[:, :, :64, :64])
-    other = copy.deepcopy(model_of("evc"))
+    data = portable_codec("evc").encode(photo[:, :, :64, :64])
+    other = copy.deepcopy(portable_model("evc"))
     other.portable.thresholds[100] += 1
     with pytest.raises(ModelMismatchError, match="made by model"):
         compile_codec(other, stream="portable", dtype=torch.float32).decode(data)
@@ -246,7 +230,7 @@ def test_other_integers_are_another_model(photo):
 
 def test_stored_tables_count_not_floats(photo):
     """A processor whose sigmoid rounds otherwise would compute other tables; nobody computes them."""
-    model = copy.deepcopy(model_of("evc"))
+    model = copy.deepcopy(portable_model("evc"))
     codec = compile_codec(model, stream="portable", dtype=torch.float32)
     with torch.no_grad():
         codec._model.bit_estimator_z.f1.b.add_(1)

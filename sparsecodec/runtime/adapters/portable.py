@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, LaneWords, lane_words, prefers_device, require_end
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.nn.dual_prior import DualPriorCoder
 from sparsecodec.nn.integer_prior import (
@@ -21,7 +22,7 @@ from sparsecodec.nn.integer_prior import (
     narrowed,
     row_finder,
 )
-from sparsecodec.nn.routine import Coding, Routine, pulling, pushing
+from sparsecodec.nn.routine import Coding, Routine, drive_on_device, pulling, pushing, unasked
 from sparsecodec.ops import quantize_latent, restore_latent
 from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec, Network
 from sparsecodec.runtime.adapters.evc import EVCCodec
@@ -52,6 +53,24 @@ class Portable:
             return super()._compiled(path, strict)
         parts = {part: self._model.get_submodule(part) for part in path.split("+")}
         return IntegerNetwork(parts, strict=strict)
+
+    def _on_device(self, payload: bytes, total: int, routine: Callable[..., Routine], *inputs: Any) -> Tensor:
+        """Runs `routine`, which decodes all of a payload, without leaving the device: one graph, coder included."""
+        words = lane_words(payload, total).to(self.device)
+        inputs = (total, routine, *words, *inputs)
+        x_hat, faults, cursors, states = self._executor.run(self._unpacked, *inputs, host=unasked)
+        require_end(words._replace(cursors=cursors, states=states), faults)
+        return x_hat
+
+    @staticmethod
+    def _unpacked(total: int, routine: Callable[..., Routine], *inputs: Any) -> Routine:
+        """`inputs`: those of `LaneWords`, then those of `routine`."""
+        yield from ()
+        words = LaneWords(*inputs[: len(LaneWords._fields)])
+        words = words._replace(cursors=words.cursors.clone(), states=words.states.clone())  # inputs stay as they are
+        decoder = CudaLaneDecoder(words, total)
+        x_hat = drive_on_device(routine(*inputs[len(words) :]), decoder)
+        return x_hat, decoder.faults, words.cursors, words.states
 
     def _notes(self) -> tuple[str, ...]:
         precision = str(self.dtype).removeprefix("torch.")
@@ -91,6 +110,20 @@ class PortableEVCCodec(Portable, EVCCodec):
         """Of a padded picture: of the latent and of the hyper-latent."""
         return self._latent * (height // 16 * (width // 16) + height // 64 * (width // 64))
 
+    def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
+        size = tuple(-(-side // self.STRIDE) for side in (height, width))
+        total = self._symbols(*(side * self.STRIDE for side in size))
+        if not prefers_device(total, self.device):
+            return super()._synthesise(payload, q_scale, height, width, coder)
+        inputs = (size, self._q_basic * q_scale, coder, height, width)
+        return self._on_device(payload, total, self._whole_synthesis, *inputs)
+
+    def _whole_synthesis(
+        self, size: tuple[int, int], gain: Tensor, coder: DualPriorCoder, height: int, width: int
+    ) -> Routine:
+        z_symbols = yield coder.z_request(size, self.device)
+        return (yield from self._synthesis(z_symbols, gain, coder, height, width))
+
 
 class PortableScalableEVCCodec(PortableEVCCodec, ScalableEVCCodec):
     """Scalable EVC with portable streams."""
@@ -114,12 +147,19 @@ class _OnePayload(Portable):
         if len(payloads) != 1 or quality:
             raise BitstreamError(f"{len(payloads)} payloads at quality {quality} (a portable stream has one, at 0)")
         rows, columns = (-(-side // self.STRIDE) for side in (height, width))
-        decoder = LaneDecoder(payloads[0], self._symbols(rows * self.STRIDE, columns * self.STRIDE))
-        indexes = self._bottleneck._indexes((1, len(self._medians), rows, columns))
-        first = decoder.decode(indexes, self._z_tables)
+        total = self._symbols(rows * self.STRIDE, columns * self.STRIDE)
+        z_shape = (1, len(self._medians), rows, columns)
+        if prefers_device(total, self.device):
+            return self._on_device(payloads[0], total, self._whole_synthesis, z_shape, height, width)
+        decoder = LaneDecoder(payloads[0], total)
+        first = decoder.decode(self._bottleneck._indexes(z_shape), self._z_tables)
         x_hat = self._executor.run(self._synthesis, first, height, width, host=pulling(decoder))
         decoder.finish()
         return x_hat
+
+    def _whole_synthesis(self, z_shape: tuple[int, ...], height: int, width: int) -> Routine:
+        symbols = yield Coding(self._z_tables, self._bottleneck._indexes(z_shape, self.device))
+        return (yield from self._synthesis(symbols, height, width))
 
     def _take_integers(self, stored: nn.Module) -> None:
         """Uses the stored tables."""

@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import dcvc_gaussian16_tables
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, lane_words, prefers_device
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_rt import HYPER, SHIFT_OF_FRAME, STRIDE, pad_latent
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.integer_part import IntegerInterPrior, IntegerIntraPrior, IntegerPartCoder, with_skip_row
 from sparsecodec.nn.integer_prior import ONE, as_float, narrowed
 from sparsecodec.nn.likelihood import rate_rows
-from sparsecodec.nn.routine import drive, pulling, pushing
+from sparsecodec.nn.routine import drive, drive_on_device, pulling, pushing
 from sparsecodec.nn.rt_layers import PATCH
 from sparsecodec.quant import is_portable
 from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
@@ -271,10 +272,16 @@ class PortableRTCodec(CompiledVideo):
         temporal: Tensor | None,
     ) -> Tensor:
         size = height // STRIDE, width // STRIDE
-        decoder = LaneDecoder(payload, self._symbols(model, height, width))
+        total = self._symbols(model, height, width)
         first = coder.z_request((1, model.widths.hyper, *(-(-side // HYPER) for side in size)), rate)
-        z_symbols = pulling(decoder)(first, None).to(self.device)
-        y_hat = drive(coder.decoding(z_symbols, size, temporal), pulling(decoder))
+        if prefers_device(total, self.device):
+            decoder = CudaLaneDecoder(lane_words(payload, total).to(self.device), total)
+            z_symbols = decoder.decode(first.indexes.to(self.device), first.tables)
+            y_hat = drive_on_device(coder.decoding(z_symbols, size, temporal), decoder)
+        else:
+            decoder = LaneDecoder(payload, total)
+            z_symbols = decoder.decode(first.indexes, first.tables).to(self.device)
+            y_hat = drive(coder.decoding(z_symbols, size, temporal), pulling(decoder))
         decoder.finish()
         return y_hat
 

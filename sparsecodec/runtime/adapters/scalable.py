@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.nn import DualPriorCoder
-from sparsecodec.nn.routine import Coding, Routine, pushing
+from sparsecodec.nn.routine import Routine, pushing, unasked
 from sparsecodec.runtime.adapters.evc import EVCCodec
 
 
@@ -84,7 +84,7 @@ class ScalableEVCCodec(EVCCodec):
             first = last = self._model.check_prefix(prefix)
         gain = self._q_basic * q_scale
         candidates = []
-        for k, y in enumerate(self._executor.run(self._latents, x, first, last, host=_unasked), first):
+        for k, y in enumerate(self._executor.run(self._latents, x, first, last, host=unasked), first):
             encoder = self._encoder(x.shape[2], x.shape[3])
             x_hat = self._executor.run(self._coding, y, gain, coder, reconstruct, host=pushing(encoder))
             candidates.append((encoder.finish(), x_hat, k))
@@ -107,8 +107,3 @@ class ScalableEVCCodec(EVCCodec):
             total = total + self._transforms[self.ENCODERS[k]](x).float()
             latents.append(total / (k + 1))
         return tuple(latents[first:])
-
-
-def _unasked(request: Coding, out: Tensor | None) -> None:
-    """The host of a routine without coding calls."""
-    raise AssertionError(f"{request} was not expected")

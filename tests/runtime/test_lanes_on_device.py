@@ -1,0 +1,117 @@
+"""Portable streams whose coder runs where the networks do. CUDA kernels run on CPU threads, graphs are recorded."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsecodec import _cuda
+from sparsecodec.entropy import lanes_cuda
+from sparsecodec.entropy.native import native
+from sparsecodec.errors import BitstreamError
+from sparsecodec.ops import use_backend
+from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime.adapters import portable, portable_rt
+from sparsecodec.runtime.executor import Executor
+
+from ..toy_video import moving
+from .conftest import portable_codec, portable_model
+from .recorded_graphs import RecordedGraphs, launching
+from .test_portable_rt import compiled
+
+CPU, GPU = torch.device("cpu"), torch.device("cuda")
+SIZE = (64, 128)
+
+
+@pytest.fixture
+def on_device(emulated, monkeypatch) -> list[int]:
+    """All payloads are decoded on the device; the symbols of each are kept."""
+    totals = []
+
+    def preferred(total: int, device: torch.device) -> bool:
+        totals.append(total)
+        return True
+
+    monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
+    monkeypatch.setattr(_cuda, "_launch", launching(_cuda._launch))
+    for adapter in (portable, portable_rt):
+        monkeypatch.setattr(adapter, "prefers_device", preferred)
+    return totals
+
+
+@pytest.fixture(params=["evc-float", "mbt2018-mean", "bmshj2018-factorized"])
+def family(request: pytest.FixtureRequest) -> str:
+    return request.param
+
+
+@pytest.fixture
+def blobs(family: str, photo: Tensor) -> list[bytes]:
+    codec = portable_codec(family)
+    return [codec.encode(photo[:, :, top : top + SIZE[0], : SIZE[1]]) for top in (0, 64, 128)]
+
+
+@pytest.fixture
+def captured(family: str) -> Iterator[CompiledCodec]:
+    """A codec as it is on a GPU; recorders see torch's operations only."""
+    with use_backend("reference"):
+        codec = compile_codec(portable_model(family), stream="portable", dtype=torch.float32)
+        codec._executor = Executor(CPU, RecordedGraphs())
+        yield codec
+
+
+def test_pictures_are_the_hosts(family, blobs, request):
+    expected = [portable_codec(family).decode(blob) for blob in blobs]
+    totals = request.getfixturevalue("on_device")
+    for blob, x_hat in zip(blobs, expected, strict=True):
+        assert torch.equal(portable_codec(family).decode(blob), x_hat)
+    assert len(totals) == len(blobs)
+
+
+def test_one_graph_decodes_without_waiting(captured, blobs, request):
+    expected = [captured.decode(blob) for blob in blobs]
+    request.getfixturevalue("on_device")
+    graphs = captured._executor._graphs
+    graphs.events.clear()
+    stretches = captured._executor.captures
+    for blob, x_hat in zip(blobs, expected, strict=True):
+        assert torch.equal(captured.decode(blob), x_hat)
+    assert captured._executor.refusals == []
+    assert (captured._executor.captures - stretches, graphs.events) == (1, ["launch"] * 2)
+
+
+@torch.inference_mode()
+def test_damage_is_found_behind_the_graph(captured, blobs, on_device, monkeypatch):
+    calls, decode = [], captured._decode
+    monkeypatch.setattr(captured, "_decode", lambda *arguments: calls.append(arguments) or decode(*arguments))
+    expected = captured.decode(blobs[0])
+    ((payload,), *rest) = calls[0]
+    flipped = bytearray(payload)
+    flipped[len(payload) // 2] ^= 1
+    for damaged in (payload[:-2], payload + b"ab", bytes(flipped)):
+        with pytest.raises(BitstreamError, match="group 0 of 1"):
+            decode([damaged], *rest)
+        assert torch.equal(captured.decode(blobs[0]), expected)
+
+
+def test_video_frames_are_the_hosts(on_device, monkeypatch):
+    codec, frames = compiled(), moving(3, 64, 64)
+    payload, state = codec.intra_encode(frames[0], 30)
+    following, _ = codec.inter_encode(frames[1], state, 30, 1)
+    there = codec.intra_decode(payload, 64, 64, 30)[0], codec.inter_decode(following, state, 64, 64, 30, 1)[0]
+    monkeypatch.setattr(portable_rt, "prefers_device", lambda total, device: False)
+    here = codec.intra_decode(payload, 64, 64, 30)[0], codec.inter_decode(following, state, 64, 64, 30, 1)[0]
+    assert on_device and all(map(torch.equal, there, here))
+
+
+def test_small_pictures_and_other_devices_decode_on_the_host(monkeypatch):
+    monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
+    large = 32 * 16384 * lanes_cuda.LEAST_GROUPS
+    assert native().lane_layout(large)[1] == lanes_cuda.LEAST_GROUPS
+    assert lanes_cuda.prefers_device(large, GPU)
+    assert not lanes_cuda.prefers_device(large - 1, GPU)
+    assert not lanes_cuda.prefers_device(large, CPU)
+    monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: "no driver")
+    assert not lanes_cuda.prefers_device(large, GPU)
