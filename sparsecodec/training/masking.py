@@ -63,11 +63,14 @@ class Masking(Method):
         self.decay.step(optimizer)
 
 
-def finetuned(recipe: Recipe, small: nn.Module, data: Data, folder: Path, settings: Any) -> nn.Module:
-    """Plain training of a compact codec for ``settings.finetune_steps`` at ``settings.finetune_learning_rate``."""
+def finetuned(recipe: Recipe, small: nn.Module, data: Data, folder: Path, settings: Any, *, behind: int) -> nn.Module:
+    """Plain training of a compact codec for ``settings.finetune_steps`` at ``settings.finetune_learning_rate``.
+
+    `behind`: as of `Trainer`.
+    """
     if not settings.finetune_steps:
         return small.eval()
     tuning = phase(
         recipe, steps=settings.finetune_steps, learning_rate=settings.finetune_learning_rate, seed=recipe.seed + 1
     )
-    return Trainer(tuning, small.train().requires_grad_(True), data, folder / "finetune").run()
+    return Trainer(tuning, small.train().requires_grad_(True), data, folder / "finetune", behind=behind).run()

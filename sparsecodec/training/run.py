@@ -8,9 +8,11 @@ from pathlib import Path
 import torch
 from torch import nn
 
+from sparsecodec._files import replacing
 from sparsecodec.errors import UsageError
 from sparsecodec.models import EVC, create
-from sparsecodec.training import methods
+from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.training import distributed, methods
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer
 
@@ -34,10 +36,13 @@ def run(
         ``quantization``, which `sparsecodec.save` writes.
 
     Raises:
-        UsageError: the recipe does not fit the model, or the folder holds another run.
+        UsageError: the recipe does not fit the model, or the folder holds another run, or one that started from other
+            weights.
         SparseCodecError: the training diverged; the message names the step and the layer.
     """
     folder = Path(folder)
+    if recipe.start_from:
+        _remember_start(folder, recipe.start_from, model)
     if recipe.method == methods.PLAIN:
         return Trainer(recipe, model, data, folder).run()
     if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
@@ -64,6 +69,18 @@ def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module
             raise UsageError(f"backbone={recipe.backbone!r}: {recipe.model} is no codec with attention")
         model.load_backbone(load(recipe.backbone).state_dict())
     return model
+
+
+def _remember_start(folder: Path, name: str, model: nn.Module) -> None:
+    """Keeps the fingerprint of the weights that a run began with; one that goes on must begin with them."""
+    path, found = folder / "started_from.txt", f"{name} {model_hash(model).hex()}"
+    if not path.exists():
+        if distributed.rank() == 0:
+            folder.mkdir(parents=True, exist_ok=True)
+            with replacing(path) as partial:
+                partial.write_text(found)
+    elif path.read_text() != found:
+        raise UsageError(f"{name} has other weights than when the run in {folder} began: train in another folder")
 
 
 def _no_loader(name: str) -> nn.Module:

@@ -48,15 +48,23 @@ class Trainer:
         data: where batches come from.
         folder: created if missing; a checkpoint inside is continued.
         method: what is done beside plain rate-distortion training.
+        behind: steps of the run's earlier phases, whose crops are not drawn again.
 
     Raises:
         UsageError: the folder's checkpoint belongs to another recipe, or the recipe does not fit the model.
     """
 
     def __init__(
-        self, recipe: Recipe, model: nn.Module, data: Data, folder: str | Path, method: Method | None = None
+        self,
+        recipe: Recipe,
+        model: nn.Module,
+        data: Data,
+        folder: str | Path,
+        method: Method | None = None,
+        behind: int = 0,
     ) -> None:
         self.recipe = recipe
+        self.behind = behind
         self.model = channels_last(model)
         self.data = data
         self.folder = Path(folder)
@@ -94,7 +102,7 @@ class Trainer:
 
     def _made_by(self) -> dict[str, Any]:
         """Of a checkpoint: what must be the same for the run to go on as if it had never stopped."""
-        return {**self.recipe.decisive(), "phase": type(self.method).__name__}
+        return {**self.recipe.decisive(), "phase": type(self.method).__name__, "behind": self.behind}
 
     def schedule(self, step: int) -> float:
         """Share of the peak learning rate: linear warm-up, then a cosine to a hundredth."""
@@ -132,7 +140,7 @@ class Trainer:
         """One optimiser step; returns what the log records of it."""
         recipe, step, method = self.recipe, self.step, self.method
         share = recipe.batch // distributed.world()
-        x = self.data.batch(step, share, distributed.rank() * share).to(self.device)
+        x = self.data.batch(self.behind + step, share, distributed.rank() * share).to(self.device)
         for group in self.optimizer.param_groups:
             group["lr"] = group["peak"] * self.schedule(step)
 

@@ -100,7 +100,7 @@ def test_last_phase_is_plain_training_bit_for_bit(whole: tuple[nn.Module, Path],
     start.load_state_dict({key[8:]: value for key, value in stored.items() if key.startswith("average.")})
     rates = {"learning_rate": 1e-3, "adam_learning_rate": 2e-3 * 1e-3 / 0.01}
     recipe = dataclasses.replace(Recipe.from_dict(RECIPE), seed=2, **rates)
-    plain = Trainer(recipe, start, data, tmp_path).run()
+    plain = Trainer(recipe, start, data, tmp_path, behind=8).run()
     for key, value in expected.state_dict().items():
         assert torch.equal(plain.state_dict()[key], value), key
 
@@ -158,13 +158,13 @@ def test_weights_of_zero_leave_plain_training(data: RandomCrops, teacher: nn.Mod
     assert all(torch.equal(value, plain.state_dict()[key]) for key, value in student.state_dict().items())
 
 
-def test_each_phase_has_its_own_losses_rate_and_seed(data: RandomCrops, tmp_path: Path, monkeypatch):
+def test_each_phase_has_its_own_losses_rate_seed_and_crops(data: RandomCrops, tmp_path: Path, monkeypatch):
     phases = {}
 
     class Phase:
-        def __init__(self, recipe, model, data, folder, method=None) -> None:
+        def __init__(self, recipe, model, data, folder, method=None, behind=0) -> None:
             weights = None if method is None else (method.a, method.b)
-            phases[folder.name] = (recipe.steps, recipe.learning_rate, recipe.seed, weights)
+            phases[folder.name] = (recipe.steps, recipe.learning_rate, recipe.seed, weights, behind)
             self.run = lambda: model
 
     monkeypatch.setattr(feds, "Trainer", Phase)
@@ -173,9 +173,9 @@ def test_each_phase_has_its_own_losses_rate_and_seed(data: RandomCrops, tmp_path
     recipe = _recipe(a=2.0, b=0.3, channel_steps=5, finetune_steps=6, **rates)
     feds.run(recipe, recipe.settings, _student(), data, tmp_path, lambda name: _student())
     assert phases == {
-        "features": (4, 0.01, 0, (2.0, 0.0)),
-        "channels": (5, 0.002, 1, (0.2, 0.3)),
-        "finetune": (6, 0.001, 2, None),
+        "features": (4, 0.01, 0, (2.0, 0.0), 0),
+        "channels": (5, 0.002, 1, (0.2, 0.3), 4),
+        "finetune": (6, 0.001, 2, None, 9),
     }
 
 

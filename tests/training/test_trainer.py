@@ -232,3 +232,33 @@ def test_orthogonalize_flattens_the_spectrum(shape):
     torch.manual_seed(0)
     values = torch.linalg.svdvals(orthogonalize(torch.randn(shape)))
     assert values.min() > 0.4 and values.max() < 1.4
+
+
+def test_no_phase_draws_what_an_earlier_one_drew(pictures, tmp_path):
+    class Watched(RandomCrops):
+        steps = ()
+
+        def batch(self, step, size, start=0):
+            self.steps += (step,)
+            return super().batch(step, size, start)
+
+    stages = [["dec"], ["y_spatial_prior"]]
+    pruning = PRUNING | {"mac_reduction": 0.3, "stages": stages, "distillation_weight": 0.0}
+    recipe = Recipe.from_dict({**PLAIN, "steps": 4, "gradient_decay": pruning})
+    data = Watched(pictures, recipe.crop)
+    run(recipe, create("evc-tiny"), data, tmp_path)
+    calibrating = data.steps.index(1) - 1  # the crops of step 0, looked at before
+    assert data.steps[calibrating:] == (0, *range(1, 10))
+
+
+def test_a_run_goes_on_from_the_weights_that_it_began_with(pictures, tmp_path):
+    recipe = Recipe.from_dict({**PLAIN, "steps": 2, "start_from": "evc-tiny"})
+    data, model = RandomCrops(pictures, recipe.crop), load("evc-tiny")
+    expected = run(recipe, model, data, tmp_path).state_dict()
+    again = run(recipe, load("evc-tiny"), data, tmp_path).state_dict()
+    assert all(map(torch.equal, expected.values(), again.values()))
+    other = load("evc-tiny")
+    with torch.no_grad():
+        next(other.parameters()).add_(1e-3)
+    with pytest.raises(UsageError, match="evc-tiny has other weights than when"):
+        run(recipe, other, data, tmp_path)

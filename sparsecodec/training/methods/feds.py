@@ -127,11 +127,12 @@ def run(
         rate = settings.channel_learning_rate or recipe.learning_rate
         second = phase(recipe, steps=settings.channel_steps, learning_rate=rate, seed=recipe.seed + 1)
         method = Distillation(feds, FEATURES_LATER * a, b, adapter_lr)
-        averaged = Trainer(second, _trainable(averaged), data, folder / "channels", method).run()
+        averaged = Trainer(second, _trainable(averaged), data, folder / "channels", method, recipe.steps).run()
     if settings.finetune_steps:
         rate = settings.finetune_learning_rate
         third = phase(recipe, steps=settings.finetune_steps, learning_rate=rate, seed=recipe.seed + 2)
-        averaged = Trainer(third, _trainable(averaged), data, folder / "finetune").run()
+        behind = recipe.steps + settings.channel_steps
+        averaged = Trainer(third, _trainable(averaged), data, folder / "finetune", behind=behind).run()
     return averaged
 
 

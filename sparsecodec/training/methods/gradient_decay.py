@@ -158,13 +158,14 @@ def run(
     for number, paths in enumerate(stages):
         method = LearntMasks(model, settings, recipe.steps, paths, partial(calibration_loss, model, x, recipe.lambdas))
         learning = phase(recipe, seed=recipe.seed + 1000 * number)
-        averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method).run()
+        behind = number * recipe.steps
+        averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method, behind).run()
         method.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
         model = method.compacted(averaged)
         config = _joined(config, model.compact_config)
         model.compact_config = config
         model.train().requires_grad_(True)
-    return finetuned(recipe, model, data, folder, settings)
+    return finetuned(recipe, model, data, folder, settings, behind=len(stages) * recipe.steps)
 
 
 def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:

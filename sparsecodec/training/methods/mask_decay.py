@@ -151,4 +151,4 @@ def run(
     method = DecayingMasks(model, settings, recipe.steps)
     averaged = Trainer(recipe, model, data, folder / "masks", method).run()
     method.decay.set_step(recipe.steps)  # decay_end = 1: no step came after it
-    return finetuned(recipe, method.compacted(averaged), data, folder, settings)
+    return finetuned(recipe, method.compacted(averaged), data, folder, settings, behind=recipe.steps)

@@ -127,6 +127,6 @@ def run(
     tuned = averaged.train().requires_grad_(True)
     frozen = NMTraining(tuned, layers, sparse.config)
     frozen.load_state_dict(sparse.state_dict())
-    averaged = Trainer(tuning, tuned, data, folder / "finetune", SparseLayers(frozen)).run()
+    averaged = Trainer(tuning, tuned, data, folder / "finetune", SparseLayers(frozen), recipe.steps).run()
     frozen.bake(averaged)
     return averaged
