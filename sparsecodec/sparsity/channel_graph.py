@@ -201,14 +201,32 @@ def trace_model(model: nn.Module, paths: Sequence[str], state: str = LOCKED) -> 
             raise GraphError(f"{type(model).__name__} has no module {path!r}; it has {children}") from error
     if state == COUPLED:
         banks = {path: _banks(model, path) for path in paths}
-        return replace(_build(walk_coupled(modules, banks, wires_of(model, paths)), paths), state=COUPLED)
+        graph = _build(walk_coupled(modules, banks, wires_of(model, paths)), paths)
+        return replace(_without_shared(graph, model), state=COUPLED)
     graphs = [ChannelGraph.trace(module, path, _banks(model, path)) for path, module in modules.items()]
-    return ChannelGraph(
+    graph = ChannelGraph(
         {name: space for graph in graphs for name, space in graph.spaces.items()},
         {name: layer for graph in graphs for name, layer in graph.layers.items()},
         paths,
         {name: channels for graph in graphs for name, channels in graph.banks.items()},
     )
+    return _without_shared(graph, model)
+
+
+def _without_shared(graph: ChannelGraph, model: nn.Module) -> ChannelGraph:
+    """The graph with the channels locked of layers whose weights several transforms have, each under its own name."""
+    first: dict[int, str] = {}
+    locked: dict[str, str] = {}
+    for name, layer in graph.layers.items():
+        for parameter in model.get_submodule(name).parameters(recurse=False):
+            other = first.setdefault(id(parameter), name)
+            if other != name:
+                around = (graph.layers[other], layer)
+                touched = {space for each in around for side in (each.inputs, each.outputs) for space in side.spaces()}
+                touched |= {each.branch for each in around if each.branch}
+                locked |= dict.fromkeys(touched, f"{other} and {name} share their weights")
+    spaces = {name: replace(space, locked=space.locked or locked.get(name)) for name, space in graph.spaces.items()}
+    return replace(graph, spaces=spaces)
 
 
 def _banks(model: nn.Module, path: str) -> dict[str, Bank]:

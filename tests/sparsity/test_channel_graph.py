@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError
-from sparsecodec.sparsity import ChannelGraph, trace_model
+from sparsecodec.sparsity import ChannelGraph, ChannelMasks, compact, trace_model
 
 
 class Net(nn.Module):
@@ -272,3 +272,26 @@ def test_data_dependent_forward_is_an_error_that_names_the_module() -> None:
 
     with pytest.raises(GraphError, match="branchy cannot be traced"):
         ChannelGraph.trace(Depends(), "branchy")
+
+
+def test_a_layer_that_two_transforms_share_keeps_its_channels() -> None:
+    """Each would be cut by its own transform's masks, and the second cut undo the first."""
+
+    def chain(shared: nn.Module) -> nn.Module:
+        return nn.Sequential(nn.Conv2d(4, 8, 3), shared, nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 3))
+
+    shared = nn.Conv2d(8, 8, 3)
+    model = nn.ModuleDict({"a": chain(shared), "b": chain(shared)})
+    graph = trace_model(model, ["a", "b"])
+    reason = "a.1 and b.1 share their weights"
+    assert {name for name, space in graph.spaces.items() if space.locked == reason} == {"a.0", "a.1", "b.0", "b.1"}
+    assert graph.spaces["a.2"].locked is None and graph.spaces["b.2"].locked is None
+    alone = trace_model(model, ["a"])
+    assert alone.spaces["a.1"].locked is None
+
+    model["b"][1] = nn.Conv2d(8, 8, 3)
+    model["b"][1].weight = shared.weight
+    assert trace_model(model, ["a", "b"]).spaces["b.1"].locked == reason
+    masks = ChannelMasks.random(graph, sparsity=0.5, seed=0)
+    small, x = compact(model, masks, graph), torch.randn(1, 4, 12, 12)
+    assert small["a"](x).shape == small["b"](x).shape == (1, 4, 4, 4)
