@@ -153,7 +153,25 @@ class IntegerPriorCoder(DualPriorCoder):
         by_half = prior.unflatten(1, (2, 2, prior.shape[1] // 4))
         scales, means = by_half[:, :, 0], by_half[:, :, 1]
         symbols = yield from code(self._index[odd](scales), means, step, odd)
-        return self._restore[odd](symbols, as_float(means), as_float(first), as_float(step), gain)
+        return self._restored(symbols, means, first, step, gain)
+
+    def _restored(self, symbols: Tensor, means: Tensor, first: Tensor, step: Tensor, gain: Tensor) -> Tensor:
+        """The latent from the symbols and means of the second pass and the values of the first."""
+        return self._restore[PASSES[1]](symbols, as_float(means), as_float(first), as_float(step), gain)
+
+
+class ExactPriorCoder(IntegerPriorCoder):
+    """An `IntegerPriorCoder` whose latents are fixed-point, as `gain` is: ``[C]`` int64, at least 0, below 2^32."""
+
+    def _restored(self, symbols: Tensor, means: Tensor, first: Tensor, step: Tensor, gain: Tensor) -> Tensor:
+        second = coded_only(fixed_point(_spread(symbols), means), PASSES[1])
+        return scaled(scaled(first + second, step), gain.view(-1, 1, 1))
+
+
+def scaled(values: Tensor, factors: Tensor) -> Tensor:
+    """Products of fixed-point numbers: to the nearest, halves upwards, saturating; `factors` below 2^32."""
+    products = (values.long() * factors.long() + ONE // 2) >> FRACTION_BITS
+    return products.clamp_(-LIMIT, LIMIT - 1).to(torch.int32)
 
 
 def _spread(symbols: Tensor) -> Tensor:

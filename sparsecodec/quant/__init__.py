@@ -21,7 +21,7 @@ from sparsecodec.quant.model import (
     stored_bytes,
     trained_numbers,
 )
-from sparsecodec.quant.portable import W8A8, W8A16, W16A16, is_portable, on_dyadic_integers, portable
+from sparsecodec.quant.portable import W8A8, W8A16, W16A16, is_exact, is_portable, on_dyadic_integers, portable
 from sparsecodec.quant.refine import post_training, refine
 from sparsecodec.quant.tables import IntegerTables
 
@@ -40,6 +40,7 @@ __all__ = [
     "apply_quantization",
     "find_layers",
     "freeze",
+    "is_exact",
     "is_portable",
     "observe",
     "on_dyadic_integers",

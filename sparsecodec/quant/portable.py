@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Sequence
 
 import torch
@@ -21,6 +22,7 @@ from sparsecodec.quant.tables import IntegerTables
 W8A8, W8A16, W16A16 = Precision(8, 8, dyadic=True), Precision(8, 16, dyadic=True), Precision(16, 16, dyadic=True)
 STRIDE = 64  # the least picture, and the multiple that every family takes
 EVC = ("hyper_dec", "y_prior_fusion", "y_spatial_prior")
+SYNTHESIS = ("dec",)  # of EVC
 
 
 def entropy_networks(model: nn.Module) -> tuple[str, ...]:
@@ -52,6 +54,16 @@ def is_portable(model: nn.Module) -> bool:
     return isinstance(getattr(model, "portable", None), IntegerTables) and on_dyadic_integers(model)
 
 
+def is_exact(model: nn.Module) -> bool:
+    """Whether a portable codec's pictures are the same on every device: its synthesis holds dyadic integers, too."""
+    if is_video(model):
+        return is_portable_video(model)
+    try:
+        return is_portable(model) and not _float_layers(model, exact=True)
+    except UsageError:
+        return False
+
+
 def on_dyadic_integers(model: nn.Module) -> bool:
     """Whether `portable` takes `model` without pictures: its family has portable streams, and no layer is float."""
     try:
@@ -61,11 +73,15 @@ def on_dyadic_integers(model: nn.Module) -> bool:
 
 
 def portable(
-    model: nn.Module, images: Tensor | Sequence[Tensor] | None = None, precision: Precision = W8A16
+    model: nn.Module,
+    images: Tensor | Sequence[Tensor] | None = None,
+    precision: Precision = W8A16,
+    exact: bool = False,
 ) -> nn.Module:
     """A copy of a codec that can write portable streams.
 
     Layers of the entropy networks that are float are calibrated on `images` and frozen; dyadic ones stay as they are.
+    With `exact` so are those of the synthesis: then not only the symbols but the pictures are the same on every device.
     Another machine may calibrate to other integers, so the copy, not the float codec, is what has to be kept: save it.
 
     Args:
@@ -74,6 +90,7 @@ def portable(
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
+        exact: pictures, too. EVC; a video codec's always are.
 
     Returns:
         The copy, in eval mode, with the submodule ``portable`` (`IntegerTables`) and the attribute ``quantization``.
@@ -85,7 +102,7 @@ def portable(
     if not precision.dyadic:
         raise UsageError(f"precision={precision} (needs dyadic=True)")
     video = is_video(model)
-    names = [] if video else _float_layers(model)
+    names = [] if video else _float_layers(model, exact)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UsageError(f"{key} is not finite")
@@ -95,14 +112,17 @@ def portable(
     if names:
         if images is None:
             raise UsageError(f"{len(names)} layers of the entropy networks are float: give calibration images")
-        model = _calibrated(model, names, _pictures(images), precision)
+        model = _calibrated(model, names, _pictures(images), precision, exact)
     model.portable = _integer_tables(model)
     return freeze(model).requires_grad_(False)
 
 
-def _float_layers(model: nn.Module) -> list[str]:
-    """Layers of the entropy networks that are yet to be quantised."""
+def _float_layers(model: nn.Module, exact: bool = False) -> list[str]:
+    """Layers of the entropy networks, and with `exact` of the synthesis, that are yet to be quantised."""
     networks = entropy_networks(model)
+    if exact and networks != EVC:
+        raise UsageError(f"{type(model).__name__} has no form with exact pictures (EVC and DCVC-RT have)")
+    networks += SYNTHESIS if exact else ()
     on_integers = quantized_layers(model)
     for name, layer in on_integers.items():
         if name.split(".")[0] in networks and not (layer.precision.dyadic and layer.frozen):
@@ -165,11 +185,13 @@ def _pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
     return checked
 
 
-def _calibrated(model: nn.Module, names: list[str], pictures: list[Tensor], precision: Precision) -> nn.Module:
+def _calibrated(
+    model: nn.Module, names: list[str], pictures: list[Tensor], precision: Precision, exact: bool
+) -> nn.Module:
     """`model` with those layers on integers, not yet frozen."""
 
     def run(codec: nn.Module) -> float:
-        return _bits(codec, pictures)
+        return _rate_and_distortion(codec, pictures) if exact else _bits(codec, pictures)
 
     with torch.no_grad():
         small = quantize_layers(model, dict.fromkeys(names, precision))
@@ -191,4 +213,18 @@ def _bits(model: nn.Module, pictures: list[Tensor]) -> float:
             total += sum(float((model(x, step)["bpp"]).sum()) * x[0, 0].numel() for step in model.q_scale)
         else:
             total -= sum(float(likelihoods.log2().sum()) for likelihoods in model(x)["likelihoods"].values())
+    return total
+
+
+@torch.no_grad()
+def _rate_and_distortion(model: nn.Module, pictures: list[Tensor]) -> float:
+    """The sum over pictures and rates of log2(bits) + log2(mean squared error)."""
+    device = next(model.parameters()).device
+    total = 0.0
+    for x in pictures:
+        x = x.to(device)
+        for step in model.q_scale:
+            out = model(x, step)
+            total += math.log2(max(float(out["bpp"].sum()), 1e-9))
+            total += math.log2(max(float((out["x_hat"] - x).square().mean()), 2.0**-40))
     return total

@@ -49,14 +49,16 @@ class CompiledCodec(ABC):
 
     Attributes:
         device, dtype: of the synthesis and analysis transforms.
+        exact_pictures: whether the synthesis is integers, too: the same picture on every device.
     """
+
+    exact_pictures = False
 
     STRIDE: ClassVar[int] = 64
     SYNTHESIS: ClassVar[tuple[str, ...]]
     ANALYSIS: ClassVar[tuple[str, ...]]
     ENTROPY: ClassVar[tuple[str, ...]]
     ENCODING: ClassVar[tuple[str, ...]] = ()  # transforms that run to encode, if they are not ANALYSIS and ENTROPY
-    EXACT_PICTURES: ClassVar[bool] = False  # whether the synthesis is integers, too: the same picture on every device
     EAGER: ClassVar[dict[str, str]] = {}  # of the above, those that run as the model's own layers: path -> why
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
@@ -166,7 +168,7 @@ class CompiledCodec(ABC):
             width=width,
             quality=field,
             payloads=payloads,
-            exact=self.EXACT_PICTURES,
+            exact=self.exact_pictures,
             tiling=tiling,
         ).to_bytes()
 
@@ -202,7 +204,7 @@ class CompiledCodec(ABC):
         header = Header.read(data)
         window = region_of(header, region)
         check_pixels(header, window, max_pixels)
-        check_made_here(header, self.model_hash, self.numerics, self.EXACT_PICTURES)
+        check_made_here(header, self.model_hash, self.numerics, self.exact_pictures)
         check_decoding(self, window, touched(header, window).values(), max_memory)
 
         def restore(payloads: list[bytes], height: int, width: int) -> Tensor:

@@ -93,7 +93,7 @@ class EVCCodec(CompiledCodec):
         self, x: Tensor, q_scale: float, coder: DualPriorCoder, reconstruct: bool
     ) -> tuple[bytes, Tensor | None]:
         encoder = self._encoder(x.shape[2], x.shape[3])
-        inputs = (x, self._q_basic * q_scale, coder, reconstruct)
+        inputs = (x, self._gain(q_scale), coder, reconstruct)
         x_hat = self._executor.run(self._analysis, *inputs, host=pushing(encoder))
         return encoder.finish(), x_hat
 
@@ -102,21 +102,32 @@ class EVCCodec(CompiledCodec):
 
     def _coding(self, y: Tensor, gain: Tensor, coder: DualPriorCoder, reconstruct: bool) -> Routine:
         """From the transform latent ``[1, C, H/16, W/16]`` float32 on."""
-        y = (y / gain.view(1, -1, 1, 1)).contiguous(memory_format=torch.channels_last)  # torch layers may choose
+        y = self._normalised(y, gain).contiguous(memory_format=torch.channels_last)  # torch layers may choose
         y_hat = yield from coder.encoding(y, self._transforms["hyper_enc"](y).float(), gain)
-        return finished(self._transforms["dec"](y_hat), 16 * y.shape[2], 16 * y.shape[3]) if reconstruct else None
+        return self._picture(y_hat, 16 * y.shape[2], 16 * y.shape[3]) if reconstruct else None
+
+    def _gain(self, q_scale: float) -> Tensor:
+        """``[C]``: what a channel of the latent is divided by before it is coded."""
+        return self._q_basic * q_scale
+
+    @staticmethod
+    def _normalised(y: Tensor, gain: Tensor) -> Tensor:
+        return y / gain.view(-1, 1, 1)
+
+    def _picture(self, y_hat: Tensor, height: int, width: int) -> Tensor:
+        return finished(self._transforms["dec"](y_hat), height, width)
 
     def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
         z_shape = (1, self._latent, -(-height // self.STRIDE), -(-width // self.STRIDE))
         decoder = self._decoder(payload, self.STRIDE * z_shape[2], self.STRIDE * z_shape[3])
-        inputs = (coder.decode_z(decoder, z_shape), self._q_basic * q_scale, coder, height, width)
+        inputs = (coder.decode_z(decoder, z_shape), self._gain(q_scale), coder, height, width)
         x_hat = self._executor.run(self._synthesis, *inputs, host=pulling(decoder))
         decoder.finish()
         return x_hat
 
     def _synthesis(self, z_symbols: Tensor, gain: Tensor, coder: DualPriorCoder, height: int, width: int) -> Routine:
         y_hat = yield from coder.decoding(z_symbols, gain)
-        return finished(self._transforms["dec"](y_hat), height, width)
+        return self._picture(y_hat, height, width)
 
     def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
         q_scale = self._q_scale(quality)

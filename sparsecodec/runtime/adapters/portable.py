@@ -15,7 +15,9 @@ from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, LaneWords, lane_word
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.nn.dual_prior import DualPriorCoder
 from sparsecodec.nn.integer_prior import (
+    ONE,
     SYMBOL_LIMIT,
+    ExactPriorCoder,
     IntegerPriorCoder,
     as_float,
     fixed_point,
@@ -24,6 +26,7 @@ from sparsecodec.nn.integer_prior import (
 )
 from sparsecodec.nn.routine import Coding, Routine, drive_on_device, pulling, pushing, unasked
 from sparsecodec.ops import quantize_latent, restore_latent
+from sparsecodec.quant import is_exact
 from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec, Network
 from sparsecodec.runtime.adapters.evc import EVCCodec
 from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
@@ -48,8 +51,11 @@ class Portable:
     def numerics(self) -> Numerics:
         return PORTABLE
 
+    def _is_exact(self, path: str) -> bool:
+        return path in self.ENTROPY
+
     def _compiled(self, path: str, strict: bool) -> CompiledTransform | EagerTransform:
-        if path not in self.ENTROPY:
+        if not self._is_exact(path):
             return super()._compiled(path, strict)
         parts = {part: self._model.get_submodule(part) for part in path.split("+")}
         return IntegerNetwork(parts, strict=strict)
@@ -74,11 +80,12 @@ class Portable:
 
     def _notes(self) -> tuple[str, ...]:
         precision = str(self.dtype).removeprefix("torch.")
-        return (
-            f"analysis and synthesis{self._on_integers()} in {precision}, entropy networks in integers",
-            f"stream portable: {PORTABLE.name}",
-            "pictures: up to the rounding of the synthesis, which floating point leaves to the device",
-        )
+        if self.exact_pictures:
+            networks, pictures = f"analysis in {precision}, all that decodes in integers", "the same on every device"
+        else:
+            networks = f"analysis and synthesis{self._on_integers()} in {precision}, entropy networks in integers"
+            pictures = "up to the rounding of the synthesis, which floating point leaves to the device"
+        return networks, f"stream portable: {PORTABLE.name}", f"pictures: {pictures}"
 
     def compress(self, *args: Any, **kwargs: Any) -> NoReturn:
         """Not for portable codecs: the family's own strings hold the family's own arithmetic."""
@@ -90,15 +97,40 @@ class Portable:
 
 
 class PortableEVCCodec(Portable, EVCCodec):
-    """EVC with portable streams."""
+    """EVC with portable streams; with exact pictures, too, if its synthesis is on dyadic integers."""
 
     ENTROPY: ClassVar = ("hyper_dec+y_prior_fusion", "y_spatial_prior")
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        self.exact_pictures = is_exact(model)
+        super().__init__(model, device, dtype, strict)
+
+    def _is_exact(self, path: str) -> bool:
+        return super()._is_exact(path) or (self.exact_pictures and path in self.SYNTHESIS)
 
     def _coders(self, model: nn.Module) -> tuple[DualPriorCoder, DualPriorCoder]:
         stored, (parameters, spatial) = model.portable, (self._transforms[path] for path in self.ENTROPY)
         tables = evc_gaussian_tables(), stored.tables()
-        coder = IntegerPriorCoder(parameters, spatial, *tables, stored.z_medians, stored.thresholds, self.device)
+        kind = ExactPriorCoder if self.exact_pictures else IntegerPriorCoder
+        coder = kind(parameters, spatial, *tables, stored.z_medians, stored.thresholds, self.device)
         return coder, coder
+
+    def _gain(self, q_scale: float) -> Tensor:
+        """With exact pictures fixed-point, int64."""
+        if not self.exact_pictures:
+            return super()._gain(q_scale)
+        basic = (self._q_basic.double() * ONE).round().long()  # of float32 numbers, so these are the same everywhere
+        return (basic * round(q_scale * 100) + 50) // 100
+
+    def _normalised(self, y: Tensor, gain: Tensor) -> Tensor:
+        return super()._normalised(y, as_float(gain) if self.exact_pictures else gain)
+
+    def _picture(self, y_hat: Tensor, height: int, width: int) -> Tensor:
+        if not self.exact_pictures:
+            return super()._picture(y_hat, height, width)
+        network = self._transforms["dec"]
+        picture = network(narrowed(y_hat, network.exponent))
+        return finished(as_float(picture.clamp(0, ONE)), height, width)
 
     def _encoder(self, height: int, width: int) -> LaneEncoder:
         return LaneEncoder(self._symbols(height, width))
@@ -115,7 +147,7 @@ class PortableEVCCodec(Portable, EVCCodec):
         total = self._symbols(*(side * self.STRIDE for side in size))
         if not prefers_device(total, self.device):
             return super()._synthesise(payload, q_scale, height, width, coder)
-        inputs = (size, self._q_basic * q_scale, coder, height, width)
+        inputs = (size, self._gain(q_scale), coder, height, width)
         return self._on_device(payload, total, self._whole_synthesis, *inputs)
 
     def _whole_synthesis(

@@ -82,7 +82,7 @@ class ScalableEVCCodec(EVCCodec):
             first, last, reconstruct = 0, len(self.ENCODERS) - 1, True
         else:
             first = last = self._model.check_prefix(prefix)
-        gain = self._q_basic * q_scale
+        gain = self._gain(q_scale)
         candidates = []
         for k, y in enumerate(self._executor.run(self._latents, x, first, last, host=unasked), first):
             encoder = self._encoder(x.shape[2], x.shape[3])

@@ -34,6 +34,7 @@ from sparsecodec.quant import (
     sensitivities,
     stored_bytes,
 )
+from sparsecodec.quant.portable import SYNTHESIS
 from sparsecodec.training import distributed
 from sparsecodec.training.families import calibration_loss, family_of
 from sparsecodec.training.recipe import Recipe
@@ -60,6 +61,7 @@ class Settings:
         entropy_bits: of the activations of the networks that choose entropy tables: 16, with 8-bit weights and scales
             that integers alone can apply, and the codec stores its tables, so that it writes portable streams; None
             leaves those networks float.
+        exact: the same for the synthesis of EVC: its pictures are then the same on every device.
         calibration_crops: pictures of the recipe's crop size.
         rule: "rd" moves every scale while the rate-distortion loss falls; "mse" and "max" are the plain calibrations.
         mixed_bits: what a layer may get: 4 (W4A8), 8 (W8A8), 16 (W8A16); used with one of the next two.
@@ -73,6 +75,7 @@ class Settings:
     weight_bits: int = 8
     activation_bits: int = 8
     entropy_bits: int | None = None
+    exact: bool = False
     calibration_crops: int = 10
     rule: str = "rd"
     mixed_bits: tuple[int, ...] = BITS
@@ -85,6 +88,8 @@ class Settings:
         Precision(self.weight_bits, self.activation_bits)
         if self.entropy_bits not in (None, 16):
             raise UsageError(f"entropy_bits={self.entropy_bits!r} (needs 16; leave it out for float entropy networks)")
+        if self.exact and self.entropy_bits is None:
+            raise UsageError("exact=True needs entropy_bits=16: pictures cannot be exact where symbols are not")
         if self.rule not in RULES:
             raise UsageError(f"rule={self.rule!r} (needs one of {', '.join(RULES)})")
         if self.calibration_crops < 1:
@@ -185,13 +190,14 @@ def _precisions(settings: Settings, model: nn.Module) -> tuple[dict[str, Precisi
     left: dict[str, str] = {}
     plain = Precision(settings.weight_bits, settings.activation_bits)
     only_entropy = settings.transforms == "entropy"
+    dyadic = ENTROPY | set(SYNTHESIS) if settings.exact else ENTROPY
     for path in family_of(model).transforms(model, "decoder" if only_entropy else settings.transforms):
-        if only_entropy and path not in ENTROPY:
+        if only_entropy and path not in dyadic:
             continue
         if path in ENTROPY and settings.entropy_bits is None:
             left[path] = "the entropy networks stay float"
             continue
-        precision = Precision(8, settings.entropy_bits, dyadic=True) if path in ENTROPY else plain
+        precision = Precision(8, settings.entropy_bits, dyadic=True) if path in dyadic else plain
         names, reasons = find_layers(model, [path], required=False)
         precisions |= dict.fromkeys(names, precision)
         left |= reasons
