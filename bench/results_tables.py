@@ -34,7 +34,11 @@ FEDS = ("feds-teacher", "evc-tiny-sparse", "feds-student")  # the teacher, what 
 PIXELS = 768 * 512
 COST = ("GMAC", "decode ms", "Mparams")
 CLIP_ANCHOR = "x265"
-CLIP_PARENTS = {"dcvc-rt-tiny-sparse": "dcvc-rt-tiny", "dcvc-rt-tiny-portable": "dcvc-rt-tiny-sparse"}
+CLIP_PARENTS = {
+    "dcvc-rt-tiny-sparse": "dcvc-rt-tiny",
+    "dcvc-rt-tiny-portable": "dcvc-rt-tiny-sparse",
+    "dcvc-hem-tiny-sparse": "dcvc-hem-tiny",
+}
 
 Row = Sequence[str]
 
