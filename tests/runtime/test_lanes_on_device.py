@@ -50,7 +50,7 @@ def family(request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def blobs(family: str, photo: Tensor) -> list[bytes]:
     codec = portable_codec(family)
-    return [codec.encode(photo[:, :, top : top + SIZE[0], : SIZE[1]]) for top in (0, 64, 128)]
+    return [codec.encode(photo[:, :, top : top + SIZE[0], : SIZE[1]]) for top in (0, 64)]
 
 
 @pytest.fixture
@@ -79,9 +79,10 @@ def test_one_graph_decodes_without_waiting(captured, blobs, request):
     for blob, x_hat in zip(blobs, expected, strict=True):
         assert torch.equal(captured.decode(blob), x_hat)
     assert captured._executor.refusals == []
-    assert (captured._executor.captures - stretches, graphs.events) == (1, ["launch"] * 2)
+    assert (captured._executor.captures - stretches, graphs.events) == (1, ["launch"])
 
 
+@pytest.mark.parametrize("family", ["mbt2018-mean"])
 @torch.inference_mode()
 def test_damage_is_found_behind_the_graph(captured, blobs, on_device, monkeypatch):
     calls, decode = [], captured._decode
