@@ -102,7 +102,8 @@ class Trainer:
 
     def _made_by(self) -> dict[str, Any]:
         """Of a checkpoint: what must be the same for the run to go on as if it had never stopped."""
-        return {**self.recipe.decisive(), "phase": type(self.method).__name__, "behind": self.behind}
+        made_by = {**self.recipe.decisive(), "phase": type(self.method).__name__}
+        return made_by | {"behind": self.behind} if self.behind else made_by
 
     def schedule(self, step: int) -> float:
         """Share of the peak learning rate: linear warm-up, then a cosine to a hundredth."""
