@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -202,29 +202,31 @@ def _calibrated(
         return corrected if run(corrected) < run(small) else small
 
 
-@torch.no_grad()
 def _bits(model: nn.Module, pictures: list[Tensor]) -> float:
     """Bits that the pictures take, at all rates of the codec."""
-    device = next(model.parameters()).device
     total = 0.0
-    for x in pictures:
-        x = x.to(device)
-        if hasattr(model, "q_scale"):
-            total += sum(float((model(x, step)["bpp"]).sum()) * x[0, 0].numel() for step in model.q_scale)
+    for x, out in _coded(model, pictures):
+        if "bpp" in out:
+            total += float(out["bpp"].sum()) * x[0, 0].numel()
         else:
-            total -= sum(float(likelihoods.log2().sum()) for likelihoods in model(x)["likelihoods"].values())
+            total -= sum(float(likelihoods.log2().sum()) for likelihoods in out["likelihoods"].values())
+    return total
+
+
+def _rate_and_distortion(model: nn.Module, pictures: list[Tensor]) -> float:
+    """The sum over pictures and rates of EVC of log2(bits) + log2(mean squared error)."""
+    total = 0.0
+    for x, out in _coded(model, pictures):
+        total += math.log2(max(float(out["bpp"].sum()), 1e-9))
+        total += math.log2(max(float((out["x_hat"] - x).square().mean()), 2.0**-40))
     return total
 
 
 @torch.no_grad()
-def _rate_and_distortion(model: nn.Module, pictures: list[Tensor]) -> float:
-    """The sum over pictures and rates of log2(bits) + log2(mean squared error)."""
+def _coded(model: nn.Module, pictures: list[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
+    """Each picture, on the model's device, and what the model says of it, at each of its rates."""
     device = next(model.parameters()).device
-    total = 0.0
     for x in pictures:
         x = x.to(device)
-        for step in model.q_scale:
-            out = model(x, step)
-            total += math.log2(max(float(out["bpp"].sum()), 1e-9))
-            total += math.log2(max(float((out["x_hat"] - x).square().mean()), 2.0**-40))
-    return total
+        for rate in ((step,) for step in model.q_scale) if hasattr(model, "q_scale") else ((),):
+            yield x, model(x, *rate)

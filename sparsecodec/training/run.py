@@ -73,7 +73,7 @@ def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module
 
 def _remember_start(folder: Path, name: str, model: nn.Module) -> None:
     """Keeps the fingerprint of the weights that a run began with; one that goes on must begin with them."""
-    path, found = folder / "started_from.txt", f"{name} {model_hash(model).hex()}"
+    path, found = folder / "started_from.txt", model_hash(model).hex()
     if not path.exists():
         if distributed.rank() == 0:
             folder.mkdir(parents=True, exist_ok=True)

@@ -71,6 +71,19 @@ def build(name: str, variant: str) -> nn.Module:
     return model.requires_grad_(False)
 
 
+@pytest.fixture(params=[(isa, threads) for isa in ("scalar", "avx2", "avx512") for threads in (1, 2)], ids=str)
+def any_processor(request: pytest.FixtureRequest, instruction_sets, monkeypatch) -> Iterator[None]:
+    """The test runs with the kernels of each instruction set that this processor has, on one thread and on two."""
+    isa, threads = request.param
+    if isa not in instruction_sets:
+        pytest.skip(f"this processor has no {isa}")
+    monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    yield
+    torch.set_num_threads(before)
+
+
 @cache
 def portable_model(family: str) -> nn.Module:
     """Portable, and small or trained. Not to be changed."""
