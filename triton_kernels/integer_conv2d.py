@@ -14,6 +14,7 @@ DTYPES = {16: torch.int16, 32: torch.int32}  # of the result, by its bits
 UNUSED = ("column_ptr", "scale_ptr", "COLUMNS")  # of what `Destination` names
 UNSPECIALISED = (
     "H", "W", "TO_H", "TO_W", "P", "C_IN", "C_OUT", "N_PADS", "K_PADS", "TAPS", "PADDING", "LEFT", "RIGHT",
+    "INPUT_LEFT", "INPUT_RIGHT", "LOW",
     "stride_xn", "stride_xh", "stride_xw",
     "stride_rn", "stride_rh", "stride_rw",
     "stride_on", "stride_oh", "stride_ow",
@@ -25,6 +26,13 @@ def _clip(value, BITS: tl.constexpr):
     """`value` as int32, clipped to the range of BITS bits."""
     top: tl.constexpr = (1 << (BITS - 1)) - 1
     return tl.minimum(tl.maximum(value, -top - 1), top).to(tl.int32)
+
+
+@triton.jit
+def _narrow(x, INPUT_LEFT, INPUT_RIGHT, LOW):
+    """int16 x 2^INPUT_LEFT / 2^INPUT_RIGHT, one of them 1, halves upwards, clipped to ``[LOW, LOW + 255]``: int32."""
+    q = ((x.to(tl.int32) << INPUT_LEFT) + ((1 << INPUT_RIGHT) >> 1)) >> INPUT_RIGHT
+    return tl.minimum(tl.maximum(q, LOW), LOW + 255)
 
 
 @triton.jit
@@ -73,10 +81,12 @@ def _finish(
 def _integer_conv2d_fwd_kernel(
     x_ptr, weight_ptr, channel_ptr, residual_ptr, out_ptr,
     H, W, TO_H, TO_W, P, C_IN, C_OUT, N_PADS, K_PADS, TAPS, PADDING, LEFT, RIGHT,
+    INPUT_LEFT, INPUT_RIGHT, LOW,
     stride_xn, stride_xh, stride_xw,
     stride_rn, stride_rh, stride_rw,
     stride_on, stride_oh, stride_ow,
-    WIDE: tl.constexpr, SHUFFLE: tl.constexpr, KW: tl.constexpr, VEC_IN: tl.constexpr, VEC_OUT: tl.constexpr,
+    NARROW: tl.constexpr, WIDE: tl.constexpr, SHUFFLE: tl.constexpr, KW: tl.constexpr,
+    VEC_IN: tl.constexpr, VEC_OUT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P of the P = N*TO_H*TO_W positions, BLOCK_N of the columns that `_finish` writes.
@@ -84,6 +94,8 @@ def _integer_conv2d_fwd_kernel(
     Tensor cores multiply bytes: ``x = 256 x_high + x_low + 128`` with both in int8, and 128 times the sum of a column's
     weights is in its bias. Zeros of the padding are split like all others, so that every tap counts. WIDE: so is
     ``w = 256 w_high + w_low + 128``; what 128 times the sum of x adds depends on the position, padding adds none.
+    NARROW: x is first narrowed to 8 bits, and unless WIDE only ``q - LOW - 128`` is multiplied; the bias holds what LOW +
+    128 adds.
 
     Weights are packed as int8 ``[1 + WIDE, TAPS, N_PADS * PAD_N, K_PADS * PAD_K]``, low bytes first. C_IN and the
     strides of x count in VEC_IN, those of `_finish` in VEC_OUT. A sum of parts may leave int32 and come back.
@@ -121,13 +133,18 @@ def _integer_conv2d_fwd_kernel(
         row = x_image + (at_h.to(tl.int64) * stride_xh + at_w.to(tl.int64) * stride_xw) * VEC_IN
         # [BLOCK_P, BLOCK_K]
         x = tl.load(x_ptr + row[:, None] + k[None, :], mask=inside[:, None] & (k < channels)[None, :], other=0)
-        x_high = (x >> 8).to(tl.int8)
-        x_low = (x ^ 128).to(tl.int8)  # the lower byte, less 128
+        if NARROW:
+            x = _narrow(x, INPUT_LEFT, INPUT_RIGHT, LOW)
         # [BLOCK_K, BLOCK_N]
         weight_at = tap * plane + weight_row[None, :] + k[:, None]
         weight = tl.load(weight_ptr + weight_at)
-        acc = tl.dot(x_low, weight, acc, out_dtype=tl.int32)
-        acc_8 = tl.dot(x_high, weight, acc_8, out_dtype=tl.int32)
+        if NARROW and not WIDE:
+            acc = tl.dot((x - (LOW + 128)).to(tl.int8), weight, acc, out_dtype=tl.int32)
+        else:
+            x_high = (x >> 8).to(tl.int8)
+            x_low = (x ^ 128).to(tl.int8)  # the lower byte, less 128
+            acc = tl.dot(x_low, weight, acc, out_dtype=tl.int32)
+            acc_8 = tl.dot(x_high, weight, acc_8, out_dtype=tl.int32)
         if WIDE:
             x_sum += tl.sum(x.to(tl.int32), axis=1)
             weight = tl.load(weight_ptr + TAPS * plane + weight_at)
@@ -149,10 +166,11 @@ def _integer_conv2d_fwd_kernel(
 def _integer_conv2d_depthwise_fwd_kernel(
     x_ptr, weight_ptr, channel_ptr, residual_ptr, out_ptr,
     H, W, TO_H, TO_W, P, C_IN, C_OUT, N_PADS, TAPS, PADDING, LEFT, RIGHT,
+    INPUT_LEFT, INPUT_RIGHT, LOW,
     stride_xn, stride_xh, stride_xw,
     stride_rn, stride_rh, stride_rw,
     stride_on, stride_oh, stride_ow,
-    SHUFFLE: tl.constexpr, KW: tl.constexpr, VEC_IN: tl.constexpr, VEC_OUT: tl.constexpr,
+    NARROW: tl.constexpr, SHUFFLE: tl.constexpr, KW: tl.constexpr, VEC_IN: tl.constexpr, VEC_OUT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P of the P = N*TO_H*TO_W positions, BLOCK_C of the columns; weights ``[TAPS, N_PADS*PAD_N]``.
@@ -184,6 +202,8 @@ def _integer_conv2d_depthwise_fwd_kernel(
         inside = in_image & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
         row = x_image + (at_h.to(tl.int64) * stride_xh + at_w.to(tl.int64) * stride_xw) * VEC_IN
         x = tl.load(x_ptr + row[:, None] + channel[None, :], mask=inside[:, None] & written[None, :], other=0)
+        if NARROW:
+            x = _narrow(x, INPUT_LEFT, INPUT_RIGHT, LOW)
         acc += x.to(tl.int32) * tl.load(weight_ptr + tap * (N_PADS * PAD_N) + j).to(tl.int32)[None, :]
 
     _finish(
@@ -201,7 +221,7 @@ def _bytes(weight: torch.Tensor) -> torch.Tensor:
 
 
 def integer_conv2d_plan(
-    weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle, dtype
+    weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle, input_shift, input_low, dtype
 ):  # fmt: skip
     """The op with its constants packed: a callable ``(x, residual=None, out=None)``; `out` may be `residual`."""
     c_out, _, kh, kw = weight.shape
@@ -211,11 +231,14 @@ def integer_conv2d_plan(
     rows = column_rows(c_out, shuffle)[0].to(weight.device)
     taps = weight.detach().permute(2, 3, 0, 1).flatten(0, 1)[:, rows]
     bias = bias.long()[rows]
-    sizes = {"TAPS": kh * kw, "KW": kw, "PADDING": padding}
+    narrow = input_low is not None
+    sizes = {"TAPS": kh * kw, "KW": kw, "PADDING": padding, "NARROW": narrow, "LOW": input_low or 0}
+    sizes |= {"INPUT_LEFT": max(-input_shift, 0), "INPUT_RIGHT": max(input_shift, 0)}
     if depthwise:
         weight = padded(taps[..., 0], weight.dtype, PAD_N.value)
     else:
-        bias += 128 * (taps.long() - 128 * wide).sum((0, 2))
+        less = input_low + 128 if narrow and not wide else 128  # than the bytes' sum
+        bias += less * (taps.long() - 128 * wide).sum((0, 2))
         weight = padded(_bytes(taps) if wide else taps[None], torch.int8, PAD_N.value, PAD_K.value)
         sizes |= {"WIDE": wide, "K_PADS": weight.shape[3] // PAD_K.value}
     per_channel = torch.stack([bias, *multiplier.long()[:, rows], shift.long()[rows]])
@@ -255,7 +278,7 @@ def integer_conv2d_plan(
             return lambda tile: launch(tile, scratch)
 
         layout = (read["VEC_IN"], written["VEC_OUT"], residual is None)
-        key = (wide, bits, c_in, c_out, kh, kw, shuffle, pixels.bit_length(), *layout)
+        key = (wide, narrow, bits, c_in, c_out, kh, kw, shuffle, pixels.bit_length(), *layout)
         tiles = (MAP_TILE,)
         if not depthwise:
             tiles = integer_tiles(1 + wide, c_out, read["VEC_IN"] > 1 and written["VEC_OUT"] > 1)
@@ -277,7 +300,11 @@ def integer_conv2d(
     groups=1,
     bits=16,
     shuffle=1,
+    input_shift=0,
+    input_low=None,
 ):
     """The op on channels_last tensors."""
-    plan = integer_conv2d_plan(weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle, x.dtype)
+    plan = integer_conv2d_plan(
+        weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle, input_shift, input_low, x.dtype
+    )
     return plan(x, residual)

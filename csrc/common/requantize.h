@@ -11,6 +11,7 @@ namespace sparsecodec {
 inline constexpr std::int32_t kFixedLimit = 1 << 30;  // the terms of a sum lie in [-kFixedLimit, kFixedLimit)
 inline constexpr int kMinShift = 1, kMaxShift = 62;   // of an accumulator times its factor
 inline constexpr int kMaxResidualShift = 30;          // to either side
+inline constexpr int kMaxInputShift = 15;             // to either side
 
 SC_HOST_DEVICE inline std::int32_t clip_fixed(std::int64_t v) {
     if (v < -kFixedLimit) return -kFixedLimit;

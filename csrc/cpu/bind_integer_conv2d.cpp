@@ -1,7 +1,9 @@
 // Python's view of integer_conv2d.
 #include <pybind11/pybind11.h>
+#include <pybind11/stl.h>
 
 #include <memory>
+#include <optional>
 #include <string>
 
 #include "cpu/integer_conv2d.h"
@@ -25,7 +27,8 @@ std::vector<int32_t> copy_int32(py::handle tensor, const char* name, std::ptrdif
 class IntegerConvPlan {
   public:
     IntegerConvPlan(py::handle weight, py::handle bias, py::handle multiplier, py::handle shift, int residual_shift,
-                    int padding, int groups, int bits, int shuffle, py::handle dtype)
+                    int padding, int groups, int bits, int shuffle, int input_shift, std::optional<int> input_low,
+                    py::handle dtype)
         : bits_(bits) {
         const py::module_ torch = py::module_::import("torch");
         SC_CHECK(bits == 16 || bits == 32, "bits=", bits, " (one of 16, 32)");
@@ -34,6 +37,9 @@ class IntegerConvPlan {
         const py::object kind = weight.attr("dtype"), int8 = torch.attr("int8");
         SC_CHECK(kind.is(int8) || kind.is(torch_dtype<int16_t>()), "weight: dtype ", dtype_text(weight),
                  " (needs torch.int8 or torch.int16)");
+        SC_CHECK(input_low || input_shift == 0, "input_shift=", input_shift, " (needs 0 where input_low is None)");
+        std::optional<integer::Narrowing> narrowing;
+        if (input_low) narrowing = {input_shift, *input_low};
         const py::tuple shape = weight.attr("shape");
         SC_CHECK(shape.size() == 4, "weight: shape ", py::str(shape).cast<std::string>(),
                  " (needs [C_out, C_in / groups, Kh, Kw])");
@@ -43,7 +49,7 @@ class IntegerConvPlan {
         conv_ = std::make_unique<IntegerConv2d>(
             kernel, copy_int32(bias, "bias", kernel.n).data(),
             copy_int32(multiplier, "multiplier", 2 * kernel.n).data(), copy_int32(shift, "shift", kernel.n).data(),
-            IntegerConvOptions{residual_shift, padding, groups, shuffle});
+            IntegerConvOptions{residual_shift, padding, groups, shuffle, narrowing});
     }
 
     py::object operator()(py::handle x, py::handle residual, py::object out) const {
@@ -88,21 +94,22 @@ void bind_integer_conv2d(py::module_& m) {
     m.def(
         "integer_conv2d_plan",
         [](py::handle weight, py::handle bias, py::handle multiplier, py::handle shift, int residual_shift, int padding,
-           int groups, int bits, int shuffle, py::handle dtype) {
+           int groups, int bits, int shuffle, int input_shift, std::optional<int> input_low, py::handle dtype) {
             return std::make_unique<IntegerConvPlan>(weight, bias, multiplier, shift, residual_shift, padding, groups,
-                                                     bits, shuffle, dtype);
+                                                     bits, shuffle, input_shift, input_low, dtype);
         },
         "weight"_a, "bias"_a, "multiplier"_a, "shift"_a, "residual_shift"_a, "padding"_a, "groups"_a, "bits"_a,
-        "shuffle"_a, "dtype"_a);
+        "shuffle"_a, "input_shift"_a, "input_low"_a, "dtype"_a);
     m.def(
         "integer_conv2d",
         [](py::handle x, py::handle weight, py::handle bias, py::handle multiplier, py::handle shift,
-           py::handle residual, int residual_shift, int padding, int groups, int bits, int shuffle) {
+           py::handle residual, int residual_shift, int padding, int groups, int bits, int shuffle, int input_shift,
+           std::optional<int> input_low) {
             return IntegerConvPlan(weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle,
-                                   x.attr("dtype"))(x, residual, py::none());
+                                   input_shift, input_low, x.attr("dtype"))(x, residual, py::none());
         },
         "x"_a, "weight"_a, "bias"_a, "multiplier"_a, "shift"_a, "residual"_a, "residual_shift"_a, "padding"_a,
-        "groups"_a, "bits"_a, "shuffle"_a);
+        "groups"_a, "bits"_a, "shuffle"_a, "input_shift"_a, "input_low"_a);
 }
 
 }  // namespace sparsecodec

@@ -15,9 +15,36 @@ namespace {
 
 using integer::Block;
 using integer::kBlock;
+using integer::Narrowing;
+using integer::Products;
 
 constexpr int kTile = 12;       // pixels of the widest register tile
 constexpr int kHighShift = 33;  // of integer::Kind::kHigh
+
+bool has_vnni(igemm::Isa isa) {
+#if defined(__x86_64__)
+    return isa >= igemm::Isa::kAvx512 && __builtin_cpu_supports("avx512vnni");
+#else
+    return false;
+#endif
+}
+
+// Products of bytes where inputs are narrowed to them, weights fit into them and an instruction takes four at once
+// without saturating; else narrowed inputs travel as int16.
+Products products_of(const IntegerKernel& kernel, const IntegerConvOptions& options, igemm::Isa isa) {
+    if (options.groups > 1) return Products::kDepthwise;
+    const std::size_t size = static_cast<std::size_t>(kernel.n) * kernel.k * kernel.kh * kernel.kw;
+    const auto is_byte = [](std::int32_t w) { return w >= -128 && w <= 127; };
+    const bool bytes = options.narrowing && has_vnni(isa) && std::all_of(kernel.data, kernel.data + size, is_byte);
+    return bytes ? Products::kBytes : Products::kPairs;
+}
+
+void narrow(const std::int16_t* x, std::ptrdiff_t n, const Narrowing& narrowing, std::int16_t* out) {
+    for (std::ptrdiff_t i = 0; i < n; ++i) {
+        const std::int32_t q = shifted_residual(x[i], -narrowing.shift);
+        out[i] = static_cast<std::int16_t>(std::clamp(q, narrowing.low, narrowing.low + 255));
+    }
+}
 
 void check(const IntegerKernel& kernel, const std::int32_t* multiplier, const std::int32_t* shift,
            const IntegerConvOptions& options) {
@@ -29,6 +56,10 @@ void check(const IntegerKernel& kernel, const std::int32_t* multiplier, const st
              " (needs C_out divisible by shuffle^2)");
     SC_CHECK(options.residual_shift >= -kMaxResidualShift && options.residual_shift <= kMaxResidualShift,
              "residual_shift=", options.residual_shift, " (needs -30 to 30)");
+    if (const auto& narrowing = options.narrowing) {
+        SC_CHECK(narrowing->low >= -255 && narrowing->low <= 0, "input_low=", narrowing->low, " (needs -255 to 0)");
+        SC_CHECK(std::abs(narrowing->shift) <= kMaxInputShift, "input_shift=", narrowing->shift, " (needs -15 to 15)");
+    }
     for (int c = 0; c < 2 * kernel.n; ++c) {
         SC_CHECK(multiplier[c] >= 0 && multiplier[c] < kFixedLimit, "multiplier holds ", multiplier[c],
                  " (needs 0 to 2^30 - 1)");
@@ -72,25 +103,28 @@ std::vector<Block> make_blocks(const std::vector<int>& order, int shuffle, bool 
 
 IntegerConv2d::IntegerConv2d(const IntegerKernel& kernel, const std::int32_t* bias, const std::int32_t* multiplier,
                              const std::int32_t* shift, const IntegerConvOptions& options)
-    : options_(options), kernel_(kernel), depthwise_(options.groups > 1), isa_(igemm::isa()) {
+    : options_(options), kernel_(kernel), isa_(igemm::isa()) {
     check(kernel, multiplier, shift, options);
+    products_ = products_of(kernel, options, isa_);
+    const bool depthwise = products_ == Products::kDepthwise, bytes = products_ == Products::kBytes;
     kernel_.data = nullptr;
     for (int ky = 0; ky < kernel.kh; ++ky) {
         for (int kx = 0; kx < kernel.kw; ++kx) taps_.push_back({ky - options.padding, kx - options.padding});
     }
     zeros_.assign(input_channels(), 0);
-    const std::vector<int> order = column_order(kernel.n, options.shuffle, depthwise_);
-    blocks_ = make_blocks(order, options.shuffle, depthwise_);
+    const std::vector<int> order = column_order(kernel.n, options.shuffle, depthwise);
+    blocks_ = make_blocks(order, options.shuffle, depthwise);
     const std::size_t taps = taps_.size(), k = kernel.k, kw = kernel.kw;
-    const std::size_t pairs = depthwise_ ? (kernel.kh + 1) / 2 * kw : taps * ((k + 1) / 2);
-    const std::size_t size = pairs * kBlock * 2;  // of a block
-    const std::size_t bytes = std::max<std::size_t>(64, blocks_.size() * size * sizeof(std::int16_t));
-    packed_.reset(static_cast<std::int16_t*>(std::aligned_alloc(64, bytes)));
+    const std::size_t each = bytes ? 4 : 2;  // values of a column that lie together, in four bytes
+    const std::size_t words = depthwise ? (kernel.kh + 1) / 2 * kw : taps * ((k + each - 1) / each);
+    const std::size_t size = words * kBlock * 4;  // bytes of a block
+    const std::size_t total = std::max<std::size_t>(64, blocks_.size() * size);
+    packed_.reset(static_cast<std::byte*>(std::aligned_alloc(64, total)));
     if (!packed_) throw std::bad_alloc();
-    std::memset(packed_.get(), 0, bytes);
+    std::memset(packed_.get(), 0, total);
     for (std::size_t b = 0; b < blocks_.size(); ++b) {
         Block& block = blocks_[b];
-        std::int16_t* const weights = packed_.get() + b * size;
+        std::byte* const weights = packed_.get() + b * size;
         block.weights = weights;
         bool high = true, linear = true;
         for (auto* values : {&block.bias, &block.positive, &block.negative}) values->assign(kBlock, 0);
@@ -103,13 +137,28 @@ IntegerConv2d::IntegerConv2d(const IntegerKernel& kernel, const std::int32_t* bi
             block.shift[column] = shift[channel];
             high = high && shift[channel] >= kHighShift;
             linear = linear && block.positive[column] == block.negative[column];
+            std::uint32_t weight_sum = 0;
             for (std::size_t tap = 0; tap < taps; ++tap) {
                 for (std::size_t i = 0; i < k; ++i) {
-                    const std::size_t pair = depthwise_ ? tap / kw / 2 * kw + tap % kw : tap * ((k + 1) / 2) + i / 2;
-                    const std::size_t half = depthwise_ ? tap / kw % 2 : i % 2;
-                    weights[(pair * kBlock + column) * 2 + half] =
-                        static_cast<std::int16_t>(kernel.data[(channel * k + i) * taps + tap]);
+                    const std::int32_t weight = kernel.data[(channel * k + i) * taps + tap];
+                    const std::size_t word =
+                        depthwise ? tap / kw / 2 * kw + tap % kw : tap * ((k + each - 1) / each) + i / each;
+                    const std::size_t part = depthwise ? tap / kw % 2 : i % each;
+                    std::byte* const to = weights + (word * kBlock + column) * 4 + part * (4 / each);
+                    if (bytes) {
+                        *to = static_cast<std::byte>(weight);
+                    } else {
+                        const auto narrow_weight = static_cast<std::int16_t>(weight);
+                        std::memcpy(to, &narrow_weight, sizeof narrow_weight);
+                    }
+                    weight_sum += static_cast<std::uint32_t>(weight);
                 }
+            }
+            // Bytes stand for q - low, zeros of the padding too. Modulo 2^32, as the sums.
+            if (bytes) {
+                block.bias[column] = static_cast<std::int32_t>(
+                    static_cast<std::uint32_t>(bias[channel]) +
+                    weight_sum * static_cast<std::uint32_t>(options.narrowing->low));
             }
         }
         block.kind = !high ? integer::Kind::kAny : linear ? integer::Kind::kHighLinear : integer::Kind::kHigh;
@@ -135,12 +184,10 @@ Image<Out> IntegerConv2d::result(const Image<const std::int16_t>& x) const {
 template <class Out, class Residual>
 integer::Kernel<Out, Residual> IntegerConv2d::kernel() const {
 #if defined(__x86_64__)
-    if (isa_ >= igemm::Isa::kAvx512 && __builtin_cpu_supports("avx512vnni")) {
-        return integer::kernel_avx512vnni<Out, Residual>(depthwise_);
-    }
-    if (isa_ >= igemm::Isa::kAvx2) return integer::kernel_avx2<Out, Residual>(depthwise_);
+    if (has_vnni(isa_)) return integer::kernel_avx512vnni<Out, Residual>(products_);
+    if (isa_ >= igemm::Isa::kAvx2) return integer::kernel_avx2<Out, Residual>(products_ == Products::kDepthwise);
 #endif
-    return integer::kernel_scalar<Out, Residual>(depthwise_);
+    return integer::kernel_scalar<Out, Residual>(products_ == Products::kDepthwise);
 }
 
 template <class Out, class Residual>
@@ -160,6 +207,9 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
 #pragma omp parallel num_threads(std::min<std::ptrdiff_t>(threads, tasks)) if (tasks > 1)
     {
         std::vector<const std::int16_t*> rows(taps * tile);
+        const std::ptrdiff_t k = input_channels(), padded = (k + 3) / 4 * 4;
+        std::vector<std::uint8_t> bytes(products_ == Products::kBytes ? rows.size() * padded : 0);
+        std::vector<std::int16_t> narrowed(options_.narrowing && bytes.empty() ? rows.size() * k : 0);
         std::vector<Out*> to(tile);
         std::vector<const Residual*> from(residual ? tile : 0);
 #pragma omp for schedule(dynamic)
@@ -168,8 +218,20 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
             point_rows(grid, x, zeros_.data(), 0, first, m, rows.data(), tile);
             point_out<Out>(grid, out, first, m, to.data());
             if (residual) point_out<const Residual>(grid, *residual, first, m, from.data());
-            integer::BlockArgs<Out, Residual> args{nullptr, rows.data(), tile, static_cast<int>(m), taps, kernel_.kw,
-                                                   kernel_.k, static_cast<int>(first % grid.w),
+            for (std::ptrdiff_t tap = 0; tap < taps && options_.narrowing; ++tap) {
+                for (std::ptrdiff_t row = tap * tile; row < tap * tile + m; ++row) {
+                    if (!bytes.empty()) {
+#if defined(__x86_64__)
+                        integer::narrow_bytes_avx512(rows[row], k, *options_.narrowing, &bytes[row * padded]);
+#endif
+                    } else {
+                        narrow(rows[row], k, *options_.narrowing, &narrowed[row * k]);
+                        rows[row] = &narrowed[row * k];
+                    }
+                }
+            }
+            integer::BlockArgs<Out, Residual> args{nullptr, rows.data(), bytes.data(), tile, static_cast<int>(m), taps,
+                                                   kernel_.kw, kernel_.k, static_cast<int>(first % grid.w),
                                                    static_cast<int>(grid.w), to.data(),
                                                    residual ? from.data() : nullptr, {out.stride_h, out.stride_w}, {},
                                                    options_.residual_shift};

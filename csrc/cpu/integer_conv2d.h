@@ -8,14 +8,23 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cpu/conv_grid.h"
 
 namespace sparsecodec {
+namespace integer {
+
+struct Narrowing {  // q = clip(x 2^-shift, low, low + 255), halves upwards
+    int shift, low;
+};
+
+}  // namespace integer
 
 struct IntegerConvOptions {
     int residual_shift = 0, padding = 0, groups = 1, shuffle = 1;
+    std::optional<integer::Narrowing> narrowing;  // of the input to 8 bits
 };
 
 struct IntegerKernel {
@@ -38,14 +47,17 @@ struct Segment {
 // and nothing needs a clip; kHighLinear: the two factors of each channel are equal, too.
 enum class Kind { kAny, kHigh, kHighLinear };
 
+// Whose products an instruction adds: pairs of int16 channels, fours of bytes, pairs of rows of one channel.
+enum class Products { kPairs, kBytes, kDepthwise };
+
 struct Block {
     int n;                          // columns used
     int first_channel;              // depthwise: of the input; else 0
     Kind kind;
     std::vector<Segment> segments;  // cover [0, n)
     std::vector<std::int32_t> bias, positive, negative, shift;  // [kBlock]; past n: 0, 0, 0, 33
-    const std::int16_t* weights;  // 64-byte aligned [taps][ceil(k / 2)][kBlock][2]; depthwise: pairs of kernel rows,
-                                  // [ceil(kh / 2)][kw][kBlock][2]
+    const void* weights;  // 64-byte aligned. kPairs: int16_t [taps][ceil(k / 2)][kBlock][2]; kDepthwise: pairs of kernel
+                          // rows, [ceil(kh / 2)][kw][kBlock][2]; kBytes: int8_t [taps][ceil(k / 4)][kBlock][4]
 };
 
 struct Places {  // of the pixels in an image of the result's size
@@ -56,6 +68,7 @@ template <class Out, class Residual>
 struct BlockArgs {
     const Block* block;
     const std::int16_t* const* rows;  // [taps][tap_step], each with k elements (depthwise: all channels)
+    const std::uint8_t* bytes;        // kBytes, instead of rows: [taps][tap_step][4 ceil(k / 4)], each q - low
     std::ptrdiff_t tap_step;
     int m, taps, kw, k;
     int column, width;                // of the grid: that of the first pixel, and how many a row has
@@ -76,7 +89,10 @@ Kernel<Out, Residual> kernel_scalar(bool depthwise);
 template <class Out, class Residual>
 Kernel<Out, Residual> kernel_avx2(bool depthwise);
 template <class Out, class Residual>
-Kernel<Out, Residual> kernel_avx512vnni(bool depthwise);
+Kernel<Out, Residual> kernel_avx512vnni(Products products);
+
+// out[i] = q - low of n values.
+void narrow_bytes_avx512(const std::int16_t* x, std::ptrdiff_t n, const Narrowing& narrowing, std::uint8_t* out);
 #endif
 
 }  // namespace integer
@@ -88,7 +104,9 @@ class IntegerConv2d {
     IntegerConv2d(const IntegerKernel& kernel, const std::int32_t* bias, const std::int32_t* multiplier,
                   const std::int32_t* shift, const IntegerConvOptions& options);
 
-    int input_channels() const { return depthwise_ ? kernel_.n : kernel_.k; }
+    int input_channels() const {
+        return products_ == integer::Products::kDepthwise ? kernel_.n : kernel_.k;
+    }
 
     // Size of the result for an input of this size, [n, c, h, w], negative where x is smaller than the kernel.
     template <class Out>
@@ -100,18 +118,18 @@ class IntegerConv2d {
 
   private:
     struct Free {
-        void operator()(std::int16_t* p) const { std::free(p); }
+        void operator()(std::byte* p) const { std::free(p); }
     };
     template <class Out, class Residual>
     integer::Kernel<Out, Residual> kernel() const;
 
     IntegerConvOptions options_;
     IntegerKernel kernel_;  // data is null
-    bool depthwise_;
+    integer::Products products_;
     igemm::Isa isa_;
     std::vector<Grid::Tap> taps_;
     std::vector<integer::Block> blocks_;
-    std::unique_ptr<std::int16_t[], Free> packed_;
+    std::unique_ptr<std::byte[], Free> packed_;
     std::vector<std::int16_t> zeros_;
 };
 

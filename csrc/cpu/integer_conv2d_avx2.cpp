@@ -19,9 +19,13 @@ constexpr int kLanes = 8, kPixels = 6;
 
 inline Vec load(const std::int32_t* p) { return _mm256_loadu_si256(reinterpret_cast<const Vec*>(p)); }
 inline void store(std::int32_t* p, Vec v) { _mm256_storeu_si256(reinterpret_cast<Vec*>(p), v); }
-inline Vec load_weights(const std::int16_t* p) { return _mm256_load_si256(reinterpret_cast<const Vec*>(p)); }
-inline Vec splat_pair(std::uint32_t pair) { return _mm256_set1_epi32(static_cast<int>(pair)); }
-inline Vec multiply_add(Vec sum, Vec x, Vec w) { return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w)); }
+inline Vec load_weights(const void* p) { return _mm256_load_si256(reinterpret_cast<const Vec*>(p)); }
+inline Vec splat(std::uint32_t pair) { return _mm256_set1_epi32(static_cast<int>(pair)); }
+template <bool bytes>
+inline Vec multiply_add(Vec sum, Vec x, Vec w) {
+    static_assert(!bytes);  // vpmaddubsw saturates
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(x, w));
+}
 inline Vec add(Vec a, Vec b) { return _mm256_add_epi32(a, b); }
 
 // n of kLanes values, zeros behind them.
@@ -133,7 +137,7 @@ inline void store_out(std::int16_t* p, Vec v, int n) {
 
 template <class Out, class Residual>
 Kernel<Out, Residual> kernel_avx2(bool depthwise) {
-    return depthwise ? run<true, Out, Residual> : run<false, Out, Residual>;
+    return depthwise ? run<Products::kDepthwise, Out, Residual> : run<Products::kPairs, Out, Residual>;
 }
 
 template Kernel<std::int16_t, std::int16_t> kernel_avx2(bool);

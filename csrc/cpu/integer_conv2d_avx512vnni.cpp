@@ -1,4 +1,5 @@
-// AVX-512 kernels: vpdpwssd adds the products of two int16 pairs to an int32; 12 pixels x 32 channels in registers.
+// AVX-512 kernels: vpdpwssd adds the products of two int16 pairs to an int32, vpdpbusd those of four bytes; 12 pixels x
+// 32 channels in registers.
 #include <algorithm>
 #include <cstring>
 #include <utility>
@@ -22,9 +23,12 @@ inline __mmask16 first_lanes(int n) { return n >= kLanes ? 0xffff : static_cast<
 
 inline Vec load(const std::int32_t* p) { return _mm512_loadu_si512(p); }
 inline void store(std::int32_t* p, Vec v) { _mm512_storeu_si512(p, v); }
-inline Vec load_weights(const std::int16_t* p) { return _mm512_load_si512(p); }
-inline Vec splat_pair(std::uint32_t pair) { return _mm512_set1_epi32(static_cast<int>(pair)); }
-inline Vec multiply_add(Vec sum, Vec x, Vec w) { return _mm512_dpwssd_epi32(sum, x, w); }
+inline Vec load_weights(const void* p) { return _mm512_load_si512(p); }
+inline Vec splat(std::uint32_t pair) { return _mm512_set1_epi32(static_cast<int>(pair)); }
+template <bool bytes>
+inline Vec multiply_add(Vec sum, Vec x, Vec w) {
+    return bytes ? _mm512_dpbusd_epi32(sum, x, w) : _mm512_dpwssd_epi32(sum, x, w);
+}
 inline Vec add(Vec a, Vec b) { return _mm512_add_epi32(a, b); }
 
 inline __m256i load_values(const std::int16_t* p, int n) {
@@ -122,14 +126,44 @@ inline void store_out(std::int16_t* p, Vec v, int n) {
 }  // namespace
 
 template <class Out, class Residual>
-Kernel<Out, Residual> kernel_avx512vnni(bool depthwise) {
-    return depthwise ? run<true, Out, Residual> : run<false, Out, Residual>;
+Kernel<Out, Residual> kernel_avx512vnni(Products products) {
+    switch (products) {
+        case Products::kPairs: return run<Products::kPairs, Out, Residual>;
+        case Products::kBytes: return run<Products::kBytes, Out, Residual>;
+        case Products::kDepthwise: return run<Products::kDepthwise, Out, Residual>;
+    }
+    __builtin_unreachable();
 }
 
-template Kernel<std::int16_t, std::int16_t> kernel_avx512vnni(bool);
-template Kernel<std::int16_t, std::int32_t> kernel_avx512vnni(bool);
-template Kernel<std::int32_t, std::int16_t> kernel_avx512vnni(bool);
-template Kernel<std::int32_t, std::int32_t> kernel_avx512vnni(bool);
+void narrow_bytes_avx512(const std::int16_t* x, std::ptrdiff_t n, const Narrowing& narrowing, std::uint8_t* out) {
+    constexpr std::ptrdiff_t kValues = 32;
+    const int right = narrowing.shift, left = std::clamp(-right, 0, 8);
+    const __m128i count = _mm_cvtsi32_si128(right > 0 ? right - 1 : left);
+    const Vec one = _mm512_set1_epi16(1), low = _mm512_set1_epi16(static_cast<short>(narrowing.low));
+    const Vec most = _mm512_set1_epi16(static_cast<short>(256 >> left));
+    const Vec least = _mm512_set1_epi16(static_cast<short>(-(256 >> left)));
+    const auto narrowed = [&](Vec v) {
+        if (right > 0) {  // floor(v 2^(1 - right)), plus 1, halved: no carry is lost but that of what is clipped anyway
+            v = _mm512_srai_epi16(_mm512_adds_epi16(_mm512_sra_epi16(v, count), one), 1);
+        } else {  // what is clipped anyway goes to +-256, so that nothing leaves 16 bits
+            v = _mm512_sll_epi16(_mm512_max_epi16(_mm512_min_epi16(v, most), least), count);
+        }
+        return _mm512_cvtusepi16_epi8(_mm512_max_epi16(_mm512_subs_epi16(v, low), _mm512_setzero_si512()));
+    };
+    std::ptrdiff_t i = 0;
+    for (; i + kValues <= n; i += kValues) {
+        _mm256_storeu_si256(reinterpret_cast<__m256i*>(out + i), narrowed(_mm512_loadu_si512(x + i)));
+    }
+    if (i < n) {
+        const __mmask32 rest = (1u << (n - i)) - 1u;
+        _mm256_mask_storeu_epi8(out + i, rest, narrowed(_mm512_maskz_loadu_epi16(rest, x + i)));
+    }
+}
+
+template Kernel<std::int16_t, std::int16_t> kernel_avx512vnni(Products);
+template Kernel<std::int16_t, std::int32_t> kernel_avx512vnni(Products);
+template Kernel<std::int32_t, std::int16_t> kernel_avx512vnni(Products);
+template Kernel<std::int32_t, std::int32_t> kernel_avx512vnni(Products);
 
 }  // namespace sparsecodec::integer
 

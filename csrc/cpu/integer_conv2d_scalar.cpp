@@ -9,6 +9,7 @@ namespace {
 template <bool depthwise, class Args>
 void sum_pixel(const Args& args, int i, std::uint32_t* sums) {
     const Block& block = *args.block;
+    const auto* const weights = static_cast<const std::int16_t*>(block.weights);
     const auto product = [](std::int16_t x, std::int16_t w) {
         return static_cast<std::uint32_t>(static_cast<std::int32_t>(x) * w);
     };
@@ -17,12 +18,12 @@ void sum_pixel(const Args& args, int i, std::uint32_t* sums) {
         const std::int16_t* const x = args.rows[tap * args.tap_step + i];
         if (depthwise) {
             const int row = tap / args.kw;
-            const std::int16_t* const w = block.weights + (row / 2 * args.kw + tap % args.kw) * kBlock * 2 + row % 2;
+            const std::int16_t* const w = weights + (row / 2 * args.kw + tap % args.kw) * kBlock * 2 + row % 2;
             for (int c = 0; c < block.n; ++c) sums[c] += product(x[block.first_channel + c], w[2 * c]);
             continue;
         }
         const std::ptrdiff_t pairs = (args.k + 1) / 2;
-        const std::int16_t* const w = block.weights + tap * pairs * kBlock * 2;
+        const std::int16_t* const w = weights + tap * pairs * kBlock * 2;
         for (int k = 0; k < args.k; ++k) {
             for (int c = 0; c < block.n; ++c) sums[c] += product(x[k], w[(k / 2 * kBlock + c) * 2 + k % 2]);
         }

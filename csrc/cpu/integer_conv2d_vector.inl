@@ -3,10 +3,10 @@
 //     constexpr int kLanes, kPixels                           columns of a vector; pixels of a tile of two vectors
 //     Vec                                                     kLanes int32
 //     Vec load(const int32_t* p); void store(int32_t* p, Vec)
-//     Vec load_weights(const int16_t* p)                      kLanes pairs, aligned
-//     Vec splat_pair(uint32_t pair)                           a pair of int16, in every lane
+//     Vec load_weights(const void* p)                         kLanes pairs, or fours of bytes, aligned
+//     Vec splat(uint32_t pair)                                a pair of int16 or four bytes, in every lane
 //     Vec load_pairs(const int16_t* a, const int16_t* b, int n)  lane c: (a[c], b[c]); n lanes are read
-//     Vec multiply_add(Vec sum, Vec x, Vec w)                 sum += x0 w0 + x1 w1, modulo 2^32
+//     Vec multiply_add<bytes>(Vec sum, Vec x, Vec w)          sum += x0 w0 + x1 w1 (+ x2 w2 + x3 w3), modulo 2^32
 //     Factors(const Block&, int column)                       of kLanes columns
 //     Vec requantize<kind>(Vec sum, const Factors&)           of a block of this kind
 //     Vec load_residual(const T* p, int n)                    n lanes are read, of int16_t or int32_t
@@ -16,7 +16,7 @@
 #include "cpu/next_tile.inl"
 
 // Sums of pixels [first, first + P), V vectors of columns from `column`, into sums [P][kBlock].
-template <int P, int V, class Args>
+template <Products products, int P, int V, class Args>
 void sum_tile(const Args& args, int first, int column, std::int32_t* sums) {
     const Block& block = *args.block;
     Vec acc[P][V];
@@ -25,33 +25,44 @@ void sum_tile(const Args& args, int first, int column, std::int32_t* sums) {
 #pragma GCC unroll 2
         for (int v = 0; v < V; ++v) acc[p][v] = load(block.bias.data() + column + v * kLanes);
     }
-    const std::int16_t* w = block.weights + column * 2;
-    const auto step = [&](const auto& pair) {
+    constexpr bool bytes = products == Products::kBytes;
+    constexpr int kWord = sizeof(std::uint32_t);  // what a column of the weights takes, and a pixel at a time
+    const auto* w = static_cast<const std::byte*>(block.weights) + column * kWord;
+    const auto step = [&](const auto& word) {
         Vec wv[V];
 #pragma GCC unroll 2
-        for (int v = 0; v < V; ++v) wv[v] = load_weights(w + v * kLanes * 2);
+        for (int v = 0; v < V; ++v) wv[v] = load_weights(w + v * kLanes * kWord);
 #pragma GCC unroll 12
         for (int p = 0; p < P; ++p) {
-            const Vec x = splat_pair(pair(p));
+            const Vec x = splat(word(p));
 #pragma GCC unroll 2
-            for (int v = 0; v < V; ++v) acc[p][v] = multiply_add(acc[p][v], x, wv[v]);
+            for (int v = 0; v < V; ++v) acc[p][v] = multiply_add<bytes>(acc[p][v], x, wv[v]);
         }
-        w += kBlock * 2;
+        w += kBlock * kWord;
     };
-    const std::ptrdiff_t pairs = args.k / 2;
+    using X = std::conditional_t<bytes, std::uint8_t, std::int16_t>;
+    constexpr int kEach = kWord / sizeof(X);
+    const std::ptrdiff_t words = bytes ? (args.k + kEach - 1) / kEach : args.k / kEach;
     for (int tap = 0; tap < args.taps; ++tap) {
-        const std::int16_t* x[P];
+        const X* x[P];
 #pragma GCC unroll 12
-        for (int p = 0; p < P; ++p) x[p] = args.rows[tap * args.tap_step + first + p];
-        for (std::ptrdiff_t s = 0; s < pairs; ++s) {
+        for (int p = 0; p < P; ++p) {
+            const std::ptrdiff_t row = tap * args.tap_step + first + p;
+            if constexpr (bytes) {
+                x[p] = args.bytes + row * words * kEach;
+            } else {
+                x[p] = args.rows[row];
+            }
+        }
+        for (std::ptrdiff_t s = 0; s < words; ++s) {
             step([&](int p) {
-                std::uint32_t pair;
-                std::memcpy(&pair, x[p] + 2 * s, sizeof pair);
-                return pair;
+                std::uint32_t word;
+                std::memcpy(&word, x[p] + kEach * s, sizeof word);
+                return word;
             });
         }
-        if (args.k % 2) {
-            step([&](int p) { return static_cast<std::uint32_t>(static_cast<std::uint16_t>(x[p][2 * pairs])); });
+        if (!bytes && args.k % kEach) {
+            step([&](int p) { return static_cast<std::uint32_t>(static_cast<std::uint16_t>(x[p][kEach * words])); });
         }
     }
 #pragma GCC unroll 12
@@ -73,7 +84,7 @@ void sum_depthwise(const Args& args, int first, std::int32_t* sums) {
         Vec acc[P];
 #pragma GCC unroll 12
         for (int p = 0; p < P; ++p) acc[p] = load(block.bias.data() + column);
-        const std::int16_t* w = block.weights + column * 2;
+        const auto* w = static_cast<const std::int16_t*>(block.weights) + column * 2;
         for (int ky = 0; ky < kh; ky += 2) {
             for (int kx = 0; kx < args.kw; kx += kSpan) {
                 const int span = args.kw - kx < kSpan ? args.kw - kx : kSpan;
@@ -88,7 +99,7 @@ void sum_depthwise(const Args& args, int first, std::int32_t* sums) {
                 for (int i = 0; i < span; ++i, w += kBlock * 2) {
                     const Vec wv = load_weights(w);
 #pragma GCC unroll 12
-                    for (int p = 0; p < P; ++p) acc[p] = multiply_add(acc[p], pairs[p + i], wv);
+                    for (int p = 0; p < P; ++p) acc[p] = multiply_add<false>(acc[p], pairs[p + i], wv);
                 }
             }
         }
@@ -141,16 +152,16 @@ void finish_tile(const BlockArgs<Out, Residual>& args, int first, int pixels, st
     }
 }
 
-template <bool depthwise, int P, class Args>
+template <Products products, int P, class Args>
 void tile(const Args& args, int first) {
     alignas(64) std::int32_t sums[P * kBlock + kLanes];  // segments are read in whole vectors
     const Block& block = *args.block;
-    if constexpr (depthwise) {
+    if constexpr (products == Products::kDepthwise) {
         sum_depthwise<P>(args, first, sums);
     } else {
         for (int column = 0; column < block.n; column += 2 * kLanes) {
-            block.n - column > kLanes ? sum_tile<P, 2>(args, first, column, sums)
-                                      : sum_tile<P, 1>(args, first, column, sums);
+            block.n - column > kLanes ? sum_tile<products, P, 2>(args, first, column, sums)
+                                      : sum_tile<products, P, 1>(args, first, column, sums);
         }
     }
     switch (block.kind) {
@@ -160,19 +171,19 @@ void tile(const Args& args, int first) {
     }
 }
 
-template <bool depthwise, class Args, int... P>
+template <Products products, class Args, int... P>
 void tiles(const Args& args, std::integer_sequence<int, P...>) {
     using Tile = void (*)(const Args&, int);
-    static constexpr Tile kTile[kPixels] = {tile<depthwise, P + 1, Args>...};
+    static constexpr Tile kTile[kPixels] = {tile<products, P + 1, Args>...};
     for (int first = 0; first < args.m;) {
-        const int in_row = depthwise ? args.width - (args.column + first) % args.width : args.m;
+        const int in_row = products == Products::kDepthwise ? args.width - (args.column + first) % args.width : args.m;
         const int pixels = next_tile(std::min(args.m - first, in_row), kPixels);
         kTile[pixels - 1](args, first);
         first += pixels;
     }
 }
 
-template <bool depthwise, class Out, class Residual>
+template <Products products, class Out, class Residual>
 void run(const BlockArgs<Out, Residual>& args) {
-    tiles<depthwise>(args, std::make_integer_sequence<int, kPixels>{});
+    tiles<products>(args, std::make_integer_sequence<int, kPixels>{});
 }

@@ -39,7 +39,6 @@ from sparsecodec.quant.fixed_point import (
 
 WEIGHT_BITS = (4, 8, 16)
 STORED = {4: torch.uint8, 8: torch.int8, 16: torch.int16}  # type of a frozen weight in a file, by its bits
-INT16 = -(2**15), 2**15 - 1
 COARSER = 0.125  # in log2 of a scale: step in which it grows until an accumulator fits
 ACTIVATION_BITS = (8, 16)
 FLOAT32_LIMIT = 2**24
@@ -55,8 +54,7 @@ class Precision:
         weight_bits: 4 or 8; 16 for dyadic layers only.
         activation_bits: of the layer's input, 8 or 16.
         dyadic: ``s_x`` is a power of two and ``s_w`` an integer below 2^15 times one, so that integers alone can
-            compute the layer; for the networks that choose entropy tables. There every input travels in 16 bits, and
-            no accumulator overflows for any of them: of 8 bits they have the coarser step.
+            compute the layer; for the networks that choose entropy tables.
     """
 
     weight_bits: int = 8
@@ -174,9 +172,7 @@ class _OnIntegers:
     def accumulator_bound(self) -> Tensor:
         """``[C_out]`` float64: what no partial sum exceeds, for any input."""
         weight, bias = self.integers()
-        return accumulator_bound(
-            weight.detach(), bias, *(INT16 if self.precision.dyadic else self.input_range), self.OUT_DIM
-        )
+        return accumulator_bound(weight.detach(), bias, *self.input_range, self.OUT_DIM)
 
     @torch.no_grad()
     def coarsen(self) -> None:

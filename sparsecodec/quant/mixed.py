@@ -116,6 +116,29 @@ def sensitivities(
     return Sensitivities(reference, zeta, weights, dict(precisions))
 
 
+def bytes_where_cheap(
+    model: nn.Module,
+    precisions: Mapping[str, Precision],
+    loss: Loss,
+    threshold: float,
+    progress: Callable[[Sequence[Any]], Iterable[Any]] = lambda items: items,
+) -> dict[str, Precision]:
+    """Inputs of 8 bits for the layers that alone cost at most `threshold` with them, of those that gain from it.
+
+    Args:
+        model: float; not modified.
+        precisions: of layers with inputs of 16 bits.
+        loss, progress: as for `sensitivities`.
+        threshold: on zeta.
+
+    Returns:
+        Path -> precision of all but depthwise layers, whose time their few products are not.
+    """
+    products = {name: p for name, p in precisions.items() if getattr(model.get_submodule(name), "groups", 1) == 1}
+    found = sensitivities(model, products, loss, (8, 16), progress)
+    return found.to_precisions(found.choose(threshold))
+
+
 @dataclass(frozen=True)
 class MixedPlan:
     """A choice of bits, and how it was found; JSON-able with `dataclasses.asdict`.

@@ -15,6 +15,7 @@ from sparsecodec.nn import factorized_tables
 from sparsecodec.ops import evc_scale_thresholds, scale_table_thresholds
 from sparsecodec.quant.calibration import correct_biases, observe, set_scales
 from sparsecodec.quant.layers import Precision
+from sparsecodec.quant.mixed import bytes_where_cheap
 from sparsecodec.quant.model import find_layers, freeze, quantize_layers, quantized_layers
 from sparsecodec.quant.portable_video import float_layers, is_portable_video, is_video, portable_video
 from sparsecodec.quant.tables import IntegerTables
@@ -77,6 +78,7 @@ def portable(
     images: Tensor | Sequence[Tensor] | None = None,
     precision: Precision = W8A16,
     exact: bool = False,
+    threshold: float | None = None,
 ) -> nn.Module:
     """A copy of a codec that can write portable streams.
 
@@ -91,6 +93,8 @@ def portable(
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
         exact: pictures, too. EVC; a video codec's always are.
+        threshold: of a picture codec's layers those take inputs of 8 bits that alone cost at most this share of the
+            bits (with `exact`: of the sum of log2 of bits and error), for speed where processors multiply bytes.
 
     Returns:
         The copy, in eval mode, with the submodule ``portable`` (`IntegerTables`) and the attribute ``quantization``.
@@ -101,18 +105,22 @@ def portable(
     """
     if not precision.dyadic:
         raise UsageError(f"precision={precision} (needs dyadic=True)")
+    if threshold is not None and not (math.isfinite(threshold) and precision.activation_bits == 16):
+        raise UsageError(f"threshold={threshold} (needs a finite number, and a precision with inputs of 16 bits)")
     video = is_video(model)
     names = [] if video else _float_layers(model, exact)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UsageError(f"{key} is not finite")
+    if video and threshold is not None:
+        raise UsageError(f"threshold={threshold} (is for codecs of pictures)")
     if video:
         return portable_video(model, images, precision)
     model = _with_tables(copy.deepcopy(model).eval())
     if names:
         if images is None:
             raise UsageError(f"{len(names)} layers of the entropy networks are float: give calibration images")
-        model = _calibrated(model, names, _pictures(images), precision, exact)
+        model = _calibrated(model, names, _pictures(images), precision, exact, threshold)
     model.portable = _integer_tables(model)
     return freeze(model).requires_grad_(False)
 
@@ -186,7 +194,12 @@ def _pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
 
 
 def _calibrated(
-    model: nn.Module, names: list[str], pictures: list[Tensor], precision: Precision, exact: bool
+    model: nn.Module,
+    names: list[str],
+    pictures: list[Tensor],
+    precision: Precision,
+    exact: bool,
+    threshold: float | None,
 ) -> nn.Module:
     """`model` with those layers on integers, not yet frozen."""
 
@@ -194,7 +207,10 @@ def _calibrated(
         return _rate_and_distortion(codec, pictures) if exact else _bits(codec, pictures)
 
     with torch.no_grad():
-        small = quantize_layers(model, dict.fromkeys(names, precision))
+        precisions = dict.fromkeys(names, precision)
+        if threshold is not None:
+            precisions |= bytes_where_cheap(model, precisions, run, threshold)
+        small = quantize_layers(model, precisions)
         observations = observe(model, names, run)
         set_scales(small, observations)
         corrected = copy.deepcopy(small)

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn.integer_functions import gate_table
-from sparsecodec.ops.integer_conv2d import LIMIT
+from sparsecodec.ops.integer_conv2d import LIMIT, MAX_INPUT_SHIFT
 from sparsecodec.runtime.fusion import fuse_neighbours
 from sparsecodec.runtime.gates import apply, gate
 from sparsecodec.runtime.integer_steps import GATE, SUM, is_unshuffle, split_additions, split_downsampling, split_gates
@@ -28,6 +28,8 @@ MAX_SHIFT = 62
 MAX_RESIDUAL_SHIFT = 30
 ACCUMULATOR_LIMIT = 2**31
 INPUT_LIMIT = 2**15
+BYTE_LIMIT = 255  # of inputs narrowed to 8 bits
+BYTE_HEADROOM = 7  # bits that a tensor has below the step of a layer that narrows it: together they fill 16
 
 
 def integer_program(
@@ -118,6 +120,11 @@ def _power_of_two(scale: Tensor) -> int:
     return int(exponent) - 1
 
 
+def _wanted(layer: nn.Module) -> int:
+    """The exponent that a layer wants its input to have."""
+    return _power_of_two(layer.input_scale) - (BYTE_HEADROOM if layer.activation_bits == 8 else 0)
+
+
 def _readers(program: Program, step: Step) -> list[Step]:
     """Who reads a step's result as int16: all but the additions."""
     return [user for user in program.users(step) if user.op != SUM and step in (user.inputs.get("x"), *user.args)]
@@ -136,7 +143,7 @@ def _exponents(program: Program, source: int | None, result: int | None, name: s
             exponents[step] = RESULT_EXPONENT if result is None else result
             continue
         wanted = [
-            exponents[user] if user.op == GATE or is_unshuffle(user) else _power_of_two(_convolution(user).input_scale)
+            exponents[user] if user.op == GATE or is_unshuffle(user) else _wanted(_convolution(user))
             for user in readers
         ]
         if step.op == GATE and not wanted:
@@ -190,8 +197,14 @@ def _constants(step: Step, exponents: Mapping[Step, int], bits: int) -> dict[str
     layer, label = _convolution(step), ", ".join(step.paths)
     source, result = exponents[step.inputs["x"]], exponents[step]
     weight, bias, padding, shuffle = _plain_convolution(step, layer)
-    bias = shifted_unclipped(bias, _power_of_two(layer.input_scale) - source)
-    bound = bias.abs() + INPUT_LIMIT * weight.long().abs().flatten(1).sum(1)
+    own, limit, narrowing = _power_of_two(layer.input_scale), INPUT_LIMIT, {}
+    if layer.activation_bits == 8:
+        narrowing = {"input_shift": own - source, "input_low": int(layer.input_low)}
+        if abs(own - source) > MAX_INPUT_SHIFT:
+            raise GraphError(f"{label} reads a tensor of 2^{source} in steps of 2^{own} (needs 2^-15 to 2^15 of it)")
+        source, limit = own, BYTE_LIMIT
+    bias = shifted_unclipped(bias, own - source)
+    bound = bias.abs() + limit * weight.long().abs().flatten(1).sum(1)
     if int(bound.max()) >= ACCUMULATOR_LIMIT:
         raise GraphError(f"{label}: an accumulator can reach {int(bound.max())} (needs less than {ACCUMULATOR_LIMIT})")
     multiplier, shift = _factors(layer.weight_scale, source - result, step.constants.get("slope", 1.0), label)
@@ -214,6 +227,7 @@ def _constants(step: Step, exponents: Mapping[Step, int], bits: int) -> dict[str
         "groups": layer.groups,
         "bits": bits,
         "shuffle": shuffle * step.constants.get("shuffle", 1),
+        **narrowing,
     }
 
 

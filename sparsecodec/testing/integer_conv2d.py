@@ -67,7 +67,8 @@ def _case(
         x = nhwc(integers((n, c_in, h, w), -(2 ** (x_bits - 1)), 2 ** (x_bits - 1) - 1, dtype, generator))
         top = min(2 ** (weight_bits - 1) - 1, 2**15 // max(terms, 1))  # sums stay below half of what int32 holds
         weight = integers((c_out, terms), -top, top, torch.int8 if weight_bits == 8 else torch.int16, generator)
-        spread = 2**x_bits * top * max(terms, 1) ** 0.5 / 6  # of the accumulators; results then fill 16 bits
+        used = x_bits if "input_low" not in options else 8
+        spread = 2**used * top * max(terms, 1) ** 0.5 / 6  # of the accumulators; results then fill 16 bits
         shift = max(least_shift, 30 + round(log2(spread / 2**14)))
         factor = integers((2, c_out), 2**29, FACTOR, torch.int32, generator)
         if slope is not None:
@@ -144,6 +145,29 @@ CASES = [
     _case("wide-padding", 1, 8, 16, 3, 4, 3, padding=3),
     _case("int16-weights", 1, 40, 33, 5, 6, 1, weight_bits=16),
     _case("8-bit-activations", 1, 64, 33, 5, 6, 1, x_bits=8),
+    # Inputs narrowed to 8 bits: to each end of their range and past it, four channels at a time.
+    *(
+        _case(f"narrowed{shift:+d}", 1, 64 + shift % 4, 33, 5, 7, x_bits=x_bits, input_shift=shift, input_low=low)
+        for shift, x_bits, low in (
+            (-15, 3, -8),
+            (-9, 5, -255),
+            (-8, 5, 0),
+            (-7, 6, -128),
+            (-1, 10, -100),
+            (0, 10, 0),
+            (1, 10, -255),
+            (6, 16, -128),
+            (7, 16, -255),
+            (8, 16, -128),
+            (15, 16, -1),
+        )
+    ),
+    _case("narrowed-k3", 2, 17, 65, 7, 13, 3, padding=1, x_bits=12, input_shift=3, input_low=-90, slope=0.25),
+    _case("narrowed-one", 1, 1, 1, 1, 1, input_shift=8, input_low=-128),
+    _case("narrowed-tasks", 1, 20, 40, 17, 31, input_shift=8, input_low=-128, residual=16),
+    _case("narrowed-shuffle", 1, 38, 72, 5, 6, shuffle=2, input_shift=8, input_low=-77, sliced=True, residual=32),
+    _case("narrowed-int16-weights", 1, 40, 33, 5, 6, weight_bits=16, input_shift=8, input_low=-128),
+    _case("narrowed-depthwise", 2, 37, 37, 5, 7, 3, depthwise=True, padding=1, input_shift=8, input_low=-30),
     _case("low-shifts", 1, 24, 40, 5, 6, least_shift=1, x_bits=3, weight_bits=4, bits=32),
     _case("bits-32", 1, 24, 40, 5, 6, 3, padding=1, bits=32),
     _case("residual-16", 1, 24, 70, 5, 6, residual=16, residual_shift=-2),
@@ -180,6 +204,9 @@ CASES = [
     _case("288-1152-1x1-32x48", 1, 288, 1152, 32, 48, slope=0.01, bench=True),
     _case("1152-288-1x1-32x48", 1, 1152, 288, 32, 48, residual=16, bench=True),
     _case("576-384-1x1-32x48", 1, 576, 384, 32, 48, bits=32, bench=True),
+    _case("288-1152-1x1-8-bit-32x48", 1, 288, 1152, 32, 48, slope=0.01, input_shift=8, input_low=-128, bench=True),
+    _case("224-704-1x1-32x48", 1, 224, 704, 32, 48, slope=0.01, bench=True),
+    _case("224-704-1x1-8-bit-32x48", 1, 224, 704, 32, 48, slope=0.01, input_shift=8, input_low=-128, bench=True),
     _case("192-192-k3-32x48", 1, 192, 192, 32, 48, 3, padding=1, slope=0.01, bench=True),
     _case("288-288-dw3-32x48", 1, 288, 288, 32, 48, 3, padding=1, depthwise=True, bench=True),
 ]

@@ -206,6 +206,7 @@ Bytes integer_conv2d(Choice& choice) {
     options.residual_shift = choice.below(70) - 35;
     options.padding = choice.below(4);
     options.groups = depthwise ? n : 1;
+    if (choice.flag()) options.narrowing = {choice.below(33) - 16, choice.below(258) - 256};
     const Size at = size(choice, std::ptrdiff_t{n} * k * kh * kw);
     const auto filled = [&](std::size_t count, std::int32_t least, std::int32_t most) {
         std::vector<std::int32_t> values(count);

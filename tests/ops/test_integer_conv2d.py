@@ -52,7 +52,18 @@ def test_bits_do_not_depend_on_the_instruction_set(case, instruction_sets, monke
 
 
 @pytest.mark.parametrize(
-    "id", ["task-and-remainder", "batch", "shuffle-residual", "depthwise-tasks", "odd", "slice-residual", "empty-batch"]
+    "id",
+    [
+        "task-and-remainder",
+        "batch",
+        "shuffle-residual",
+        "depthwise-tasks",
+        "odd",
+        "slice-residual",
+        "empty-batch",
+        "narrowed-tasks",
+        "narrowed-k3",
+    ],
 )
 def test_bits_do_not_depend_on_threads(id):
     case, threads = _case(id), torch.get_num_threads()
@@ -121,6 +132,30 @@ def test_residuals_at_the_ends_of_their_type(left, dtype, instruction_sets, monk
             monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
             options = {"residual": given, "residual_shift": left, "bits": 32}
             assert _layer(x, 2**14, factors=(factor, factor), **options) == expected, (isa, factor)
+
+
+@pytest.mark.parametrize("shift", [-15, -9, -8, -7, -1, 0, 1, 2, 7, 8, 14, 15])
+@pytest.mark.parametrize("low", [-255, -128, -1, 0])
+def test_every_input_is_narrowed_to_the_nearest_byte(shift, low, instruction_sets, monkeypatch):
+    """All of int16; weights of 1 show what is read, in the row and in the padding above and below it: zeros."""
+    x = torch.arange(-(2**15), 2**15, dtype=torch.int16)
+    wide = x.long()
+    moved = (wide + (1 << shift >> 1)) >> shift if shift > 0 else wide << -shift
+    expected = moved.clamp(low, low + 255).tolist()
+    for isa in instruction_sets:
+        monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
+        with use_backend("cpu"):
+            y = integer_conv2d(
+                x.view(1, 1, 1, -1),
+                torch.tensor([0, 1, 0] * 3, dtype=torch.int8).view(1, 1, 3, 3),
+                torch.zeros(1, dtype=torch.int32),
+                torch.full((2, 1), 2, dtype=torch.int32),
+                torch.ones(1, dtype=torch.int32),
+                padding=1,
+                input_shift=shift,
+                input_low=low,
+            )
+        assert y.flatten().tolist() == expected, isa
 
 
 def test_halves_are_rounded_upwards_and_the_sign_chooses_the_factor():
@@ -202,6 +237,10 @@ def test_refusals(changes, reason):
         ({"shuffle": 3}, "shuffle=3 with C_out=40"),
         ({"padding": -1}, "padding=-1"),
         ({"residual_shift": 31}, "residual_shift=31 .needs -30 to 30"),
+        ({"input_low": -256}, "input_low=-256 .needs -255 to 0"),
+        ({"input_low": 1}, "input_low=1 .needs -255 to 0"),
+        ({"input_low": 0, "input_shift": 16}, "input_shift=16 .needs -15 to 15"),
+        ({"input_shift": 1}, "input_shift=1 .needs 0 where input_low is None"),
         ({"shift": torch.full((40,), 63, dtype=torch.int32)}, "shift holds 63 .needs 1 to 62"),
         ({"shift": torch.zeros(40, dtype=torch.int32)}, "shift holds 0"),
         ({"shift": torch.ones(39, dtype=torch.int32)}, "shift: 39 values .needs 40"),

@@ -63,6 +63,8 @@ def _check(**arguments):
         ((1, 65, 33, 5, 13, 3), {"padding": 1}),  # one more than a tile of 64 positions, of 64 channels, of 32 columns
         ((1, 8, 16, 3, 4, 5), {"padding": 3, "bits": 32}),  # more padding than half the kernel
         ((2, 16, 24, 3, 4, 3), {"padding": 1, "shuffle": 2, "residual": torch.int16}),
+        ((1, 65, 33, 5, 13, 3), {"padding": 1, "input_shift": 8, "input_low": -77}),
+        ((1, 33, 33, 5, 13, 3), {"padding": 1, "groups": 33, "input_shift": -3, "input_low": -255}),
         ((1, 33, 33, 5, 13, 3), {"padding": 1, "groups": 33}),  # one more than a tile of 64 positions, of 32 channels
     ],
 )
@@ -170,6 +172,9 @@ def test_refusals_say_why():
             "groups": 2,
         },
         "bits=8": {"bits": 8},
+        "input_low=-256 .needs -255 to 0": {"input_low": -256},
+        "input_shift=16 .needs -15 to 15": {"input_low": 0, "input_shift": 16},
+        "input_shift=1 .needs 0 where": {"input_shift": 1},
     }
     for message, change in changes.items():
         with use_backend("triton"), pytest.raises(NoBackendError, match=message):

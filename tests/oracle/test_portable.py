@@ -14,7 +14,7 @@ from sparsecodec._compat import import_compressai
 from sparsecodec.entropy import evc_gaussian_tables
 from sparsecodec.entropy.coder import observing
 from sparsecodec.models import create
-from sparsecodec.quant import portable
+from sparsecodec.quant import W8A8, W8A16, portable
 from sparsecodec.runtime import compile_codec
 from sparsecodec.zoo import load, save
 
@@ -58,9 +58,15 @@ def rows_of(name: str, model: torch.nn.Module) -> list[tables.Row]:
     return tables.rows(of._quantized_cdf.tolist(), of._cdf_length.tolist(), of._offset.tolist())
 
 
-@pytest.mark.parametrize("name", ["evc-nano", "evc-tiny-sparse", *COMPRESSAI])
-def test_symbols_of_portable_files(name, photo, tmp_path):
-    model = portable(model_of(name), [photo[0, :, :64, :64], photo[0, :, 64:128, 64:192]])
+IN_BYTES = ("evc-tiny-sparse", "mbt2018-mean")
+
+
+@pytest.mark.parametrize(
+    ("name", "precision"),
+    [(name, W8A16) for name in ("evc-nano", "evc-tiny-sparse", *COMPRESSAI)] + [(name, W8A8) for name in IN_BYTES],
+)
+def test_symbols_of_portable_files(name, precision, photo, tmp_path):
+    model = portable(model_of(name), [photo[0, :, :64, :64], photo[0, :, 64:128, 64:192]], precision)
     if name == "bmshj2018-factorized":  # has no layer on integers, and `save` takes no such portable model
         tensors, compact = {key: value.numpy() for key, value in model.state_dict().items()}, {"kept": {}}
         codec = compile_codec(model, stream="portable")

@@ -6,6 +6,7 @@ import copy
 import hashlib
 import re
 from fractions import Fraction
+from itertools import cycle
 
 import pytest
 import torch
@@ -17,7 +18,17 @@ from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn import PriorBlock, PriorBlockUp
 from sparsecodec.nn.rt_layers import DCB, Down, SubpelConv, Up
 from sparsecodec.ops._registry import use_backend
-from sparsecodec.quant import W8A16, W16A16, Precision, freeze, observe, quantize_layers, quantized_layers, set_scales
+from sparsecodec.quant import (
+    W8A8,
+    W8A16,
+    W16A16,
+    Precision,
+    freeze,
+    observe,
+    quantize_layers,
+    quantized_layers,
+    set_scales,
+)
 from sparsecodec.runtime.integer_lowering import _factors, as_convolution
 from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
 from sparsecodec.sparsity import ScatterConv2d
@@ -36,12 +47,12 @@ NETWORKS = {
 }
 
 
-def frozen(network: nn.Module, x: Tensor, precision: Precision = W8A16) -> nn.Module:
-    """`network` as the only child ``net`` of a module, calibrated on `x` and frozen."""
+def frozen(network: nn.Module, x: Tensor, *precisions: Precision) -> nn.Module:
+    """`network` as the only child ``net`` of a module, calibrated on `x` and frozen; its layers take turns."""
     model = nn.Sequential()
     model.add_module("net", network)
     names = [name for name, layer in model.named_modules() if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d)]
-    small = quantize_layers(model, dict.fromkeys(names, precision))
+    small = quantize_layers(model, dict(zip(names, cycle(precisions or (W8A16,)))))
     set_scales(small, observe(model, names, lambda m: m(x)))
     return freeze(small)
 
@@ -55,11 +66,15 @@ def fixed(x: Tensor) -> Tensor:
     return x.double() / 65536
 
 
-@pytest.fixture(params=NETWORKS)
+PRECISIONS = {"W8A16": (W8A16,), "W8A8": (W8A8,), "mixed": (W8A8, W8A16, W8A8)}  # of a network's layers, in turn
+
+
+@pytest.fixture(params=[(network, precision) for precision in PRECISIONS for network in NETWORKS], ids="-".join)
 def case(request: pytest.FixtureRequest) -> tuple[nn.Module, Tensor]:
+    network, precision = request.param
     torch.manual_seed(0)
     x = 3 * torch.randn(2, 8, 6, 5)
-    return frozen(NETWORKS[request.param]().eval(), x), x
+    return frozen(NETWORKS[network]().eval(), x, *PRECISIONS[precision]), x
 
 
 @torch.no_grad()
@@ -70,7 +85,11 @@ def test_computes_what_the_frozen_layers_compute(case):
     expected = model(x)
     found = fixed(network(integers(x, network.exponent)))
     assert found.shape == expected.shape
-    assert float((found - expected).abs().max()) < 2e-3 * float(expected.abs().max())
+    error, size = (found - expected).abs(), float(expected.abs().max())
+    if all(layer.activation_bits == 16 for layer in quantized_layers(model).values()):
+        assert float(error.max()) < 2e-3 * size
+    else:  # halves go upwards here and to the even there, which is a whole step of 8 bits
+        assert float(error.max()) < 3e-2 * size and float(error.mean()) < 2e-3 * size
 
 
 @pytest.mark.parametrize("backend", ["cpu", "triton"])

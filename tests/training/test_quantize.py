@@ -137,6 +137,13 @@ def test_entropy_networks_keep_their_bits_in_a_mixed_plan(pictures, tmp_path, mo
     assert ("dec", 4, 8, False) in bits and ("y_spatial_prior", 8, 16, True) in bits and len(bits) == 4
 
 
+def test_entropy_networks_have_a_threshold_of_their_own(pictures, tmp_path, monkeypatch):
+    monkeypatch.setattr("sparsecodec.quant.mixed.sensitivities", _table)
+    model = _run(_recipe(transforms="decoder", entropy_bits=16, entropy_threshold=1.5), pictures, tmp_path)
+    exact = [layer for layer in quantized_layers(model).values() if layer.precision.dyadic and layer.groups == 1]
+    assert [layer.activation_bits for layer in exact] == [8] * 16 + [16] * (len(exact) - 16) and is_portable(model)
+
+
 def test_folder_of_another_recipe_is_refused(pictures, tmp_path):
     _run(_recipe(), pictures, tmp_path)
     with pytest.raises(UsageError, match="another recipe"):
@@ -152,6 +159,7 @@ def test_folder_of_another_recipe_is_refused(pictures, tmp_path):
         ({"weight_bits": 3}, "weight_bits=3"),
         ({"activation_bits": 4}, "activation_bits=4"),
         ({"entropy_bits": 8}, "entropy_bits=8"),
+        ({"entropy_threshold": 0.1}, "needs entropy_bits=16"),
         ({"rule": "median"}, "rule='median'"),
         ({"calibration_crops": 0}, "calibration_crops=0"),
         ({"mixed_bits": [2]}, r"mixed_bits=\[2\]"),

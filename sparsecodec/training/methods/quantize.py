@@ -21,6 +21,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.quant import (
     BITS,
     Precision,
+    bytes_where_cheap,
     find_layers,
     freeze,
     on_dyadic_integers,
@@ -61,6 +62,8 @@ class Settings:
         entropy_bits: of the activations of the networks that choose entropy tables: 16, with 8-bit weights and scales
             that integers alone can apply, and the codec stores its tables, so that it writes portable streams; None
             leaves those networks float.
+        entropy_threshold: of their layers those take inputs of 8 bits that alone cost at most this share of the loss:
+            faster where processors multiply bytes.
         exact: the same for the synthesis of EVC: its pictures are then the same on every device.
         calibration_crops: pictures of the recipe's crop size.
         rule: "rd" moves every scale while the rate-distortion loss falls; "mse" and "max" are the plain calibrations.
@@ -75,6 +78,7 @@ class Settings:
     weight_bits: int = 8
     activation_bits: int = 8
     entropy_bits: int | None = None
+    entropy_threshold: float | None = None
     exact: bool = False
     calibration_crops: int = 10
     rule: str = "rd"
@@ -90,6 +94,8 @@ class Settings:
             raise UsageError(f"entropy_bits={self.entropy_bits!r} (needs 16; leave it out for float entropy networks)")
         if self.exact and self.entropy_bits is None:
             raise UsageError("exact=True needs entropy_bits=16: pictures cannot be exact where symbols are not")
+        if self.entropy_threshold is not None and self.entropy_bits is None:
+            raise UsageError("entropy_threshold is set, entropy_bits is not (needs entropy_bits=16)")
         if self.rule not in RULES:
             raise UsageError(f"rule={self.rule!r} (needs one of {', '.join(RULES)})")
         if self.calibration_crops < 1:
@@ -213,7 +219,10 @@ def _mixed(
     loss: Callable[[nn.Module], float],
     progress: Callable[..., Any],
 ) -> dict[str, Precision]:
-    """Bits per layer where asked for; layers of the entropy networks keep theirs."""
+    """Bits per layer where asked for; layers of the entropy networks have a threshold of their own."""
+    if settings.entropy_threshold is not None:
+        exact = {name: precision for name, precision in base.items() if precision.dyadic}
+        base = base | bytes_where_cheap(model, exact, loss, settings.entropy_threshold, progress)
     if settings.mixed_threshold is None and settings.mixed_bytes is None:
         return base
     searched = {name: precision for name, precision in base.items() if not precision.dyadic}

@@ -8,7 +8,7 @@ from sparsecodec._triton import integer_conv2d
 
 WITHOUT_PRODUCTS = ("_integer_conv2d_depthwise_fwd_kernel",)
 # odd: sizes that allow no vector loads.
-VARIANTS = ("plain", "pointwise", "odd", "shuffle", "depthwise", "depthwise odd")
+VARIANTS = ("plain", "pointwise", "odd", "shuffle", "bytes", "bytes odd", "depthwise", "depthwise odd")
 
 
 def _nhwc(channels: int, dtype: torch.dtype = torch.int16, h: int = 32, w: int = 48) -> torch.Tensor:
@@ -23,6 +23,8 @@ def _launch(variant: str, dtype: torch.dtype, columns: int) -> None:
         kernel, options["bits"] = 1, 32
     elif variant == "shuffle":
         residual, options = _nhwc(columns // 4, torch.int32, 64, 96), {"shuffle": 2, "residual_shift": -5, "bits": 32}
+    if variant.startswith("bytes"):
+        options |= {"input_shift": 8, "input_low": -128}
     if variant.startswith("depthwise"):
         options["groups"] = c_in = columns
     weight = torch.zeros(columns, 1 if "groups" in options else c_in, kernel, kernel, dtype=dtype)
@@ -40,6 +42,6 @@ def _launch_all(variant: str, dtype: torch.dtype, quick: bool) -> None:
 
 def launches(quick):
     for dtype in (torch.int8, torch.int16):
-        for variant in ("plain", "depthwise") if quick else VARIANTS:
+        for variant in ("plain", "bytes", "depthwise") if quick else VARIANTS:
             name = f"{str(dtype).removeprefix('torch.')} {variant}"
             yield integer_conv2d, name, lambda v=variant, d=dtype: _launch_all(v, d, quick)

@@ -43,6 +43,14 @@ def _power(scale: np.ndarray) -> int:
     return exponent - 1
 
 
+BYTES = -255  # the least input_low of a layer that reads 8 bits
+HEADROOM = 7
+
+
+def reads_bytes(input_low: np.ndarray) -> bool:
+    return int(input_low.reshape(-1)[0]) >= BYTES
+
+
 def _as_convolution(weight: np.ndarray, s: int, p: int) -> np.ndarray:
     """The weight of a transposed convolution -> that of a convolution in front of a pixel shuffle by s."""
     c_in, c_out, k, _ = weight.shape
@@ -89,6 +97,8 @@ class Network:
         self.exponents: list[int | None] = [None] * (len(layers) + 1)
         for layer in layers:
             scale = _power(self._of(layer, "input_scale"))
+            if reads_bytes(self._of(layer, "input_low")):
+                scale -= HEADROOM
             known = self.exponents[layer.x]
             self.exponents[layer.x] = scale if known is None else max(known, scale)
 
@@ -124,9 +134,13 @@ class Network:
         weight, copies = of["weight"], 1
         if layer.stride > 1:
             weight, copies = _as_convolution(weight, layer.stride, 2), layer.stride**2
-        acc = _sums(results[layer.x], weight)
+        own, low = _power(self._of(layer, "input_scale")), self._of(layer, "input_low")
+        x = results[layer.x]
+        if reads_bytes(low):
+            low = int(low.reshape(-1)[0])
+            x, t = np.clip(shifted(x, t - own), low, low + 255), own
+        acc = _sums(x, weight)
         if of["bias"] is not None:
-            own = _power(self._of(layer, "input_scale"))
             bias = of["bias"].astype(np.int64)
             assert own <= t
             moved = bias if own == t else (bias + (1 << (t - own - 1))) >> (t - own)

@@ -9,7 +9,7 @@ from math import floor, frexp
 
 import numpy as np
 
-from spc_oracle.integer import Tensors, _power, _shuffled, _sums, narrow, shifted
+from spc_oracle.integer import Tensors, _power, _shuffled, _sums, narrow, reads_bytes, shifted
 from spc_oracle.lanes import Decoder
 from spc_oracle.portable import _call, _dequantised, _row_numbers
 from spc_oracle.tables import Row, rows
@@ -98,6 +98,7 @@ class Part:
         """The exponent with which the first convolution of a layer, block, or up- or down-block reads."""
         for first in ("", ".adaptor", ".dc.0", ".up.conv.0", ".conv.0", ".down"):
             if f"{name}{first}.input_scale" in self.of:
+                assert not reads_bytes(self.of[f"{name}{first}.input_low"]), "this decoder reads W8A16"
                 return _power(self.of[f"{name}{first}.input_scale"])
         raise KeyError(name)
 
