@@ -94,8 +94,8 @@ def _integer_conv2d_fwd_kernel(
     Tensor cores multiply bytes: ``x = 256 x_high + x_low + 128`` with both in int8, and 128 times the sum of a column's
     weights is in its bias. Zeros of the padding are split like all others, so that every tap counts. WIDE: so is
     ``w = 256 w_high + w_low + 128``; what 128 times the sum of x adds depends on the position, padding adds none.
-    NARROW: x is first narrowed to 8 bits, and unless WIDE only ``q - LOW - 128`` is multiplied; the bias holds what LOW +
-    128 adds.
+    NARROW: x is first narrowed to 8 bits, and unless WIDE only ``q - LOW - 128`` is multiplied; the bias holds what is
+    missing.
 
     Weights are packed as int8 ``[1 + WIDE, TAPS, N_PADS * PAD_N, K_PADS * PAD_K]``, low bytes first. C_IN and the
     strides of x count in VEC_IN, those of `_finish` in VEC_OUT. A sum of parts may leave int32 and come back.
