@@ -6,6 +6,7 @@ Of a picture from hyper-latent to table rows and latent, against our pinned kern
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.resources import files
 from statistics import median
 
 import pytest
@@ -13,14 +14,16 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec import compile_codec, load
+from sparsecodec.data import read_image
 from sparsecodec.nn.routine import Coding, drive
 from sparsecodec.nn.rt_layers import DCB, blocks
-from sparsecodec.quant import W8A16, freeze, observe, quantize_layers, set_scales
+from sparsecodec.quant import W8A16, freeze, observe, portable, quantize_layers, quantized_layers, set_scales
 from sparsecodec.runtime import CompiledCodec
 from sparsecodec.runtime.integer_network import IntegerNetwork
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 512, 768
+PICTURE = files("sparsecodec") / "data" / "pictures" / "kodim23.png"
 ROUNDS = 15
 
 
@@ -55,6 +58,13 @@ def _decoding(codec: CompiledCodec) -> Callable[[], Tensor]:
         return drive(codec._coder.decoding(z, codec._q_basic), host)
 
     return run
+
+
+def _byte_share(codec: nn.Module) -> float:
+    """Of the weights of the layers on integers, the share that multiplies inputs of 8 bits."""
+    layers = quantized_layers(codec).values()
+    weights = {bits: sum(layer.weight.numel() for layer in layers if layer.activation_bits == bits) for bits in (8, 16)}
+    return weights[8] / max(sum(weights.values()), 1)
 
 
 RT_NETWORKS = {  # of DCVC-RT's published widths, and the size of what they read: of a frame of 512x256
@@ -100,12 +110,20 @@ def bench_rt_networks(name, bench_row, benchmark, clock_of):
         benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
 
 
-@pytest.mark.parametrize("name", ["evc-tiny-sparse"])
+@pytest.mark.parametrize("name", ["evc-tiny", "evc-tiny-sparse"])
 def bench_entropy_networks(name, bench_row, benchmark, clock_of):
-    """The sparse codec in float32 and its integer twin, whose entropy networks have the same channels."""
+    """A codec in float32, with inputs of 16 bits everywhere, and of 8 bits where that costs little."""
+    x = read_image(PICTURE)[:, :, 128:192, 256:320]
+    codecs = {
+        "float32": load(name),
+        "integers": portable(load(name), x),
+        "bytes": portable(load(name), x, threshold=4e-3),
+    }
     calls = {
-        "float32": _decoding(compile_codec(load(name), dtype=torch.float32)),
-        "integers": _decoding(compile_codec(load(f"{name}-int8"), stream="portable", dtype=torch.float32)),
+        label: _decoding(
+            compile_codec(codec, stream="native" if label == "float32" else "portable", dtype=torch.float32)
+        )
+        for label, codec in codecs.items()
     }
     assert calls["float32"]().shape == calls["integers"]().shape
     if not benchmark.disabled:
@@ -115,13 +133,14 @@ def bench_entropy_networks(name, bench_row, benchmark, clock_of):
                 op="entropy_networks",
                 case=f"{name} {WIDTH}x{HEIGHT}",
                 backend=label,
-                dtype="int16" if label == "integers" else "float32",
+                dtype={"float32": "float32", "integers": "int16", "bytes": "int8 and int16"}[label],
                 passed=True,
                 t_us_p50=1e6 * median(values),
                 t_us_min=1e6 * min(values),
                 t_us_max=1e6 * max(values),
                 n_runs=len(values),
                 time_over_float32=median(values) / median(times["float32"]),
+                byte_share=_byte_share(codecs[label]),
                 timer="host, rounds interleaved",
             )
     benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
