@@ -29,7 +29,7 @@ PARENTS = {
     "evc-tiny-sparse-exact": "evc-tiny-sparse",
     "evc-tiny-sparse-int8": "evc-tiny-sparse",
 }
-SIZES = ("s",)  # of the students of mask decay
+SIZES = ("s", "m")  # of the students of mask decay
 FEDS = ("feds-teacher", "evc-tiny-sparse", "feds-student")  # the teacher, what the student began as, the student
 PIXELS = 768 * 512
 COST = ("GMAC", "decode ms", "Mparams")
