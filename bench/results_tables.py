@@ -159,7 +159,16 @@ def clips() -> str:
     }
     names = list(curves[CLIP_ANCHOR])
     short = [name.partition("_")[0] for name in names]
-    head = ("codec", "GMAC per 512x256 P frame", "Mparams", *short, "BD-PSNR, mean", "made from", "BD-rate vs that")
+    head = (
+        "codec",
+        "GMAC per 512x256 P frame",
+        "decode ms",
+        "Mparams",
+        *short,
+        "BD-PSNR, mean",
+        "made from",
+        "BD-rate vs that",
+    )
     rows = []
     for name, found in results.items():
         if name == CLIP_ANCHOR:
@@ -173,7 +182,7 @@ def clips() -> str:
         source = curves.get(CLIP_PARENTS.get(name), {})
         lost = [_delta(bd_rate, source[clip], curves[name][clip]) for clip in source]
         against = f"{fmean(lost):+.1f} %" if lost and None not in lost else ""
-        rows.append((name, macs, size, *cells, gain, CLIP_PARENTS.get(name, ""), against))
+        rows.append((name, macs, decode_ms(name), size, *cells, gain, CLIP_PARENTS.get(name, ""), against))
     return table(head, rows)
 
 
