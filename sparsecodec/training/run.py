@@ -14,6 +14,7 @@ from sparsecodec.models import EVC, create
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.training import distributed, methods
 from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer
 
 NEEDS_DENSE = ("prune", "search")
@@ -32,8 +33,8 @@ def run(
         load: gives other codecs by name or path, such as a teacher; `sparsecodec.load` does.
 
     Returns:
-        The averaged codec in eval mode. One that is no plain architecture carries ``compact_config`` or
-        ``quantization``, which `sparsecodec.save` writes.
+        The averaged codec in eval mode, with the entropy tables of its weights. One that is no plain architecture
+        carries ``compact_config`` or ``quantization``, which `sparsecodec.save` writes.
 
     Raises:
         UsageError: the recipe does not fit the model, or the folder holds another run, or one that started from other
@@ -43,11 +44,15 @@ def run(
     folder = Path(folder)
     if recipe.start_from:
         _remember_start(folder, recipe.start_from, model)
-    if recipe.method == methods.PLAIN:
-        return Trainer(recipe, model, data, folder).run()
     if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
         raise UsageError(f"{recipe.start_from} is pruned already (start from a dense codec)")
-    return methods.module_of(recipe.method).run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+    if recipe.method == methods.PLAIN:
+        codec = Trainer(recipe, model, data, folder).run()
+    else:
+        method = methods.module_of(recipe.method)
+        codec = method.run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+    refresh_tables(codec)
+    return codec
 
 
 def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module:

@@ -39,6 +39,7 @@ from sparsecodec.quant.portable import SYNTHESIS
 from sparsecodec.training import distributed
 from sparsecodec.training.families import calibration_loss, family_of
 from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer, phase
 
 COMMAND = "quantize"
@@ -137,6 +138,7 @@ def run(
     if settings.qat_steps:
         training = phase(recipe, steps=settings.qat_steps, learning_rate=settings.qat_learning_rate)
         small = Trainer(training, small.train().requires_grad_(True), data, folder / "qat").run()
+    refresh_tables(small)  # a portable codec copies them
     small = freeze(small).eval()
     if settings.entropy_bits is not None and on_dyadic_integers(small):
         small = portable(small)
