@@ -26,6 +26,7 @@ COMMANDS = {
     "search": "widths for a target in MACs, parameters or milliseconds, by a recipe; writes plan.json",
     "quantize": "a codec to integers, by a recipe",
 }
+OF_THE_RUN = ("checkpoint", "calibrated", "quantized", "plan", "latency", "log")  # what a run's own files are called
 
 
 def add_to(subparsers) -> None:
@@ -51,6 +52,7 @@ def run(arguments: argparse.Namespace, command: str) -> None:
         recipe = replace(recipe, seed=arguments.seed)
     if recipe.command != command:
         raise UsageError(f"{arguments.recipe} does not {command} (run it by: sparsecodec {recipe.command})")
+    output = _output(arguments)
     device = distributed.start(arguments.device)
     files = list_training_files(arguments.data)
     if recipe.frames > 1:
@@ -61,6 +63,16 @@ def run(arguments: argparse.Namespace, command: str) -> None:
     with timed_by(CompiledTimer):
         codec = training.run(recipe, model.to(device), data, arguments.out, load)
     if distributed.rank() == 0:
-        output = Path(arguments.out) / Path(arguments.recipe).stem
         save(codec, output, info={"recipe": asdict(recipe)}, dtype=torch.float16 if arguments.half else None)
         print(f"{output}.safetensors", file=sys.stderr)
+
+
+def _output(arguments: argparse.Namespace) -> Path:
+    """What the codec will be called, without a suffix; no file by which a run goes on may have its name."""
+    name = Path(arguments.recipe).stem
+    if name.lower().removesuffix(".safetensors").removesuffix(".json") in OF_THE_RUN:
+        raise UsageError(
+            f"{arguments.recipe}: the codec would be called as the run's own {name} files "
+            f"(needs a recipe that is not called {', '.join(OF_THE_RUN)})"
+        )
+    return Path(arguments.out) / name
