@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -178,6 +179,33 @@ def family_of(model: nn.Module) -> Family:
     )
 
 
+def trained_transforms(
+    model: nn.Module, part: str, trains: Sequence[str] | None, side: int = 256
+) -> dict[str, Shape | tuple[Shape, ...]]:
+    """`Family.transforms` that lie in the modules that a recipe trains: what rests is not pruned or quantised either.
+
+    Args:
+        model: of any family.
+        part, side: as for `Family.transforms`.
+        trains: as of `Recipe`.
+
+    Raises:
+        UsageError: `part` does not exist, or none of its transforms is trained.
+    """
+    shapes = family_of(model).transforms(model, part, side)
+    trained = {path: shape for path, shape in shapes.items() if _is_trained(path, trains)}
+    if not trained:
+        raise UsageError(f"trains={list(trains or ())} (needs at least one of the transforms {', '.join(shapes)})")
+    return trained
+
+
+def check_trained(paths: Iterable[str], trains: Sequence[str] | None, where: str) -> None:
+    """Raises a UsageError if one of the transforms at `paths`, which `where` names, is none that a recipe trains."""
+    for path in paths:
+        if not _is_trained(path, trains):
+            raise UsageError(f"{where}: {path} is not trained (needs transforms in trains={list(trains)})")
+
+
 def lambdas_for(model: nn.Module, given: tuple[float, ...] | None) -> tuple[float, ...]:
     """The lambda of each rate of `model`: `given`, or else the family's own.
 
@@ -243,6 +271,10 @@ def calibration_loss(model: nn.Module, x: Tensor, lambdas: tuple[float, ...] | N
         return total / count
     finally:
         model.train(training)
+
+
+def _is_trained(path: str, trains: Sequence[str] | None) -> bool:
+    return trains is None or f"{path}.".startswith(tuple(f"{module}." for module in trains))
 
 
 def _part(part: str, decoder: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:

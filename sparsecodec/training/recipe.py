@@ -31,8 +31,8 @@ class Recipe:
         batch, crop: crops a step, over all processes, and their side in pixels.
         frames: of a crop; from 2 on a video codec is trained on clips, photos set in motion among them. Its intra model
             alone sees a crop of one frame.
-        trains: paths of the modules that are trained, such as ``["inter"]``; the others stay as they are and compute as
-            in decoding. Default: all.
+        trains: paths of the modules that are trained, such as ``["inter"]``; the others stay as they are, unpruned and
+            float, and compute as in decoding. Default: all.
         motion: weight of the error of the last frame moved by the decoded motion, beside that of the picture; for
             clips and codecs that code motion (DCVC-HEM, DCVC), whose flow network hardly learns without it.
         lambdas: of ``R + lambda * 255^2 * MSE``, one for each rate of the model; default: the family's own.

@@ -44,6 +44,9 @@ def run(
     folder = Path(folder)
     if recipe.start_from:
         _remember_start(folder, recipe.start_from, model)
+    if recipe.command != "quantize" and getattr(model, "quantization", None) is not None:
+        name = recipe.start_from or recipe.model
+        raise UsageError(f"{name} holds frozen integers, which do not learn (start from the float codec)")
     if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
         raise UsageError(f"{recipe.start_from} is pruned already (start from a dense codec)")
     if recipe.method == methods.PLAIN:

@@ -262,3 +262,11 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(pictures, tmp_path):
         next(other.parameters()).add_(1e-3)
     with pytest.raises(UsageError, match="evc-tiny has other weights than when"):
         run(recipe, other, data, tmp_path)
+
+
+@pytest.mark.parametrize("table", [{}, {"gradient_decay": PRUNING}, {"nm": {}}], ids=["train", "prune", "nm"])
+def test_a_codec_on_integers_is_no_start(table, pictures, tmp_path):
+    name = "evc-tiny-sparse-int8"
+    recipe = Recipe.from_dict({**PLAIN, "model": "evc-tiny-sparse", "steps": 2, "start_from": name, **table})
+    with pytest.raises(UsageError, match=f"{name} holds frozen integers, which do not learn .start from the float"):
+        run(recipe, load(name), RandomCrops(pictures, 64), tmp_path)
