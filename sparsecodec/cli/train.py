@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sparsecodec import training
 from sparsecodec.cli.latency import CompiledTimer
@@ -17,7 +18,7 @@ from sparsecodec.data import RandomClips, RandomCrops, list_training_files
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.latency import timed_by
 from sparsecodec.training import distributed
-from sparsecodec.zoo import load, save
+from sparsecodec.zoo import load, names, save
 
 COMMANDS = {
     "train": "a codec by a recipe; run it again to continue",
@@ -59,9 +60,10 @@ def run(arguments: argparse.Namespace, command: str) -> None:
         data = RandomClips(files, recipe.crop, recipe.frames, recipe.seed)
     else:
         data = RandomCrops(files, recipe.crop, recipe.seed)
-    model = training.initial_model(recipe, load)
+    find = functools.partial(_codec, recipe_path=Path(arguments.recipe))
+    model = training.initial_model(recipe, find)
     with timed_by(CompiledTimer):
-        codec = training.run(recipe, model.to(device), data, arguments.out, load)
+        codec = training.run(recipe, model.to(device), data, arguments.out, find)
     if distributed.rank() == 0:
         save(codec, output, info={"recipe": asdict(recipe)}, dtype=torch.float16 if arguments.half else None)
         print(f"{output}.safetensors", file=sys.stderr)
@@ -76,3 +78,14 @@ def _output(arguments: argparse.Namespace) -> Path:
             f"(needs a recipe that is not called {', '.join(OF_THE_RUN)})"
         )
     return Path(arguments.out) / name
+
+
+def _codec(name: str, recipe_path: Path) -> nn.Module:
+    """A codec that a recipe starts or learns from; if it is not there yet, another recipe may make it."""
+    path = Path(name.removesuffix(".safetensors").removesuffix(".json"))
+    if name in names() or any(path.with_name(path.name + suffix).exists() for suffix in (".safetensors", ".json")):
+        return load(name)
+    maker = recipe_path.with_name(f"{path.name}.toml")
+    where = "here" if path.parent == Path() else f"in {path.parent}"
+    hint = f"; {maker} makes it: put {path.name}.safetensors and .json of its run {where}" if maker.exists() else ""
+    raise UsageError(f"{name} is neither shipped ({', '.join(names())}) nor a file{hint}")

@@ -53,8 +53,8 @@ def _load(name: str) -> torch.nn.Module:
     """Shipped weights, or random ones in the place of those that another recipe makes first."""
     if name in names():
         return sparsecodec.load(name)
-    made_by = next((path for path in RECIPES if path.stem == name), None)
-    return create(name if made_by is None else Recipe.load(made_by).model)
+    (made_by,) = [path for path in RECIPES if path.stem == name]
+    return create(Recipe.load(made_by).model)
 
 
 class WeighingTimer(CompiledTimer):
