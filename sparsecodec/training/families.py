@@ -26,7 +26,7 @@ class Family(Protocol):
 
     Attributes:
         lambdas: of the rates that one model has; None where a model has a single rate, whose lambda the recipe names.
-        stride: pictures are cropped or padded to multiples of it.
+        stride: the sides of pictures and crops are multiples of it.
     """
 
     lambdas: tuple[float, ...] | None
@@ -132,7 +132,9 @@ class _Clips:
 
 class _CompressAI:
     lambdas = None
-    stride = 64
+
+    def __init__(self, model: nn.Module) -> None:
+        self.stride = 64 if hasattr(model, "h_s") else 16
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         out = model(x)
@@ -172,7 +174,7 @@ def family_of(model: nn.Module) -> Family:
         return _Clips(None, inter)
     name = type(model).__name__
     if name in COMPRESSAI and type(model).__module__.startswith("compressai."):
-        return _CompressAI()
+        return _CompressAI(model)
     raise UsageError(
         f"{name} is no codec that can be trained here (EVC, {', '.join(f.model.__name__ for f in (*IMAGES, *INTERS))}, "
         f"VideoCodec of two that can, or CompressAI's {', '.join(COMPRESSAI)})"

@@ -54,7 +54,8 @@ def _load(name: str) -> torch.nn.Module:
     if name in names():
         return sparsecodec.load(name)
     (made_by,) = [path for path in RECIPES if path.stem == name]
-    return create(Recipe.load(made_by).model)
+    recipe = Recipe.load(made_by)
+    return create(getattr(recipe.settings, "student", None) or recipe.model)
 
 
 class WeighingTimer(CompiledTimer):

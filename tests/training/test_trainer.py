@@ -159,31 +159,6 @@ def test_damaged_checkpoint_is_refused(pictures, tmp_path):
         trainer.resume()
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"model": "evc-tiny"}, "steps"),
-        ({"model": "evc-tiny", "steps": 0}, "steps=0"),
-        ({"model": "evc-tiny", "steps": 1, "colour": "red"}, "colour"),
-        ({"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 1.5}}, "mac_reduction=1.5"),
-        ({"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac": 0.5}}, "mac"),
-        ({"model": "evc-tiny", "steps": 1, "optimizer": "sgd"}, "sgd.*muon, adam"),
-        ({"model": "evc-tiny", "steps": 1, "learning_rate": 0.0}, "learning_rate=0.0"),
-        ({"model": "evc-tiny", "steps": 1, "warmup": -1}, "warmup=-1"),
-        ({"model": "evc-tiny", "steps": 1, "motion": -0.5}, "motion=-0.5"),
-        ({"model": "evc-tiny", "steps": 1, "seed": -1}, "seed=-1"),
-        ({"model": "evc-tiny", "steps": 1, "ema": 1.0}, "ema=1.0"),
-        (
-            {"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 0.5}, "nm": {}},
-            "gradient_decay and nm",
-        ),
-    ],
-)
-def test_wrong_recipe_is_named(values, message):
-    with pytest.raises(UsageError, match=message):
-        Recipe.from_dict(values)
-
-
 def test_a_file_that_is_no_text_is_no_recipe(tmp_path):
     (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"recipe\.toml cannot be read"):
