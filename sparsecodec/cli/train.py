@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
+from torch import nn
 
 from sparsecodec import training
 from sparsecodec.cli.latency import CompiledTimer
@@ -17,7 +18,7 @@ from sparsecodec.data import RandomClips, RandomCrops, list_training_files
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.latency import timed_by
 from sparsecodec.training import distributed
-from sparsecodec.zoo import load, save
+from sparsecodec.zoo import load, names, save
 
 COMMANDS = {
     "train": "a codec by a recipe; run it again to continue",
@@ -26,6 +27,7 @@ COMMANDS = {
     "search": "widths for a target in MACs, parameters or milliseconds, by a recipe; writes plan.json",
     "quantize": "a codec to integers, by a recipe",
 }
+OF_THE_RUN = ("checkpoint", "calibrated", "quantized", "plan", "latency", "log")  # what a run's own files are called
 
 
 def add_to(subparsers) -> None:
@@ -51,16 +53,39 @@ def run(arguments: argparse.Namespace, command: str) -> None:
         recipe = replace(recipe, seed=arguments.seed)
     if recipe.command != command:
         raise UsageError(f"{arguments.recipe} does not {command} (run it by: sparsecodec {recipe.command})")
+    output = _output(arguments)
     device = distributed.start(arguments.device)
     files = list_training_files(arguments.data)
     if recipe.frames > 1:
         data = RandomClips(files, recipe.crop, recipe.frames, recipe.seed)
     else:
         data = RandomCrops(files, recipe.crop, recipe.seed)
-    model = training.initial_model(recipe, load)
+    find = functools.partial(_codec, recipe_path=Path(arguments.recipe))
+    model = training.initial_model(recipe, find)
     with timed_by(CompiledTimer):
-        codec = training.run(recipe, model.to(device), data, arguments.out, load)
+        codec = training.run(recipe, model.to(device), data, arguments.out, find)
     if distributed.rank() == 0:
-        output = Path(arguments.out) / Path(arguments.recipe).stem
         save(codec, output, info={"recipe": asdict(recipe)}, dtype=torch.float16 if arguments.half else None)
         print(f"{output}.safetensors", file=sys.stderr)
+
+
+def _output(arguments: argparse.Namespace) -> Path:
+    """What the codec will be called, without a suffix; no file by which a run goes on may have its name."""
+    name = Path(arguments.recipe).stem
+    if name.lower().removesuffix(".safetensors").removesuffix(".json") in OF_THE_RUN:
+        raise UsageError(
+            f"{arguments.recipe}: the codec would be called as the run's own {name} files "
+            f"(needs a recipe that is not called {', '.join(OF_THE_RUN)})"
+        )
+    return Path(arguments.out) / name
+
+
+def _codec(name: str, recipe_path: Path) -> nn.Module:
+    """A codec that a recipe starts or learns from; if it is not there yet, another recipe may make it."""
+    path = Path(name.removesuffix(".safetensors").removesuffix(".json"))
+    if name in names() or any(path.with_name(path.name + suffix).exists() for suffix in (".safetensors", ".json")):
+        return load(name)
+    maker = recipe_path.with_name(f"{path.name}.toml")
+    where = "here" if path.parent == Path() else f"in {path.parent}"
+    hint = f"; {maker} makes it: put {path.name}.safetensors and .json of its run {where}" if maker.exists() else ""
+    raise UsageError(f"{name} is neither shipped ({', '.join(names())}) nor a file{hint}")

@@ -20,18 +20,29 @@ def start(device: str) -> torch.device:
     """Joins the group that ``torchrun`` describes in the environment, if it does, and gives this process' device.
 
     Raises:
-        UsageError: torch does not know `device`.
+        UsageError: torch does not know `device`, or nothing can be computed on it here.
     """
     try:
         chosen = torch.device(device)
     except RuntimeError as error:
         raise UsageError(f"--device {device} is unknown to torch") from error
+    if chosen.type == "meta":
+        raise UsageError("--device meta holds no values (needs cpu or cuda)")
     if int(os.environ.get("WORLD_SIZE", "1")) > 1 and not dist.is_initialized():
         if chosen.type == "cuda":
             chosen = torch.device("cuda", int(os.environ.get("LOCAL_RANK", "0")))
+            _try(chosen)
             torch.cuda.set_device(chosen)
         dist.init_process_group("nccl" if chosen.type == "cuda" else "gloo")
+    _try(chosen)
     return chosen
+
+
+def _try(device: torch.device) -> None:
+    try:
+        torch.zeros(1, device=device)
+    except (RuntimeError, AssertionError) as error:  # the latter where torch was built without CUDA
+        raise UsageError(f"--device {device} cannot be used here: {str(error).splitlines()[0]}") from error
 
 
 def rank() -> int:

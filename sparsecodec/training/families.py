@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Sequence
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +26,7 @@ class Family(Protocol):
 
     Attributes:
         lambdas: of the rates that one model has; None where a model has a single rate, whose lambda the recipe names.
-        stride: pictures are cropped or padded to multiples of it.
+        stride: the sides of pictures and crops are multiples of it.
     """
 
     lambdas: tuple[float, ...] | None
@@ -131,7 +132,9 @@ class _Clips:
 
 class _CompressAI:
     lambdas = None
-    stride = 64
+
+    def __init__(self, model: nn.Module) -> None:
+        self.stride = 64 if hasattr(model, "h_s") else 16
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         out = model(x)
@@ -171,11 +174,38 @@ def family_of(model: nn.Module) -> Family:
         return _Clips(None, inter)
     name = type(model).__name__
     if name in COMPRESSAI and type(model).__module__.startswith("compressai."):
-        return _CompressAI()
+        return _CompressAI(model)
     raise UsageError(
         f"{name} is no codec that can be trained here (EVC, {', '.join(f.model.__name__ for f in (*IMAGES, *INTERS))}, "
         f"VideoCodec of two that can, or CompressAI's {', '.join(COMPRESSAI)})"
     )
+
+
+def trained_transforms(
+    model: nn.Module, part: str, trains: Sequence[str] | None, side: int = 256
+) -> dict[str, Shape | tuple[Shape, ...]]:
+    """`Family.transforms` that lie in the modules that a recipe trains: what rests is not pruned or quantised either.
+
+    Args:
+        model: of any family.
+        part, side: as for `Family.transforms`.
+        trains: as of `Recipe`.
+
+    Raises:
+        UsageError: `part` does not exist, or none of its transforms is trained.
+    """
+    shapes = family_of(model).transforms(model, part, side)
+    trained = {path: shape for path, shape in shapes.items() if _is_trained(path, trains)}
+    if not trained:
+        raise UsageError(f"trains={list(trains or ())} (needs at least one of the transforms {', '.join(shapes)})")
+    return trained
+
+
+def check_trained(paths: Iterable[str], trains: Sequence[str] | None, where: str) -> None:
+    """Raises a UsageError if one of the transforms at `paths`, which `where` names, is none that a recipe trains."""
+    for path in paths:
+        if not _is_trained(path, trains):
+            raise UsageError(f"{where}: {path} is not trained (needs transforms in trains={list(trains)})")
 
 
 def lambdas_for(model: nn.Module, given: tuple[float, ...] | None) -> tuple[float, ...]:
@@ -243,6 +273,10 @@ def calibration_loss(model: nn.Module, x: Tensor, lambdas: tuple[float, ...] | N
         return total / count
     finally:
         model.train(training)
+
+
+def _is_trained(path: str, trains: Sequence[str] | None) -> bool:
+    return trains is None or f"{path}.".startswith(tuple(f"{module}." for module in trains))
 
 
 def _part(part: str, decoder: dict[str, Any], encoder: dict[str, Any]) -> dict[str, Any]:

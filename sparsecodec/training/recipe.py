@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ from typing import Any
 
 from sparsecodec.errors import UsageError, reason
 from sparsecodec.training import methods
+from sparsecodec.training.fields import checked
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -25,14 +27,15 @@ class Recipe:
     """One run: plain rate-distortion training, or one of `sparsecodec.training.methods` with a table of its own.
 
     Attributes:
-        model: name for `sparsecodec.models.create`; also names the run.
+        model: name for `sparsecodec.models.create`; with `start_from` no more than a label of the run, but not the
+            name of another architecture.
         steps: optimiser steps; of the method's first phase where its settings name others; 0 for a method that trains
             nothing, or nothing before its own phases.
         batch, crop: crops a step, over all processes, and their side in pixels.
         frames: of a crop; from 2 on a video codec is trained on clips, photos set in motion among them. Its intra model
             alone sees a crop of one frame.
-        trains: paths of the modules that are trained, such as ``["inter"]``; the others stay as they are and compute as
-            in decoding. Default: all.
+        trains: paths of the modules that are trained, such as ``["inter"]``; the others stay as they are, unpruned and
+            float, and compute as in decoding. Default: all.
         motion: weight of the error of the last frame moved by the decoded motion, beside that of the picture; for
             clips and codecs that code motion (DCVC-HEM, DCVC), whose flow network hardly learns without it.
         lambdas: of ``R + lambda * 255^2 * MSE``, one for each rate of the model; default: the family's own.
@@ -87,8 +90,10 @@ class Recipe:
         if not 0 <= self.ema < 1:
             raise UsageError(f"recipe: ema={self.ema} (needs 0 <= ema < 1)")
         for name in ("learning_rate", "adam_learning_rate", "gradient_clip"):
-            if not getattr(self, name) > 0:
+            if not 0 < getattr(self, name) < math.inf:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs a positive number)")
+        if self.trains is not None and not self.trains:
+            raise UsageError("recipe: trains=[] (needs at least one module; leave it out to train all)")
         if self.start_from and self.backbone:
             raise UsageError(f"recipe: start_from={self.start_from!r} and backbone={self.backbone!r} (needs one)")
         if self.optimizer not in OPTIMIZERS:
@@ -119,26 +124,20 @@ class Recipe:
         """Builds a recipe from plain values, as TOML gives them.
 
         Raises:
-            UsageError: a key is unknown, a required one is missing, there are two methods, or a value is out of range.
+            UsageError: a key is unknown, a required one is missing, there are two methods, or a value has a wrong type
+                or is out of range.
         """
         values = dict(values)
         tables = [name for name in methods.NAMES if name in values]
         if len(tables) > 1:
             raise UsageError(f"recipe: methods {' and '.join(tables)} (needs one)")
-        try:
-            if tables:
-                values["settings"] = methods.settings_of(tables[0])(**values.pop(tables[0]))
-                values["method"] = tables[0]
-            if values.get("lambdas") is not None:
-                values["lambdas"] = tuple(float(value) for value in values["lambdas"])
-            if values.get("trains") is not None:
-                values["trains"] = tuple(values["trains"])
-            return cls(**values)
-        except TypeError as error:
-            fields = [field.name for field in dataclasses.fields(cls) if field.name not in ("method", "settings")]
-            raise UsageError(
-                f"recipe: {error} (keys are {', '.join(fields)}; tables are {', '.join(methods.NAMES)})"
-            ) from error
+        method, settings = methods.PLAIN, None
+        if tables:
+            method, table = tables[0], values.pop(tables[0])
+            if not isinstance(table, dict):
+                raise UsageError(f"recipe: {method}={table!r} (needs a table, [{method}])")
+            settings = checked(methods.settings_of(method), table, f"recipe, [{method}]")
+        return checked(cls, values, "recipe", methods.NAMES, method=method, settings=settings)
 
     @classmethod
     def load(cls, path: str | Path) -> Recipe:

@@ -10,10 +10,13 @@ from torch import nn
 
 from sparsecodec._files import replacing
 from sparsecodec.errors import UsageError
-from sparsecodec.models import EVC, create
+from sparsecodec.models import EVC, create, names
+from sparsecodec.models.description import describe
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.training import distributed, methods
+from sparsecodec.training.families import family_of
 from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer
 
 NEEDS_DENSE = ("prune", "search")
@@ -32,8 +35,8 @@ def run(
         load: gives other codecs by name or path, such as a teacher; `sparsecodec.load` does.
 
     Returns:
-        The averaged codec in eval mode. One that is no plain architecture carries ``compact_config`` or
-        ``quantization``, which `sparsecodec.save` writes.
+        The averaged codec in eval mode, with the entropy tables of its weights. One that is no plain architecture
+        carries ``compact_config`` or ``quantization``, which `sparsecodec.save` writes.
 
     Raises:
         UsageError: the recipe does not fit the model, or the folder holds another run, or one that started from other
@@ -41,13 +44,23 @@ def run(
         SparseCodecError: the training diverged; the message names the step and the layer.
     """
     folder = Path(folder)
+    stride = family_of(model).stride
+    if recipe.crop % stride:
+        raise UsageError(f"crop={recipe.crop} (needs a multiple of {stride} for {recipe.model})")
+    if recipe.command != "quantize" and getattr(model, "quantization", None) is not None:
+        name = recipe.start_from or recipe.model
+        raise UsageError(f"{name} holds frozen integers, which do not learn (start from the float codec)")
+    if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
+        raise UsageError(f"{recipe.start_from} is pruned already (start from a dense codec)")
     if recipe.start_from:
         _remember_start(folder, recipe.start_from, model)
     if recipe.method == methods.PLAIN:
-        return Trainer(recipe, model, data, folder).run()
-    if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
-        raise UsageError(f"{recipe.start_from} is pruned already (start from a dense codec)")
-    return methods.module_of(recipe.method).run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+        codec = Trainer(recipe, model, data, folder).run()
+    else:
+        method = methods.module_of(recipe.method)
+        codec = method.run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+    refresh_tables(codec)
+    return codec
 
 
 def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module:
@@ -61,13 +74,31 @@ def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module
         UsageError: a name does not exist, or the weights do not fit.
     """
     if recipe.start_from:
-        return load(recipe.start_from)
+        return _checked_start(recipe, load(recipe.start_from))
+    if recipe.model not in names():
+        raise UsageError(
+            f"model={recipe.model!r} has no random weights to start from (needs one of {', '.join(names())}; others, "
+            "as CompressAI's, are converted and named by start_from)"
+        )
     torch.manual_seed(recipe.seed)
     model = create(recipe.model)
     if recipe.backbone:
         if not isinstance(model, EVC):
             raise UsageError(f"backbone={recipe.backbone!r}: {recipe.model} is no codec with attention")
         model.load_backbone(load(recipe.backbone).state_dict())
+    return model
+
+
+def _checked_start(recipe: Recipe, model: nn.Module) -> nn.Module:
+    """`model`, if it is not another architecture than the recipe says; other names than `create` has are labels."""
+    if recipe.model in names():
+        with torch.random.fork_rng(devices=[]):
+            expected = describe(create(recipe.model))
+        if describe(model) != expected:
+            raise UsageError(
+                f"model={recipe.model!r} is another architecture than start_from={recipe.start_from!r} "
+                "(needs the name of that one, or a label of your own)"
+            )
     return model
 
 

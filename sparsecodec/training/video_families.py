@@ -12,7 +12,7 @@ from sparsecodec.data.bt709 import halved_chroma, rgb_to_ycbcr, yuv_error
 from sparsecodec.models.dcvc import DCVC
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
-from sparsecodec.models.dcvc_rt import QUALITIES, SHIFT_OF_FRAME, SHIFTS
+from sparsecodec.models.dcvc_rt import QUALITIES, SHIFT_OF_FRAME, SHIFTS, STRIDE
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
 from sparsecodec.models.fvc import FVC
@@ -37,7 +37,7 @@ class RTImage:
     """The image codec of DCVC-RT, alone."""
 
     lambdas = _lambdas(*RT_LAMBDAS, QUALITIES)
-    stride = 64
+    stride = STRIDE
     model = DCVCRTImage
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
@@ -65,7 +65,7 @@ class RTVideo:
     """The inter model of DCVC-RT: 64 qualities, shifted from frame to frame; some frames forget the feature."""
 
     lambdas = RTImage.lambdas
-    stride = 64
+    stride = STRIDE
     model = DCVCRTVideo
     colour = staticmethod(to_planes)
     error = staticmethod(yuv_error)

@@ -53,8 +53,9 @@ def _load(name: str) -> torch.nn.Module:
     """Shipped weights, or random ones in the place of those that another recipe makes first."""
     if name in names():
         return sparsecodec.load(name)
-    made_by = next((path for path in RECIPES if path.stem == name), None)
-    return create(name if made_by is None else Recipe.load(made_by).model)
+    (made_by,) = [path for path in RECIPES if path.stem == name]
+    recipe = Recipe.load(made_by)
+    return create(getattr(recipe.settings, "student", None) or recipe.model)
 
 
 class WeighingTimer(CompiledTimer):

@@ -159,31 +159,6 @@ def test_damaged_checkpoint_is_refused(pictures, tmp_path):
         trainer.resume()
 
 
-@pytest.mark.parametrize(
-    "values, message",
-    [
-        ({"model": "evc-tiny"}, "steps"),
-        ({"model": "evc-tiny", "steps": 0}, "steps=0"),
-        ({"model": "evc-tiny", "steps": 1, "colour": "red"}, "colour"),
-        ({"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 1.5}}, "mac_reduction=1.5"),
-        ({"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac": 0.5}}, "mac"),
-        ({"model": "evc-tiny", "steps": 1, "optimizer": "sgd"}, "sgd.*muon, adam"),
-        ({"model": "evc-tiny", "steps": 1, "learning_rate": 0.0}, "learning_rate=0.0"),
-        ({"model": "evc-tiny", "steps": 1, "warmup": -1}, "warmup=-1"),
-        ({"model": "evc-tiny", "steps": 1, "motion": -0.5}, "motion=-0.5"),
-        ({"model": "evc-tiny", "steps": 1, "seed": -1}, "seed=-1"),
-        ({"model": "evc-tiny", "steps": 1, "ema": 1.0}, "ema=1.0"),
-        (
-            {"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 0.5}, "nm": {}},
-            "gradient_decay and nm",
-        ),
-    ],
-)
-def test_wrong_recipe_is_named(values, message):
-    with pytest.raises(UsageError, match=message):
-        Recipe.from_dict(values)
-
-
 def test_a_file_that_is_no_text_is_no_recipe(tmp_path):
     (tmp_path / "recipe.toml").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(UsageError, match=r"recipe\.toml cannot be read"):
@@ -262,3 +237,11 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(pictures, tmp_path):
         next(other.parameters()).add_(1e-3)
     with pytest.raises(UsageError, match="evc-tiny has other weights than when"):
         run(recipe, other, data, tmp_path)
+
+
+@pytest.mark.parametrize("table", [{}, {"gradient_decay": PRUNING}, {"nm": {}}], ids=["train", "prune", "nm"])
+def test_a_codec_on_integers_is_no_start(table, pictures, tmp_path):
+    name = "evc-tiny-sparse-int8"
+    recipe = Recipe.from_dict({**PLAIN, "model": "evc-tiny-sparse", "steps": 2, "start_from": name, **table})
+    with pytest.raises(UsageError, match=f"{name} holds frozen integers, which do not learn .start from the float"):
+        run(recipe, load(name), RandomCrops(pictures, 64), tmp_path)

@@ -201,3 +201,43 @@ def test_the_error_of_the_motion_joins_the_loss(pictures, tmp_path):
     assert losses[1] > losses[0]
     with pytest.raises(UsageError, match="motion=1.0 .needs a codec that codes motion, and clips of at least two"):
         Trainer(recipe, small_codec(), RandomClips(pictures, 64, 2), tmp_path / "rt").train_step()
+
+
+REDUCTION = {"mac_reduction": 0.3, "transforms": "all", "round_to": 4}
+
+
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("gradient_decay", {**REDUCTION, "branches": False}),
+        ("mask_decay", REDUCTION),
+        ("nm", {"transforms": "all", "min_channels": 16}),
+        ("plan", {"plan": "uniform", "reduction": 0.3, "transforms": "all", "side": 64, "round_to": 4}),
+        ("quantize", {"transforms": "all", "rule": "mse", "calibration_crops": 1}),
+    ],
+)
+def test_a_method_leaves_what_is_not_trained_as_it_is(method, settings, pictures, tmp_path):
+    values = {"model": "rt", "steps": 2, "batch": 1, "crop": 64, "frames": 3, "warmup": 1, "trains": ["inter"]}
+    codec, data = small_codec(), RandomClips(pictures, 64, 3)
+    before = {key: value.clone() for key, value in codec.state_dict().items()}
+    state = run(Recipe.from_dict({**values, method: settings}), codec, data, tmp_path).state_dict()
+    intra = [key for key in before if key.startswith("intra.")]
+    assert all(torch.equal(before[key], state[key]) for key in intra)
+    assert any(key not in state or not torch.equal(before[key], state[key]) for key in before)
+    for trains in (["inter.q_recon"], ["motion"]):
+        wrong = Recipe.from_dict({**values, "trains": trains, method: settings})
+        with pytest.raises(UsageError, match=r"trains=.*needs at least one of the transforms .*inter\.decoder"):
+            run(wrong, small_codec(), data, tmp_path / "wrong")
+
+
+def test_stages_and_plans_that_prune_what_rests_are_refused(pictures, tmp_path):
+    values = {"model": "rt", "steps": 2, "batch": 1, "crop": 64, "frames": 2, "warmup": 1}
+    data = RandomClips(pictures, 64, 2)
+    stages = {"mac_reduction": 0.3, "stages": [["inter.decoder"], ["intra.dec"]]}
+    with pytest.raises(UsageError, match=r"stages: intra\.dec is not trained \(needs transforms in trains=\['inter'\]"):
+        run(Recipe.from_dict({**values, "trains": ["inter"], "gradient_decay": stages}), small_codec(), data, tmp_path)
+    searched = {"reduction": 0.2, "transforms": "all", "side": 64, "round_to": 4, "candidates": [0.0, 0.9]}
+    run(Recipe.from_dict({**values, "trains": ["intra"], "search": searched}), small_codec(), data, tmp_path / "plan")
+    plan = {"plan": str(tmp_path / "plan" / "plan.json")}
+    with pytest.raises(UsageError, match=r"plan\.json: intra\.\w+ is not trained"):
+        run(Recipe.from_dict({**values, "trains": ["inter"], "plan": plan}), small_codec(), data, tmp_path / "cut")

@@ -15,7 +15,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_config, count, trace_model
 from sparsecodec.sparsity.energy import channel_energies
 from sparsecodec.sparsity.wiring import LOCKED, STATES
-from sparsecodec.training.families import calibration_loss, family_of
+from sparsecodec.training.families import calibration_loss, check_trained, family_of, trained_transforms
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -152,7 +152,8 @@ def run(
     load: Callable[[str], nn.Module],
 ) -> nn.Module:
     """Learns the masks (``masks-1/``, a folder a stage), compacts the codec, and fine-tunes it (``finetune/``)."""
-    stages = settings.stages or (tuple(family_of(model).transforms(model, settings.transforms)),)
+    stages = settings.stages or (tuple(trained_transforms(model, settings.transforms, recipe.trains)),)
+    check_trained([path for stage in stages for path in stage], recipe.trains, "stages")
     x = data.batch(0, recipe.batch).to(next(model.parameters()).device)
     config: dict[str, Any] = {}
     for number, paths in enumerate(stages):

@@ -18,7 +18,7 @@ from sparsecodec.sparsity.mask_decay import MaskDecay
 from sparsecodec.sparsity.schedules import MaskDecayConfig, Penalty
 from sparsecodec.sparsity.targets import student_targets, uniform_targets
 from sparsecodec.training import distributed
-from sparsecodec.training.families import PARTS, family_of
+from sparsecodec.training.families import PARTS, trained_transforms
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer
@@ -92,14 +92,15 @@ class DecayingMasks(Masking):
         model: the codec that is trained; starts from the wide codec's weights.
         settings: of the method.
         steps: of the phase.
+        trains: as of `Recipe`; what it leaves out keeps its width.
 
     Raises:
         GraphError: the student cannot be cut from `model`.
         UsageError: nothing would become narrower, or the MAC reduction cannot be reached.
     """
 
-    def __init__(self, model: nn.Module, settings: Settings, steps: int) -> None:
-        shapes = family_of(model).transforms(model, settings.transforms)
+    def __init__(self, model: nn.Module, settings: Settings, steps: int, trains: tuple[str, ...] | None = None) -> None:
+        shapes = trained_transforms(model, settings.transforms, trains)
         graph = trace_model(model, list(shapes))
         if settings.student is not None:
             targets = student_targets(model, graph, create(settings.student))
@@ -148,7 +149,7 @@ def run(
     load: Callable[[str], nn.Module],
 ) -> nn.Module:
     """Decays the masks (``masks/``), makes the codec narrow, and fine-tunes it (``finetune/``)."""
-    method = DecayingMasks(model, settings, recipe.steps)
+    method = DecayingMasks(model, settings, recipe.steps, recipe.trains)
     averaged = Trainer(recipe, model, data, folder / "masks", method).run()
     method.decay.set_step(recipe.steps)  # decay_end = 1: no step came after it
     return finetuned(recipe, method.compacted(averaged), data, folder, settings, behind=recipe.steps)

@@ -18,7 +18,7 @@ from torch import nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import NM, NMConfig, NMTraining, nm_layers
-from sparsecodec.training.families import family_of
+from sparsecodec.training.families import trained_transforms
 from sparsecodec.training.method import Method
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -109,7 +109,7 @@ def run(
     Raises:
         GraphError: no layer can have the pattern; the message says why.
     """
-    transforms = list(family_of(model).transforms(model, settings.transforms))
+    transforms = list(trained_transforms(model, settings.transforms, recipe.trains))
     pattern = NM(settings.n, settings.m)
     layers, dense = nm_layers(model, transforms, pattern, settings.min_channels, settings.max_kernel)
     for name, reason in dense.items():

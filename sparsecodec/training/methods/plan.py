@@ -16,6 +16,7 @@ from sparsecodec.sparsity import trace_model
 from sparsecodec.sparsity.plans import Plan
 from sparsecodec.sparsity.search import TOLERANCE, global_threshold, uniform
 from sparsecodec.training import distributed
+from sparsecodec.training.families import check_trained
 from sparsecodec.training.methods.search import (
     calibration_set,
     check,
@@ -75,13 +76,13 @@ def run(
 ) -> nn.Module:
     """Compacts the codec and fine-tunes it (``finetune/``)."""
     if settings.plan in BASELINES:
-        graph = graph_of(model, settings)
+        graph = graph_of(recipe, model, settings)
 
         def make() -> Plan:
             return BASELINES[settings.plan](
                 graph,
                 ranking_of(model, graph, settings, loss_of(recipe, model, data)),
-                cost_of(model, graph, settings, folder),
+                cost_of(recipe, model, graph, settings, folder),
                 settings.reduction,
                 round_to=settings.round_to,
                 tolerance=settings.tolerance,
@@ -93,6 +94,7 @@ def run(
         weights = model_hash(model).hex()
         if plan.made_by.get("model", weights) != weights and distributed.rank() == 0:
             tqdm.write(f"{settings.plan} ranked the channels of other weights than these", file=sys.stderr)
+        check_trained(plan.transforms, recipe.trains, settings.plan)
         graph = trace_model(model, plan.transforms)
     small = compacted(model, graph, plan)
     return Trainer(recipe, small.train().requires_grad_(True), data, folder / "finetune").run()

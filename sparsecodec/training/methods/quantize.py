@@ -37,8 +37,9 @@ from sparsecodec.quant import (
 )
 from sparsecodec.quant.portable import SYNTHESIS
 from sparsecodec.training import distributed
-from sparsecodec.training.families import calibration_loss, family_of
+from sparsecodec.training.families import calibration_loss, trained_transforms
 from sparsecodec.training.recipe import Recipe
+from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer, phase
 
 COMMAND = "quantize"
@@ -137,6 +138,7 @@ def run(
     if settings.qat_steps:
         training = phase(recipe, steps=settings.qat_steps, learning_rate=settings.qat_learning_rate)
         small = Trainer(training, small.train().requires_grad_(True), data, folder / "qat").run()
+    refresh_tables(small)  # a portable codec copies them
     small = freeze(small).eval()
     if settings.entropy_bits is not None and on_dyadic_integers(small):
         small = portable(small)
@@ -164,7 +166,7 @@ def _calibrated(
     recipe: Recipe, settings: Settings, model: nn.Module, loss: Callable[[nn.Module], float], path: Path
 ) -> tuple[nn.Module, dict[str, str]]:
     """The calibrated codec, from `path` if it is there, and why the layers that stay float do."""
-    base, left = _precisions(settings, model)
+    base, left = _precisions(recipe, settings, model)
     made_by = json.dumps({**recipe.decisive(), **dataclasses.asdict(settings), "qat_steps": 0, "qat_learning_rate": 0})
     if path.exists():
         try:
@@ -191,13 +193,13 @@ def _calibrated(
     return small, left
 
 
-def _precisions(settings: Settings, model: nn.Module) -> tuple[dict[str, Precision], dict[str, str]]:
+def _precisions(recipe: Recipe, settings: Settings, model: nn.Module) -> tuple[dict[str, Precision], dict[str, str]]:
     precisions: dict[str, Precision] = {}
     left: dict[str, str] = {}
     plain = Precision(settings.weight_bits, settings.activation_bits)
     only_entropy = settings.transforms == "entropy"
     dyadic = ENTROPY | set(SYNTHESIS) if settings.exact else ENTROPY
-    for path in family_of(model).transforms(model, "decoder" if only_entropy else settings.transforms):
+    for path in trained_transforms(model, "decoder" if only_entropy else settings.transforms, recipe.trains):
         if only_entropy and path not in dyadic:
             continue
         if path in ENTROPY and settings.entropy_bits is None:

@@ -21,7 +21,7 @@ from sparsecodec.sparsity.ranking import CRITERIA, Ranking, rank_channels
 from sparsecodec.sparsity.search import RULES, TOLERANCE, search
 from sparsecodec.sparsity.sensitivity import RATIOS, Loss, measure_sensitivity
 from sparsecodec.training import distributed
-from sparsecodec.training.families import PARTS, calibration_loss, family_of
+from sparsecodec.training.families import PARTS, calibration_loss, trained_transforms
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data
 
@@ -95,7 +95,7 @@ def run(
     load: Callable[[str], nn.Module],
 ) -> nn.Module:
     """Writes ``plan.json`` and gives the codec that is compacted by it; nothing is trained."""
-    graph = graph_of(model, settings)
+    graph = graph_of(recipe, model, settings)
 
     def make() -> Plan:
         loss = loss_of(recipe, model, data)
@@ -109,27 +109,28 @@ def run(
             round_to=settings.round_to,
             progress=partial(tqdm, desc="sensitivity", unit="width"),
         )
-        cost = cost_of(model, graph, settings, folder)
+        cost = cost_of(recipe, model, graph, settings, folder)
         how = {"rule": settings.rule, "tolerance": settings.tolerance}
         return search(model, graph, ranking, sensitivity, loss, cost, settings.reduction, **how)
 
     return compacted(model, graph, plan_in(folder, model, settings, calibration_set(recipe), make))
 
 
-def graph_of(model: nn.Module, settings: Any) -> ChannelGraph:
-    """Of the transforms that `settings` names."""
-    return trace_model(model, list(family_of(model).transforms(model, settings.transforms)))
+def graph_of(recipe: Recipe, model: nn.Module, settings: Any) -> ChannelGraph:
+    """Of the transforms that `settings` names, as far as `recipe` trains them."""
+    return trace_model(model, list(trained_transforms(model, settings.transforms, recipe.trains)))
 
 
 def calibration_set(recipe: Recipe) -> dict[str, Any]:
-    """What the calibration set and its loss follow from, for the record."""
-    return {
+    """What the calibration set and its loss follow from, and what is pruned, for the record."""
+    values = {
         "seed": recipe.seed,
         "crops": recipe.batch,
         "crop": recipe.crop,
         "frames": recipe.frames,
         "lambdas": recipe.lambdas,
     }
+    return values if recipe.trains is None else values | {"trains": recipe.trains}
 
 
 def loss_of(recipe: Recipe, model: nn.Module, data: Data) -> Loss:
@@ -143,9 +144,9 @@ def ranking_of(model: nn.Module, graph: ChannelGraph, settings: Any, loss: Loss)
     return rank_channels(model, graph, settings.criterion, partial(loss, model))
 
 
-def cost_of(model: nn.Module, graph: ChannelGraph, settings: Any, folder: Path) -> Cost:
-    """What `settings` counts or times, over the transforms it names."""
-    shapes = family_of(model).transforms(model, settings.transforms, settings.side)
+def cost_of(recipe: Recipe, model: nn.Module, graph: ChannelGraph, settings: Any, folder: Path) -> Cost:
+    """What `settings` counts or times, over the transforms of `graph_of`."""
+    shapes = trained_transforms(model, settings.transforms, recipe.trains, settings.side)
     if settings.target == "ms":
         timer = timer_for(model, next(model.parameters()).device)
         return latency_cost(
