@@ -32,7 +32,9 @@ def add_to(subparsers) -> None:
     for command, text in COMMANDS.items():
         parser = add_command(subparsers, command, text)
         parser.add_argument("recipe", help="TOML, see recipes/")
-        parser.add_argument("data", nargs="+", help="folders of pictures and video clips")
+        parser.add_argument(
+            "data", nargs="+", help="folders of pictures and video clips; frames >= 2: also of folders of frames"
+        )
         parser.add_argument(
             "--out", required=True, help="folder of the run: checkpoints, logs, and the codec at the end"
         )
@@ -52,7 +54,7 @@ def run(arguments: argparse.Namespace, command: str) -> None:
     if recipe.command != command:
         raise UsageError(f"{arguments.recipe} does not {command} (run it by: sparsecodec {recipe.command})")
     device = distributed.start(arguments.device)
-    files = list_training_files(arguments.data)
+    files = list_training_files(arguments.data, recipe.frames)
     if recipe.frames > 1:
         data = RandomClips(files, recipe.crop, recipe.frames, recipe.seed)
     else:
