@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import os
+import signal
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -252,6 +257,71 @@ def test_failed_save_leaves_the_old_files(saved, dense, monkeypatch):
         zoo.save(dense, saved)
     assert saved.with_suffix(".safetensors").read_bytes() == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["codec.json", "codec.safetensors"]
+
+
+KILLED_SAVE = """
+import os, signal, sys
+from pathlib import Path
+from sparsecodec import zoo
+new, path, survived = zoo.load(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+replace = os.replace
+def killed(*_):
+    os.kill(os.getpid(), signal.SIGKILL)
+def counted(source, target):
+    global survived
+    replace(source, target) if survived else killed()
+    survived -= 1
+os.replace = counted
+zoo.save(new, path, info={"steps": 4})
+killed()
+"""
+
+
+@pytest.mark.parametrize("survived", [0, 1, 2])
+@pytest.mark.parametrize("change", ["weights", "widths"])
+def test_a_kill_while_saving_leaves_the_old_codec_or_the_new_one(saved, dense, compacted, tmp_path, change, survived):
+    if change == "widths":
+        new = compacted[0]
+        zoo.save(new, tmp_path / "new", compact=compacted[1])
+    else:
+        new = copy.deepcopy(dense)
+        new.q_basic.data += 0.1
+        zoo.save(new, tmp_path / "new")
+    code = [sys.executable, "-c", KILLED_SAVE, str(tmp_path / "new"), str(saved), str(survived)]
+    result = subprocess.run(code, capture_output=True, text=True)
+    assert result.returncode == -signal.SIGKILL, result.stderr
+    assert_equal_weights(zoo.load(saved), new if survived else dense)
+    assert model_hash(zoo.load(saved)) == model_hash(new if survived else dense)
+    abandoned = [path.name for path in tmp_path.iterdir() if ".partial" in path.name]
+    assert len(abandoned) == 2 - survived
+    zoo.save(dense, saved)
+    assert_equal_weights(zoo.load(saved), dense)
+    assert not [path.name for path in tmp_path.iterdir() if ".partial" in path.name]
+
+
+def test_what_a_running_process_writes_is_left_alone(saved, dense):
+    others = [saved.with_name(f"codec.{os.getppid()}.partial.json"), saved.with_name("codec.mine.partial.json")]
+    for other in others:
+        other.touch()
+    zoo.save(dense, saved)
+    assert all(other.exists() for other in others)
+
+
+def test_saving_over_a_codec_leaves_no_way_to_mix_files(saved, compacted, dense, tmp_path):
+    """Weights that were saved over others are taken with that description alone, or with their own."""
+    model, config = compacted
+    zoo.save(model, saved, compact=config)
+    assert_equal_weights(zoo.load(saved), model)
+    zoo.save(dense, tmp_path / "third", info={"steps": 5})
+    saved.with_suffix(".json").write_bytes((tmp_path / "third.json").read_bytes())
+    with pytest.raises(UsageError, match=r"codec\.safetensors does not fit codec\.json"):
+        zoo.load(saved)
+
+
+def test_the_same_codec_saved_again_is_the_same_file(saved, dense):
+    before = saved.with_suffix(".safetensors").read_bytes()
+    zoo.save(dense, saved, info={"steps": 3})
+    assert saved.with_suffix(".safetensors").read_bytes() == before
 
 
 def test_hash_sees_every_weight(dense):

@@ -11,10 +11,12 @@ from torch import Tensor, nn
 from sparsecodec.cli.timing import interleaved
 from sparsecodec.errors import UsageError
 from sparsecodec.info import environment
+from sparsecodec.models.video import VideoCodec
 from sparsecodec.runtime.adapters import ADAPTERS
 from sparsecodec.runtime.numerics import default_dtype
 from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.sparsity.latency import Block
+from sparsecodec.training.video_families import image_of, inter_of
 
 ROUNDS = 15
 
@@ -32,7 +34,7 @@ class CompiledTimer:
         device: processor or GPU, precision and threads: figures of another one do not compare.
 
     Raises:
-        UsageError: the codec is of no family that `compile_codec` knows.
+        UsageError: the codec is a video codec, a part of one, or of no family that `compile_codec` knows.
     """
 
     def __init__(
@@ -40,7 +42,11 @@ class CompiledTimer:
     ) -> None:
         family = next((adapter for adapter in ADAPTERS if adapter.matches(model)), None)
         if family is None:
-            raise UsageError(f"{type(model).__name__} is of no family that can be compiled, so it cannot be timed")
+            video = isinstance(model, VideoCodec) or image_of(model) or inter_of(model)
+            why = "is of video coding, whose transforms" if video else "is of no family that can be compiled, so it"
+            raise UsageError(
+                f'{type(model).__name__} {why} cannot be timed block by block (needs target = "macs" or "params")'
+            )
         self._exact = set(family.ENTROPY)
         self._device = torch.device(device)
         self._dtype = dtype or default_dtype(self._device)

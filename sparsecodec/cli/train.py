@@ -34,7 +34,9 @@ def add_to(subparsers) -> None:
     for command, text in COMMANDS.items():
         parser = add_command(subparsers, command, text)
         parser.add_argument("recipe", help="TOML, see recipes/")
-        parser.add_argument("data", nargs="+", help="folders of pictures and video clips")
+        parser.add_argument(
+            "data", nargs="+", help="folders of pictures and video clips; frames >= 2: also of folders of frames"
+        )
         parser.add_argument(
             "--out", required=True, help="folder of the run: checkpoints, logs, and the codec at the end"
         )
@@ -55,7 +57,7 @@ def run(arguments: argparse.Namespace, command: str) -> None:
         raise UsageError(f"{arguments.recipe} does not {command} (run it by: sparsecodec {recipe.command})")
     output = _output(arguments)
     device = distributed.start(arguments.device)
-    files = list_training_files(arguments.data)
+    files = list_training_files(arguments.data, recipe.frames)
     if recipe.frames > 1:
         data = RandomClips(files, recipe.crop, recipe.frames, recipe.seed)
     else:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,31 +16,15 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from sparsecodec.data.images import SUFFIXES, read_rgb
+from sparsecodec.data.images import SUFFIXES, read_rgb, size_of
 from sparsecodec.data.motion import moving_clip, number_of_pieces
-from sparsecodec.data.video import CLIP_SUFFIXES, is_clip, read_clip, why_not_decodable
+from sparsecodec.data.picture_folders import list_frames
+from sparsecodec.data.video import read_clip, why_not_decodable
 from sparsecodec.errors import UsageError
 
 logger = logging.getLogger(__name__)
 
 HELD_BYTES = 4 << 30  # of decoded pictures in memory; the rest is read again for every crop
-
-
-def list_training_files(folders: Iterable[str | Path]) -> list[Path]:
-    """The pictures and clips directly inside each folder, sorted by name, folder after folder.
-
-    Raises:
-        UsageError: one is not a folder, or holds neither.
-    """
-    paths = []
-    for folder in map(Path, folders):
-        if not folder.is_dir():
-            raise UsageError(f"{folder} is not a folder")
-        found = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES or is_clip(path))
-        if not found:
-            raise UsageError(f"no pictures or clips in {folder} (suffixes {', '.join((*SUFFIXES, *CLIP_SUFFIXES))})")
-        paths += found
-    return paths
 
 
 class _Source(Protocol):
@@ -73,6 +57,32 @@ class _Picture:
         return pixels[top : top + height, left : left + width]
 
 
+@dataclass(frozen=True, eq=False)
+class _Frames:
+    """A folder of frames, one picture each, which are read again for every crop."""
+
+    paths: Sequence[Path]
+    height: int
+    width: int
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+    def rgb(self, index: int, top: int, left: int, height: int, width: int) -> np.ndarray:
+        return read_rgb(self.paths[index])[top : top + height, left : left + width]
+
+
+def _open_frames(folder: Path) -> _Frames:
+    """Looks at the first frame and at the sizes of all others, which their headers say."""
+    paths = list_frames(folder)
+    height, width = read_rgb(paths[0]).shape[:2]
+    for path in paths[1:]:
+        found = size_of(path)
+        if found != (height, width):
+            raise UsageError(f"{path} is {found[1]} x {found[0]} (needs {width} x {height}, as the first frame)")
+    return _Frames(paths, height, width)
+
+
 class _Opener:
     """Opens one file after another; the first `held_bytes` of decoded pictures stay in memory."""
 
@@ -80,7 +90,9 @@ class _Opener:
         self.left = held_bytes
 
     def __call__(self, path: Path) -> _Source:
-        if is_clip(path):
+        if path.is_dir():
+            return _open_frames(path)
+        if _is_file_of_clip(path):
             return read_clip(path)
         pixels = read_rgb(path)
         height, width = pixels.shape[:2]
@@ -127,11 +139,12 @@ class RandomCrops(_Ahead):
     size and halved, where the file is large enough: there grain, compression and repeated chroma are gone.
 
     Pictures are decoded once and held, up to `held_bytes`; the rest is read again for every crop. Clips are held as
-    `read_clip` has them, in mapped files: the memory they take is the system's to give and to take back.
+    `read_clip` has them, in mapped files: the memory they take is the system's to give and to take back. The
+    frames of a folder are read for every crop.
 
     Args:
-        paths: pictures and clips, by their suffixes; unreadable ones, cut off ones and those smaller than the crop are
-            skipped with a warning.
+        paths: pictures by their suffixes, folders of frames, and everything else clips; unreadable ones, cut off ones
+            and those smaller than the crop are skipped with a warning.
         crop: side of a crop, pixels.
         seed: of all draws, at least 0.
         held_bytes: of decoded pictures.
@@ -162,7 +175,8 @@ class RandomClips(_Ahead):
     Clips give the frames they have; photos are set in motion (`sparsecodec.data.motion`), each with pieces of others.
 
     Args:
-        paths: clips and photos; unreadable, cut off, shorter and smaller ones are skipped with a warning.
+        paths: clips, folders of frames and photos; unreadable, cut off, shorter and smaller ones are skipped with a
+            warning.
         crop: side of a crop, pixels.
         length: consecutive frames of a crop.
         seed: of all draws, at least 0.
@@ -195,7 +209,7 @@ class RandomClips(_Ahead):
 def _usable(paths: Sequence[str | Path], crop: int, length: int, opened: Callable[[Path], _Source]) -> list[_Source]:
     """Opens what can be used, and names the rest; what a missing package cannot read is no reason to go on."""
     for path in map(Path, paths):
-        reason = why_not_decodable(path) if is_clip(path) else None
+        reason = why_not_decodable(path) if _is_file_of_clip(path) else None
         if reason is not None:
             raise UsageError(reason)
     sources = []
@@ -216,6 +230,10 @@ def _usable(paths: Sequence[str | Path], crop: int, length: int, opened: Callabl
     if not sources:
         raise UsageError(f"none of {len(paths)} files can be used for crops of {length} x {crop} x {crop}")
     return sources
+
+
+def _is_file_of_clip(path: Path) -> bool:
+    return path.suffix.lower() not in SUFFIXES and not path.is_dir()
 
 
 def _run(draw: np.random.Generator, source: _Source, crop: int, length: int) -> np.ndarray:

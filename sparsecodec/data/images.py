@@ -60,6 +60,19 @@ def read_rgb(path: str | Path) -> np.ndarray:
     raise UsageError(f"{path} has mode {mode!r} (8 bits a sample are supported)")
 
 
+def size_of(path: str | Path) -> tuple[int, int]:
+    """Height and width of a picture, from its header.
+
+    Raises:
+        UsageError: it has none.
+    """
+    try:
+        with Image.open(path) as image:
+            return image.height, image.width
+    except DAMAGED as error:
+        raise UsageError(f"{path} cannot be read as a picture: {reason(error)}") from error
+
+
 def to_uint8(x: Tensor) -> np.ndarray:
     """``[1, 3, H, W]`` float in [0, 1] -> ``[H, W, 3]`` uint8, rounded to nearest, clipped; few rows at a time."""
     height, width = x.shape[2:]

@@ -130,6 +130,17 @@ def why_not_decodable(path: str | Path) -> str | None:
     return None
 
 
+def has_video(path: str | Path) -> bool:
+    """Whether PyAV, which must be installed, finds video in a file; nothing is decoded, no link is followed."""
+    import av
+
+    try:
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+            return bool(container.streams.video)
+    except (av.FFmpegError, OSError, ValueError):
+        return False
+
+
 def read_clip(path: str | Path, matrix: str | None = None) -> Clip:
     """Opens a clip; frames are read when they are looked at.
 
@@ -192,7 +203,7 @@ def _read_y4m(path: Path) -> tuple[np.ndarray, int, int, None]:
 
 
 def _decode(path: Path) -> tuple[np.ndarray, int, int, str | None]:
-    """Frames of the first video stream through PyAV, which is imported here and nowhere else."""
+    """Frames of the first video stream through PyAV."""
     reason = why_not_decodable(path)
     if reason is not None:
         raise UsageError(reason)

@@ -16,7 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
-from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn, is_multiply, is_quantized
+from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn, is_masked, is_multiply, is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
 from sparsecodec.sparsity.tracing import trace
 
@@ -267,7 +267,22 @@ def _lower_module(module: nn.Module, x: Step, path: str) -> Step:
             return Step("gdn", {"x": x}, constants, (path,))
         reason = f"{type(module).__name__} is no division by sqrt(beta + gamma x^2)"
         return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=reason)
+    if is_masked(module):
+        reason = f"{type(module).__name__} has no rule: a convolution with what the mask leaves, by torch"
+        return Step(PLAIN, paths=(path,), function=_with_mask_applied(module), args=(x,), reason=reason)
     return Step(PLAIN, paths=(path,), function=module, args=(x,), reason=f"{type(module).__name__} has no rule")
+
+
+@torch.no_grad()
+def _with_mask_applied(module: nn.Conv2d) -> nn.Conv2d:
+    """A plain convolution of the masked weights. CompressAI's layer replaces its own weight in every forward, which
+    would leave a weight without values behind where only shapes are inferred."""
+    sizes = (module.in_channels, module.out_channels, module.kernel_size, module.stride, module.padding)
+    more = {"dilation": module.dilation, "groups": module.groups, "padding_mode": module.padding_mode}
+    plain = nn.Conv2d(*sizes, **more, device="meta")  # draws no random numbers
+    plain.weight = nn.Parameter(module.weight * module.mask, requires_grad=False)
+    plain.bias = module.bias
+    return plain
 
 
 def lower_conv(module: nn.Conv2d | nn.ConvTranspose2d, x: Step, path: str) -> Step:

@@ -36,6 +36,11 @@ def is_quantized(module: nn.Module) -> bool:
     return is_conv(module) and hasattr(module, "weight_bits")
 
 
+def is_masked(module: nn.Module) -> bool:
+    """A convolution that multiplies its weight with its buffer `mask`, as context models do."""
+    return isinstance(module, nn.Conv2d) and getattr(module._buffers.get("mask"), "shape", None) == module.weight.shape
+
+
 def is_deformable(module: nn.Module) -> bool:
     """A layer with the weight of a convolution whose taps are moved by an argument `offset`."""
     weight = module._parameters.get("weight")

@@ -8,18 +8,22 @@
 ``architecture`` goes to `models.from_description`, ``compact`` to `sparsity.apply_compact_config`, ``quantization``,
 which float codecs do not have, to `quant.apply_quantization`, and ``sha256`` is the `model_hash` of what loading must
 give, so that files of two models are never mixed.
+
+The weights are replaced before the description. Weights that replace those of another description carry their own in
+the metadata, with the hash of the file that is still beside them: if it stays there, the process was killed between the
+two, and `load` takes what the weights carry. After each step there is one whole codec, the old one or the new one.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
@@ -33,6 +37,10 @@ from sparsecodec.sparsity import apply_compact_config
 
 FORMAT = 1
 FOLDER = Path(__file__).parent
+CARRIED, REPLACED = (
+    "description",
+    "replaced",
+)  # keys of the metadata: a description, SHA-256 of the file it is newer than
 
 
 def names() -> list[str]:
@@ -63,8 +71,8 @@ def load(name: str | Path) -> nn.Module:
         ModelMismatchError: the weights are not those that the description was written with.
     """
     weights_path, description_path = _paths(name)
-    description = _read_description(description_path)
-    tensors = _read_weights(weights_path)
+    tensors, metadata = _read_weights(weights_path)
+    description = _read_description(description_path, metadata)
     model = _build(description)
     try:
         _fill(model, tensors)
@@ -128,12 +136,15 @@ def save(
 
 
 def _write(stem: Path, tensors: dict[str, Tensor], description: dict[str, Any]) -> None:
-    weights, text = (stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json"))
+    weights, beside = (stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json"))
+    text = json.dumps(description, indent=1) + "\n"
     try:
         stem.parent.mkdir(parents=True, exist_ok=True)
-        with replacing(text) as partial_text, replacing(weights) as partial_weights:
-            partial_text.write_text(json.dumps(description, indent=1) + "\n")
-            partial_weights.write_bytes(serialize(tensors))  # save_file would make the file private
+        old = beside.read_bytes() if beside.exists() else text.encode()
+        metadata = None if old == text.encode() else {CARRIED: text, REPLACED: hashlib.sha256(old).hexdigest()}
+        with replacing(beside) as partial_text, replacing(weights) as partial_weights:  # the latter ends first
+            partial_text.write_text(text)
+            partial_weights.write_bytes(serialize(tensors, metadata))  # save_file would make the file private
     except OSError as error:
         raise UsageError(f"{stem} cannot be written: {reason(error)}") from error
 
@@ -156,9 +167,13 @@ def _paths(name: str | Path) -> tuple[Path, Path]:
     return weights, description
 
 
-def _read_description(path: Path) -> dict[str, Any]:
+def _read_description(path: Path, carried: Mapping[str, str] | None = None) -> dict[str, Any]:
+    """The description in a file, or the newer one that the weights beside it carry: `carried` is their metadata."""
     try:
-        description = json.loads(path.read_text())
+        data = path.read_bytes()
+        if carried and CARRIED in carried and carried.get(REPLACED) == hashlib.sha256(data).hexdigest():
+            data = carried[CARRIED].encode()
+        description = json.loads(data)
     except (OSError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(description, dict) or description.get("format") != FORMAT:
@@ -172,9 +187,11 @@ def _read_description(path: Path) -> dict[str, Any]:
     return description
 
 
-def _read_weights(path: Path) -> dict[str, Tensor]:
+def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str] | None]:
+    """(tensors, metadata)."""
     try:
-        return load_file(path)
+        with safe_open(path, "pt") as file:
+            return {key: file.get_tensor(key) for key in file.keys()}, file.metadata()
     except (OSError, SafetensorError, ValueError) as error:
         raise UsageError(f"{path} cannot be read as safetensors: {reason(error)}") from error
 

@@ -346,3 +346,11 @@ def test_what_cannot_be_traced_is_named():
 @pytest.mark.parametrize("layer", [conv(), nn.ReLU(), nn.PixelShuffle(2)], ids=lambda layer: type(layer).__name__)
 def test_a_lone_layer(layer: nn.Module):
     assert len(compile_and_check(layer)) == 1
+
+
+def test_a_masked_convolution_is_a_convolution_with_what_its_mask_leaves():
+    """CompressAI's replaces its own weight when it runs: nothing may reach the caller's, nor a fake tensor its copy."""
+    masked = import_compressai().layers.MaskedConv2d(8, 12, 5, padding=2, stride=2)
+    rows = compile_and_check(nn.Sequential(nn.Conv2d(8, 8, 1), masked, nn.LeakyReLU()))
+    assert ("Conv2d", "torch") in rows
+    compile_and_check(import_compressai().layers.MaskedConv2d(8, 12, 5, padding=2, bias=False))

@@ -8,9 +8,11 @@ import pytest
 import torch
 from torch import nn
 
+from sparsecodec._compat import import_compressai
 from sparsecodec.cli import latency as compiled
 from sparsecodec.cli.latency import CompiledTimer
 from sparsecodec.errors import UsageError
+from sparsecodec.models import create
 from sparsecodec.sparsity import ChannelGraph, ChannelMasks, ScatterConv2d, compact, count, trace_model
 from sparsecodec.sparsity.latency import LatencyTable, blocks_of, latency_cost, timed_by, timer_for
 from sparsecodec.sparsity.ranking import rank_channels
@@ -235,6 +237,23 @@ def test_the_name_of_the_device_holds_what_times_depend_on(evc) -> None:
 def test_a_model_that_cannot_be_compiled_cannot_be_timed(case) -> None:
     with pytest.raises(UsageError, match="TwoParts is of no family"):
         CompiledTimer(case.model, "cpu")
+
+
+def test_a_video_codec_is_pointed_to_what_can_be_counted() -> None:
+    model = create("dcvc-rt-tiny")
+    for part, name in ((model, "VideoCodec"), (model.intra, "DCVCRTImage"), (model.inter, "DCVCRTVideo")):
+        with pytest.raises(UsageError, match=rf'{name} is of video coding, .*\(needs target = "macs" or "params"\)'):
+            CompiledTimer(part, "cpu")
+
+
+def test_a_context_model_is_timed_and_keeps_its_weight() -> None:
+    """CompressAI's masked convolution replaces its weight when it runs, and shapes are inferred on fake tensors."""
+    model = import_compressai().models.JointAutoregressiveHierarchicalPriors(12, 16).eval()
+    shape = {"context_prediction": (1, model.context_prediction.in_channels, 4, 4)}
+    before = model.context_prediction.weight.clone()
+    (ms,) = CompiledTimer(model, "cpu", rounds=2)(blocks_of(model, shape))
+    assert 0 < ms < 1000
+    assert torch.equal(model.context_prediction.weight, before)
 
 
 def test_tables_are_json_with_their_device(evc, tmp_path) -> None:

@@ -17,6 +17,7 @@ from sparsecodec.sparsity.plans import Plan, best_of
 from sparsecodec.sparsity.ranking import rank_channels
 from sparsecodec.training import Recipe, calibration_loss, run
 from sparsecodec.training.families import family_of
+from sparsecodec.training.methods import plan as plan_method
 from sparsecodec.training.methods import search as method
 
 QUICK = {"candidates": [0.0, 0.5], "round_to": 16, "tolerance": 0.05}
@@ -165,6 +166,21 @@ def test_milliseconds_are_those_of_the_timer_at_hand(model, data, tmp_path) -> N
         for codec in (tuned, model)
     )
     assert plan.reached == pytest.approx(1 - left / dense)
+
+
+@pytest.mark.parametrize(
+    ("table", "settings"), [("search", {"reduction": 0.3, **QUICK}), ("plan", {"plan": "uniform", "reduction": 0.3})]
+)
+def test_what_cannot_be_timed_is_refused_before_anything_is_measured(
+    model, data, tmp_path, monkeypatch, table: str, settings: dict
+) -> None:
+    def measured(*_, **__):
+        raise AssertionError("measured")
+
+    monkeypatch.setattr(method, "loss_of", measured)
+    monkeypatch.setattr(plan_method, "loss_of", measured)
+    with pytest.raises(UsageError, match="needs a timer"):
+        run(_recipe(table, {**settings, "target": "ms"}), model, data, tmp_path)
 
 
 def test_a_target_out_of_reach_names_channels(model, data, tmp_path) -> None:

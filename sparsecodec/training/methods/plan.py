@@ -79,10 +79,13 @@ def run(
         graph = graph_of(recipe, model, settings)
 
         def make() -> Plan:
+            cost = cost_of(
+                recipe, model, graph, settings, folder
+            )  # what cannot be timed is refused before it is ranked
             return BASELINES[settings.plan](
                 graph,
                 ranking_of(model, graph, settings, loss_of(recipe, model, data)),
-                cost_of(recipe, model, graph, settings, folder),
+                cost,
                 settings.reduction,
                 round_to=settings.round_to,
                 tolerance=settings.tolerance,

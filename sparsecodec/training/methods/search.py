@@ -35,7 +35,7 @@ class Settings:
 
     Attributes:
         reduction: fraction of the target's cost to remove, in (0, 1).
-        target: "macs", "params", or "ms" on the device of the run, block by block.
+        target: "macs", "params", or "ms" on the device of the run, block by block; not "ms" for video codecs.
         transforms: "decoder", "encoder" or "all".
         side: of the picture that is counted or timed, pixels.
         round_to: kept widths are multiples of this.
@@ -98,6 +98,9 @@ def run(
     graph = graph_of(recipe, model, settings)
 
     def make() -> Plan:
+        cost = cost_of(
+            recipe, model, graph, settings, folder
+        )  # what cannot be timed is refused before hours of measuring
         loss = loss_of(recipe, model, data)
         ranking = ranking_of(model, graph, settings, loss)
         sensitivity = measure_sensitivity(
@@ -109,7 +112,6 @@ def run(
             round_to=settings.round_to,
             progress=partial(tqdm, desc="sensitivity", unit="width"),
         )
-        cost = cost_of(recipe, model, graph, settings, folder)
         how = {"rule": settings.rule, "tolerance": settings.tolerance}
         return search(model, graph, ranking, sensitivity, loss, cost, settings.reduction, **how)
 
