@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator, Sequence
+from statistics import fmean
 
 import torch
 from torch import Tensor, nn
@@ -93,8 +94,8 @@ def portable(
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
         exact: pictures, too. EVC; a video codec's always are.
-        threshold: of a picture codec's layers those take inputs of 8 bits that alone cost at most this share of the
-            bits (with `exact`: of the sum of log2 of bits and error), for speed where processors multiply bytes.
+        threshold: of a picture codec's layers those take inputs of 8 bits that alone cost at most this share of bits
+            times squared error, for speed where processors multiply bytes; None: none.
 
     Returns:
         The copy, in eval mode, with the submodule ``portable`` (`IntegerTables`) and the attribute ``quantization``.
@@ -204,7 +205,8 @@ def _calibrated(
     """`model` with those layers on integers, not yet frozen."""
 
     def run(codec: nn.Module) -> float:
-        return _rate_and_distortion(codec, pictures) if exact else _bits(codec, pictures)
+        plain = not exact and threshold is None
+        return _bits(codec, pictures) if plain else _bits_times_error(codec, pictures)
 
     with torch.no_grad():
         precisions = dict.fromkeys(names, precision)
@@ -220,22 +222,22 @@ def _calibrated(
 
 def _bits(model: nn.Module, pictures: list[Tensor]) -> float:
     """Bits that the pictures take, at all rates of the codec."""
-    total = 0.0
-    for x, out in _coded(model, pictures):
-        if "bpp" in out:
-            total += float(out["bpp"].sum()) * x[0, 0].numel()
-        else:
-            total -= sum(float(likelihoods.log2().sum()) for likelihoods in out["likelihoods"].values())
-    return total
+    return sum(_bits_of(x, out) for x, out in _coded(model, pictures))
 
 
-def _rate_and_distortion(model: nn.Module, pictures: list[Tensor]) -> float:
-    """The sum over pictures and rates of EVC of log2(bits) + log2(mean squared error)."""
-    total = 0.0
+def _bits_times_error(model: nn.Module, pictures: list[Tensor]) -> float:
+    """The geometric mean over pictures and rates of bits times mean squared error."""
+    logarithms = []
     for x, out in _coded(model, pictures):
-        total += math.log2(max(float(out["bpp"].sum()), 1e-9))
-        total += math.log2(max(float((out["x_hat"] - x).square().mean()), 2.0**-40))
-    return total
+        error = float((out["x_hat"] - x).square().mean())
+        logarithms.append(math.log2(max(_bits_of(x, out), 1e-9)) + math.log2(max(error, 2.0**-40)))
+    return 2 ** fmean(logarithms)
+
+
+def _bits_of(x: Tensor, out: dict[str, Tensor]) -> float:
+    if "bpp" in out:
+        return float(out["bpp"].sum()) * x[0, 0].numel()
+    return -sum(float(likelihoods.log2().sum()) for likelihoods in out["likelihoods"].values())
 
 
 @torch.no_grad()
