@@ -110,6 +110,16 @@ def test_a_running_log_can_be_drawn(files, drawn):
     assert len(drawn[0].axes[0].lines[0].get_xdata()) == 5 and is_png(files / "log.png")
 
 
+def test_a_log_without_a_reduction_shows_its_loss(files, drawn):
+    (files / "decay").mkdir()
+    records = [{"step": s, "loss": 4.0 - s, "live_channels": 9 - s} for s in range(3)]
+    (files / "decay" / "log.jsonl").write_text("".join(json.dumps(record) + "\n" for record in records))
+    assert main(["plot", "--log", "decay/log.jsonl"]) == main(["plot", "--log", "first/log.jsonl"]) == 0
+    assert [figure.axes[0].get_ylabel() for figure in drawn] == ["loss", "MACs removed (share)"]
+    assert drawn[0].axes[0].lines[0].get_ydata().tolist() == [4, 3, 2]
+    assert main(["plot", "--log", "decay/log.jsonl", "--key", "mac_reduction"]) == 2
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
@@ -118,7 +128,7 @@ def test_a_running_log_can_be_drawn(files, drawn):
         (["--log", "absent.jsonl"], "absent.jsonl cannot be read"),
         (["--log", "first/log.jsonl", "--key", "loss"], "no numbers 'loss' (it has beta, mac_reduction, step)"),
         (["--log", "first/log.jsonl", "--key", "beta,"], "no numbers ''"),
-        (["--log", "a.json"], "no numbers 'mac_reduction' (it has none)"),
+        (["--log", "a.json"], "no numbers 'loss' (it has none)"),
         (["--macs", "absent", "absent"], "absent"),
         (["a.json", "-o", "x.docx"], "x.docx"),
         (["a.json", "-o", "absent/x.png"], "cannot be written"),

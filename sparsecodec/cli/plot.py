@@ -47,7 +47,9 @@ def add_to(subparsers) -> None:
     parser.add_argument("--macs", nargs=2, metavar=("DENSE", "SPARSE"), help="shipped names or paths: MACs per layer")
     parser.add_argument("--part", default="decoder", choices=PARTS, help="whose MACs (default: %(default)s)")
     parser.add_argument("--log", nargs="+", metavar="JSONL", help="log.jsonl of runs: what changes over the steps")
-    parser.add_argument("--key", default="mac_reduction", help="of the log, comma-separated (default: %(default)s)")
+    parser.add_argument(
+        "--key", help="of the log, comma-separated (default: the first of all logs of mac_reduction, loss)"
+    )
     parser.add_argument("-o", "--output", help="suffix: png, pdf or svg (default: rd.png, macs.png or log.png)")
     parser.add_argument("--metric", choices=QUALITY_KEYS, help="default: psnr-rgb, of clips psnr-yuv")
     parser.add_argument("--title", default="")
@@ -72,7 +74,8 @@ def run(arguments: argparse.Namespace) -> None:
     else:
         names = _labels({path: Path(path).resolve().parent.name for path in arguments.log})
         logs = {names[path]: read_log(path) for path in arguments.log}
-        draw_log(logs, arguments.key.split(","), output, arguments.title)
+        keys = [_usual_key(logs)] if arguments.key is None else arguments.key.split(",")
+        draw_log(logs, keys, output, arguments.title)
     print(output, file=sys.stderr)
 
 
@@ -154,6 +157,12 @@ def draw_log(
     panels[0].legend()
     panels[-1].set_xlabel("step")
     _save(figure, output)
+
+
+def _usual_key(logs: Mapping[str, Sequence[Mapping[str, Any]]]) -> str:
+    """What most methods are run for where all logs have it, else what every phase logs."""
+    pruning = all(any(_is_number(record.get("mac_reduction")) for record in records) for records in logs.values())
+    return "mac_reduction" if pruning else "loss"
 
 
 def _counted(name: str, part: str) -> MacReport:

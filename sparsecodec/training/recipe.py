@@ -107,17 +107,15 @@ class Recipe:
     def decisive(self) -> dict[str, Any]:
         """The values that the steps of a phase depend on, JSON-able; those of the method under its name.
 
-        Lengths and rates in a method's settings are left out: they reach a phase as its recipe's own, and a longer
-        fine-tuning does not make the masks before it other ones.
+        Lengths of later phases in a method's settings, and the learning rates beside them, are left out: they reach a
+        phase as its recipe's own, and a longer fine-tuning does not make the masks before it other ones.
         """
         values = dataclasses.asdict(self)
         settings = values.pop("settings") or {}
         kept = {key: value for key, value in values.items() if key not in INCIDENTAL}
-        return kept | {
-            f"{self.method}.{key}": value
-            for key, value in settings.items()
-            if not key.endswith(("_steps", "_learning_rate"))
-        }
+        phases = [key.removesuffix("_steps") for key in settings if key.endswith("_steps")]
+        carried = {f"{name}_{what}" for name in phases for what in ("steps", "learning_rate")}
+        return kept | {f"{self.method}.{key}": value for key, value in settings.items() if key not in carried}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> Recipe:

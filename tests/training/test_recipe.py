@@ -73,6 +73,21 @@ def test_lists_of_a_file_become_tuples_and_whole_numbers_are_numbers():
     assert recipe.method == "gradient_decay" and recipe.settings.stages == (("dec",),)
 
 
+def test_what_a_phase_does_not_carry_as_its_own_is_decisive():
+    """Adapters are trained by a learning rate of the settings, whatever that of the phase is."""
+    values = {"model": "evc-tiny", "steps": 1}
+    feds = {"teacher": "a", "channel_steps": 1, "finetune_steps": 1}
+
+    def decisive(**changes) -> dict:
+        return Recipe.from_dict({**values, "feds": {**feds, **changes}}).decisive()
+
+    assert decisive(adapter_learning_rate=1e-3) != decisive(adapter_learning_rate=2e-3)
+    later = {"channel_steps": 9, "channel_learning_rate": 1.0, "finetune_steps": 9, "finetune_learning_rate": 1.0}
+    assert decisive(**later) == decisive()
+    plain = Recipe.from_dict(values).decisive()
+    assert "steps" in plain and not any("." in key for key in plain)
+
+
 @pytest.mark.parametrize(
     ("name", "side", "stride"), [("evc-nano", 100, 64), ("evc-nano", 32, 64), ("dcvc-rt-tiny", 72, 16)]
 )
