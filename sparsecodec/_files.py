@@ -10,6 +10,18 @@ from pathlib import Path
 
 
 @contextmanager
+def writing(path: str | Path) -> Iterator[None]:
+    """Lets an OSError of the block say in one sentence that `path` cannot be written, and why.
+
+    A full disk names no file: it is noticed where a file is open already.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise OSError(f"{path} cannot be written: {error.strerror or error}") from error
+
+
+@contextmanager
 def replacing(path: str | Path) -> Iterator[Path]:
     """Gives a path beside `path`, of the same suffix, to write to; it becomes `path` when the block ends well.
 

@@ -27,7 +27,7 @@ ALLOWED = {
     "ops": _LOW,
     "testing": _OPS,
     "info": _OPS | {"entropy", "__init__"},
-    "sparsity": _OPS,
+    "sparsity": _OPS | {"_files"},
     "entropy": _SPARSITY | {"_clip_format"},
     "nn": _ENTROPY,
     "data": _LOW | {"_clip_format", "_files"},

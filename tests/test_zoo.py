@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import copy
+import errno
 import json
 import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -257,6 +259,20 @@ def test_failed_save_leaves_the_old_files(saved, dense, monkeypatch):
         zoo.save(dense, saved)
     assert saved.with_suffix(".safetensors").read_bytes() == before
     assert sorted(path.name for path in saved.parent.iterdir()) == ["codec.json", "codec.safetensors"]
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".json"])
+def test_a_full_disk_names_the_file(saved, dense, monkeypatch, suffix):
+    write = Path.write_bytes
+
+    def full(path, data):
+        if path.suffix == suffix:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return write(path, data)
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(UsageError, match=rf"codec\{suffix} cannot be written: No space left on device$"):
+        zoo.save(dense, saved)
 
 
 KILLED_SAVE = """

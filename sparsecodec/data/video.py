@@ -242,7 +242,7 @@ def _store(store: Any, path: Path, planes: bytes) -> None:
         store.write(planes)
     except OSError as error:
         where = tempfile.gettempdir()
-        raise SparseCodecError(f"no room in {where} for the decoded frames of {path}: {error}") from error
+        raise SparseCodecError(f"no room in {where} for the decoded frames of {path}: {reason(error)}") from error
 
 
 def _matrix_of(frame: Any) -> str | None:

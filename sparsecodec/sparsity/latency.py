@@ -19,6 +19,7 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph
 from sparsecodec.sparsity.compact import compact
@@ -125,9 +126,9 @@ class LatencyTable:
     def _write(self) -> None:
         if self.path is None:
             return
-        partial = self.path.with_name(self.path.name + ".part")
-        partial.write_text(json.dumps({"format": FORMAT, "device": self.timer.device, "ms": self.entries}, indent=1))
-        partial.replace(self.path)
+        text = json.dumps({"format": FORMAT, "device": self.timer.device, "ms": self.entries}, indent=1)
+        with writing(self.path), replacing(self.path) as partial:
+            partial.write_text(text)
 
 
 def latency_cost(

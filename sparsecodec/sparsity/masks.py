@@ -12,6 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity.channel_graph import ChannelGraph
 
@@ -144,9 +145,8 @@ class ChannelMasks(Mapping[str, Tensor]):
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file, which appears only when it is whole."""
         path = Path(path)
-        temporary = path.with_name(path.name + ".part")
-        temporary.write_text(json.dumps(self.to_json()))
-        temporary.replace(path)
+        with writing(path), replacing(path) as partial:
+            partial.write_text(json.dumps(self.to_json()))
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> ChannelMasks:

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import GraphError, UsageError, reason
 from sparsecodec.sparsity.channel_graph import ChannelGraph
 from sparsecodec.sparsity.macs import MacReport, masked_macs, masked_params
@@ -160,11 +161,10 @@ class Plan:
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file, which appears only when it is whole."""
         path = Path(path)
-        partial = path.with_name(path.name + ".part")
         text = json.dumps(self.to_json(), indent=1)
         text = re.sub(r"\[\n[^][{}\"]*\]", lambda row: f"[{' '.join(row[0][1:-1].split())}]", text)  # one line per pair
-        partial.write_text(text + "\n")
-        partial.replace(path)
+        with writing(path), replacing(path) as partial:
+            partial.write_text(text + "\n")
 
     @classmethod
     def load(cls, path: str | os.PathLike[str]) -> Plan:

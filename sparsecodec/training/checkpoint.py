@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from sparsecodec._files import replacing
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError
 
 
@@ -37,11 +37,20 @@ def save(
     for index, state in optimizer.state_dict()["state"].items():
         tensors |= {f"optimizer.{index}.{key}": torch.as_tensor(value) for key, value in state.items()}
     metadata = {"step": str(step), "made_by": json.dumps(made_by)}
-    with replacing(path) as partial:
+    write_tensors(path, {key: value.clone().contiguous() for key, value in tensors.items()}, metadata)
+
+
+def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, str]) -> None:
+    """Writes a file of tensors that appears whole or not at all.
+
+    Raises:
+        OSError: it cannot be written; what stood there before still does.
+    """
+    with writing(path), replacing(path) as partial:
         try:
-            save_file({key: value.clone().contiguous() for key, value in tensors.items()}, partial, metadata=metadata)
+            save_file(tensors, partial, metadata=metadata)
         except SafetensorError as error:  # how the library reports a full disk
-            raise OSError(f"{path} cannot be written: {error}") from error
+            raise OSError(str(error)) from error
 
 
 def load(

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from sparsecodec._files import replacing
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError, reason
 
 
@@ -45,13 +45,17 @@ class Log:
         Args:
             record: ``step``, counted from 0, and anything JSON can hold; numbers that it cannot hold become null, and
                 TensorBoard gets the finite numbers.
+
+        Raises:
+            OSError: the line cannot be written.
         """
         values = {
             key: None if _is_number(value) and not math.isfinite(value) else value for key, value in record.items()
         }
         step = int(values.pop("step"))
-        self._file.write(json.dumps({"step": step, **values}) + "\n")
-        self._file.flush()
+        with writing(self.path):
+            self._file.write(json.dumps({"step": step, **values}) + "\n")
+            self._file.flush()
         if self._board is not None:
             for key, value in values.items():
                 if _is_number(value):

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from torch import nn
 
-from sparsecodec._files import replacing
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError
 from sparsecodec.models import EVC, create, names
 from sparsecodec.models.description import describe
@@ -107,9 +107,10 @@ def _remember_start(folder: Path, name: str, model: nn.Module) -> None:
     path, found = folder / "started_from.txt", model_hash(model).hex()
     if not path.exists():
         if distributed.rank() == 0:
-            folder.mkdir(parents=True, exist_ok=True)
-            with replacing(path) as partial:
-                partial.write_text(found)
+            with writing(path):
+                folder.mkdir(parents=True, exist_ok=True)
+                with replacing(path) as partial:
+                    partial.write_text(found)
     elif path.read_text() != found:
         raise UsageError(f"{name} has other weights than when the run in {folder} began: train in another folder")
 

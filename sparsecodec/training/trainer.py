@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 from tqdm import tqdm
 
+from sparsecodec._files import writing
 from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.training import checkpoint, distributed
 from sparsecodec.training.diagnosis import broken_layer, broken_parameter
@@ -74,7 +75,8 @@ class Trainer:
         if recipe.batch % distributed.world():
             raise UsageError(f"batch={recipe.batch} cannot be shared by {distributed.world()} processes")
         self._choose_trained()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
         self.average = copy.deepcopy(self.model).eval().requires_grad_(False)
         self.optimizer = build_optimizer(recipe, self.model)
         for group in self.method.parameter_groups():

@@ -143,10 +143,17 @@ def _write(stem: Path, tensors: dict[str, Tensor], description: dict[str, Any]) 
         old = beside.read_bytes() if beside.exists() else text.encode()
         metadata = None if old == text.encode() else {CARRIED: text, REPLACED: hashlib.sha256(old).hexdigest()}
         with replacing(beside) as partial_text, replacing(weights) as partial_weights:  # the latter ends first
-            partial_text.write_text(text)
-            partial_weights.write_bytes(serialize(tensors, metadata))  # save_file would make the file private
+            _put(beside, partial_text, text.encode())
+            _put(weights, partial_weights, serialize(tensors, metadata))  # save_file would make the file private
     except OSError as error:
         raise UsageError(f"{stem} cannot be written: {reason(error)}") from error
+
+
+def _put(path: Path, partial: Path, data: bytes) -> None:
+    try:
+        partial.write_bytes(data)
+    except OSError as error:
+        raise UsageError(f"{path} cannot be written: {reason(error)}") from error
 
 
 def _stem(path: str | Path) -> Path:

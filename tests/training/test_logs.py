@@ -87,6 +87,14 @@ def test_failing_disk_leaves_the_old_log(tmp_path, monkeypatch):
     assert sorted(entry.name for entry in tmp_path.iterdir()) == ["log.jsonl"]
 
 
+def test_a_full_disk_names_the_log(tmp_path):
+    log = Log(tmp_path)
+    log._file = open("/dev/full", "a")
+    with pytest.raises(OSError) as caught:
+        log.write({"step": 0})
+    assert str(caught.value) == f"{tmp_path / 'log.jsonl'} cannot be written: No space left on device"
+
+
 def test_lines_are_there_when_the_process_is_killed(tmp_path):
     code = (
         "import os, signal, sys; from sparsecodec.training.logs import Log; log = Log(sys.argv[1])\n"

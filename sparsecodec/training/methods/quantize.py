@@ -12,11 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import nn
 from tqdm import tqdm
 
-from sparsecodec._files import replacing
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError
 from sparsecodec.quant import (
     BITS,
@@ -37,6 +36,7 @@ from sparsecodec.quant import (
 )
 from sparsecodec.quant.portable import SYNTHESIS
 from sparsecodec.training import distributed
+from sparsecodec.training.checkpoint import write_tensors
 from sparsecodec.training.families import calibration_loss, trained_transforms
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.tables import refresh_tables
@@ -129,7 +129,8 @@ def run(
         UsageError: nothing can be quantised, the settings do not fit, or the folder belongs to another recipe.
     """
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     x = data.batch(CALIBRATION_STEP, settings.calibration_crops).to(next(model.parameters()).device)
     loss = partial(_loss, x=x, lambdas=recipe.lambdas)
     before = loss(model), stored_bytes(model)
@@ -153,7 +154,8 @@ def run(
     }
     logger.info("quantised: %s", report)
     if distributed.rank() == 0:
-        with replacing(folder / "quantized.json") as partial_file:
+        path = folder / "quantized.json"
+        with writing(path), replacing(path) as partial_file:
             partial_file.write_text(json.dumps(report, indent=1) + "\n")
     return small
 
@@ -187,8 +189,7 @@ def _calibrated(
     if distributed.rank() == 0:
         bits = json.dumps({name: layer.precision.to_json() for name, layer in quantized_layers(small).items()})
         tensors = {key: value.detach().cpu().contiguous() for key, value in small.state_dict().items()}
-        with replacing(path) as partial_file:
-            save_file(tensors, partial_file, metadata={"made_by": made_by, "precisions": bits})
+        write_tensors(path, tensors, {"made_by": made_by, "precisions": bits})
     distributed.wait()
     return small, left
 

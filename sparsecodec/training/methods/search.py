@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 from tqdm import tqdm
 
+from sparsecodec._files import writing
 from sparsecodec.errors import UsageError
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.sparsity import ChannelGraph, compact, compact_config, count, trace_model
@@ -170,7 +171,8 @@ def plan_in(
     made_by = {**made_by, **asdict(settings), "model": model_hash(model).hex()}
     made_by = {key: list(value) if isinstance(value, tuple) else value for key, value in made_by.items()}
     if distributed.rank() == 0 and not path.exists():
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         plan = make()
         plan.made_by.update(made_by)
         plan.save(path)
