@@ -24,8 +24,12 @@ def trained_by_gradient(model: nn.Module) -> list[nn.Parameter]:
 
 
 def auxiliary_loss(model: nn.Module) -> Tensor | None:
-    """CompressAI's ``aux_loss``, which fits the quantiles of its entropy bottlenecks; None for models without."""
-    return model.aux_loss() if any(is_auxiliary(name) for name, _ in model.named_parameters()) else None
+    """CompressAI's ``aux_loss``, which fits the quantiles of its entropy bottlenecks; None for models without.
+
+    Of a video codec it is that of its intra model.
+    """
+    owners = [part for part in (model, *model.children()) if hasattr(part, "aux_loss")]
+    return owners[0].aux_loss() if owners else None
 
 
 def build_optimizer(recipe: Recipe, model: nn.Module) -> torch.optim.Optimizer:

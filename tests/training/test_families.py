@@ -12,9 +12,11 @@ from sparsecodec.data import RandomCrops
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
 from sparsecodec.models.evc import LAMBDAS
+from sparsecodec.models.video import VideoCodec
 from sparsecodec.sparsity import count, trace_model
 from sparsecodec.training import Recipe, Trainer, calibration_loss, family_of, rate_distortion, run
 from sparsecodec.training.families import lambdas_for
+from sparsecodec.training.optimizers import auxiliary_loss
 
 COMPRESSAI = {
     "FactorizedPrior": (8, 12),
@@ -133,3 +135,9 @@ def test_retrained_codec_codes_by_the_tables_of_its_new_weights(method, pictures
     if method == "quantize":
         coded.append(len(compile_codec(codec, stream="portable").encode(x)))
     assert estimate > 500 and coded == pytest.approx([estimate] * len(coded), rel=0.05)
+
+
+def test_a_video_codec_has_the_auxiliary_loss_of_its_intra_model():
+    intra = import_compressai().models.ScaleHyperprior(8, 12)
+    assert torch.equal(auxiliary_loss(VideoCodec(intra, create("dcvc-tiny").inter)), intra.aux_loss())
+    assert auxiliary_loss(create("evc-nano")) is None
