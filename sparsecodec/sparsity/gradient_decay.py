@@ -9,7 +9,8 @@ until the target is met.
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import logging
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import torch
@@ -23,9 +24,15 @@ from sparsecodec.sparsity.macs import MacReport, MacShares, masked_macs
 from sparsecodec.sparsity.masks import ChannelMasks, top
 from sparsecodec.sparsity.schedules import ApplyTo, DecayConfig
 
+logger = logging.getLogger(__name__)
+
 LIFT = 1e-30
 """Bias of a masked filter while it may still learn. It vanishes in every sum, but at 0 itself the derivative of a ReLU
 is 0 (and that of a LeakyReLU its slope), so that no gradient would reach the filter and it could never come back."""
+
+BISECTIONS = 12
+SLACK = 1e-3  # of an initial threshold below the smallest score of its space, in units of the mean score
+FORCED = 0.03  # of the MACs: a freeze that has to remove more than this beyond what the thresholds did warns
 
 
 class _Gate(torch.autograd.Function):
@@ -70,10 +77,11 @@ class GradientDecay(nn.Module):
         loss.backward()
         decay.step(optimizer)          # with decay.parameter_group(lr) among the optimiser's groups
 
-    After ``config.t1`` the masks no longer move, and ``compact(model, decay.masks(), graph)`` computes the same as the
-    trained forward. Thresholds and masks stay on the CPU, wherever the model is.
-    State dict: thresholds, masks, gains, whether the masks are frozen. With those of model and optimiser, training
-    resumes exactly.
+    At first every channel lies above its threshold. From halfway between ``config.t0`` and ``config.t1`` on kept widths
+    are whole tiles. After ``config.t1`` the masks no longer move, and ``compact(model, decay.masks(), graph)`` computes
+    the same as the trained forward. Thresholds and masks stay on the CPU, wherever the model is.
+    State dict: thresholds, masks, gains, whether the masks are frozen, how many channels that dropped. With those of
+    model and optimiser, training resumes exactly.
 
     Args:
         model: holds the layers of `graph`.
@@ -91,6 +99,7 @@ class GradientDecay(nn.Module):
 
     keep: Tensor
     frozen: Tensor
+    forced: Tensor  # channels that the freeze dropped though they lay above their thresholds
     gain: Tensor  # [W] float32: score of a channel per norm of its filters
     mac_reduction: float  # fraction of the counted MACs that the masks in force remove
 
@@ -115,18 +124,19 @@ class GradientDecay(nn.Module):
         self.unit_of = self.gating.unit_of
         self.register_buffer("keep", torch.ones(self.gating.size, dtype=torch.bool))
         self.register_buffer("frozen", torch.tensor(False))
+        self.register_buffer("forced", torch.tensor(0))
         self.register_buffer("gain", self._gain(energies))
         self._shares = MacShares(graph, report, self.names)
         self.step_index = 0
         self.register_load_state_dict_post_hook(lambda module, _: module._refresh())
         self._refresh()
         self.scores = self._score()
-        largest = torch.zeros(len(units)).scatter_reduce(0, self.unit_of, self.scores, "amax", include_self=False)
-        self.theta = nn.Parameter(config.theta * largest)
-        least = freeze_masks(
+        least, largest = self._extreme_per_unit("amin"), self._extreme_per_unit("amax")
+        self.theta = nn.Parameter(torch.minimum(config.theta * largest, least - SLACK))
+        tiles = freeze_masks(
             graph, report, self.gating.sections(self.scores), dict.fromkeys(self.names, 1), 0.0, config.round_to
         )
-        reachable = 1 - masked_macs(report, graph, least) / report.macs
+        reachable = 1 - masked_macs(report, graph, tiles) / report.macs
         if reachable < config.sparsity:
             raise UsageError(
                 f"sparsity={config.sparsity}: with {config.round_to} channels in every space only {reachable:.3f} of "
@@ -140,23 +150,35 @@ class GradientDecay(nn.Module):
         return {"params": [self.theta], "lr": lr, "weight_decay": 0.0, "momentum": 0.0, "betas": (0.0, 0.99)}
 
     @torch.no_grad()
+    def distance(self) -> float:
+        """How far the thresholds, all alike, would have to rise for the target to be met by the present scores."""
+        highest = float(self.scores.max() - self.theta.min())
+        return self._least(lambda rise: self.theta + rise, highest, self.config.sparsity)
+
+    @torch.no_grad()
     def set_step(self, step: int) -> None:
         """Start of a step: update the masks from the weights, or freeze them when their time has come."""
         self.step_index = step
         if self.frozen:
             return
         self.scores = self._score()
-        if step < self.config.t1:
-            self.keep.copy_(self._threshold(self.scores))
-            self._refresh()
-            return
-        kept = self.gating.sections(self._threshold(self.scores))
-        counts = {name: int((mask & self.graph.allowed(name, kept)).sum()) for name, mask in kept.items()}
-        margins = self.gating.sections(self.scores - self.theta.detach()[self.unit_of])
-        masks = freeze_masks(self.graph, self.report, margins, counts, self.config.sparsity, self.config.round_to)
-        self.keep.copy_(torch.cat([masks[name] for name in self.names]))
-        self.frozen.fill_(True)
+        self.keep.copy_(self._masks_at(self.theta))
+        if step >= self.config.t1:
+            self._freeze()
         self._refresh()
+
+    def _freeze(self) -> None:
+        """Moves tiles until the target is met, and tells what that took."""
+        learnt, removed = self.keep.clone(), self._reduction(self.keep)
+        self.keep.copy_(self._whole_tiles(self.theta, self.config.sparsity))
+        self.forced.fill_(int((learnt & ~self.keep).sum()))
+        self.frozen.fill_(True)
+        if (by_force := self._reduction(self.keep) - removed) > FORCED:
+            logger.warning(
+                "step %d: the thresholds removed %.3f of the MACs of %.3f that are to go; the freeze removed %.3f at "
+                "once, %d channels of %d (more steps, or a lower mac_reduction, leave less to it)",
+                self.step_index, removed, self.config.sparsity, by_force, int(self.forced), len(self.keep),
+            )  # fmt: skip
 
     @property
     def beta(self) -> float:
@@ -197,7 +219,14 @@ class GradientDecay(nn.Module):
         """``optimizer.step()``, with the movement of masked filters scaled by beta (`ApplyTo.UPDATE`, or once frozen).
 
         What moves masked filters beside the gradient, weight decay and momentum, is scaled too; at beta 0 they rest.
+        Thresholds stop where they meet the present target, for nothing would take them back.
         """
+        theta = self.theta.detach().clone()
+        self._move(optimizer)
+        if not self.frozen and not torch.equal(self.theta, theta):
+            self._stop_at_target(theta)
+
+    def _move(self, optimizer: torch.optim.Optimizer) -> None:
         beta = self.beta
         if beta == 1 or (self.config.apply_to == ApplyTo.GRADIENT.value and not self.frozen):
             optimizer.step()
@@ -211,10 +240,17 @@ class GradientDecay(nn.Module):
             for parameter, keep, old in before:
                 parameter.copy_(torch.where(keep, parameter, old.lerp(parameter, beta)))
 
+    @torch.no_grad()
+    def _stop_at_target(self, before: Tensor) -> None:
+        """Takes the thresholds back on the way that they came from `before`, if they went too far."""
+        target, after = self.config.target(self.step_index), self.theta.clone()
+        if self._reduction(self._masks_at(after)) > target:
+            self.theta.copy_(before.lerp(after, self._least(lambda share: before.lerp(after, share), 1.0, target)))
+
     # --- what was learnt ---
 
     def masks(self) -> ChannelMasks:
-        """The masks in force; rounded to ``config.round_to`` only once frozen."""
+        """The masks in force; rounded to ``config.round_to`` from ``config.rounding`` on."""
         return ChannelMasks(self.gating.sections(self.keep))
 
     @torch.no_grad()
@@ -228,14 +264,18 @@ class GradientDecay(nn.Module):
 
     def _refresh(self) -> None:
         """Everything that follows from `keep`: the reduction, and which parameters are masked how."""
-        self.mac_reduction = (
-            1 - masked_macs(self.report, self.graph, self.gating.sections(self.keep)) / self.report.macs
-        )
+        self.mac_reduction = self._reduction(self.keep)
         self._active = [
             (name, key, keep.to(self.model.get_submodule(name).weight.device))
             for name, key, keep in self.gating.gates(self.model, self.keep)
             if not keep.all()
         ]
+
+    def _reduction(self, keep: Tensor) -> float:
+        return 1 - masked_macs(self.report, self.graph, self.gating.sections(keep)) / self.report.macs
+
+    def _extreme_per_unit(self, which: str) -> Tensor:
+        return torch.zeros(len(self.names)).scatter_reduce(0, self.unit_of, self.scores, which, include_self=False)
 
     def _mean_per_unit(self, flat: Tensor) -> Tensor:
         widths = torch.tensor(self.gating.widths, dtype=torch.float32)
@@ -254,9 +294,32 @@ class GradientDecay(nn.Module):
         total = self.gating.norms(self.model, self.config.p) * self.gain
         return total / self._mean_per_unit(total).clamp(min=1e-12)[self.unit_of]
 
-    def _threshold(self, scores: Tensor) -> Tensor:
+    def _least(self, thresholds: Callable[[float], Tensor], high: float, target: float) -> float:
+        """The least number up to `high` whose thresholds remove `target` of the MACs, those of `high` doing so."""
+        low = 0.0
+        for _ in range(BISECTIONS):
+            middle = (low + high) / 2
+            reached = self._reduction(self._masks_at(thresholds(middle))) >= target
+            low, high = (low, middle) if reached else (middle, high)
+        return high
+
+    def _masks_at(self, theta: Tensor) -> Tensor:
+        """``[sum of widths]`` bool: what thresholds `theta` keep at the present step."""
+        if self.step_index < self.config.rounding:
+            return self._threshold(self.scores, theta)
+        return self._whole_tiles(theta, 0.0)
+
+    def _whole_tiles(self, theta: Tensor, sparsity: float) -> Tensor:
+        """The same in whole tiles; `sparsity` as of `freeze_masks`."""
+        kept = self.gating.sections(self._threshold(self.scores, theta))
+        counts = {name: int((mask & self.graph.allowed(name, kept)).sum()) for name, mask in kept.items()}
+        margins = self.gating.sections(self.scores - theta.detach()[self.unit_of])
+        masks = freeze_masks(self.graph, self.report, margins, counts, sparsity, self.config.round_to)
+        return torch.cat([masks[name] for name in self.names])
+
+    def _threshold(self, scores: Tensor, theta: Tensor) -> Tensor:
         """``[sum of widths]`` bool: score above the threshold, and at least one tile of every space and branch."""
-        keep = scores > self.theta[self.unit_of]
+        keep = scores > theta[self.unit_of]
         if not torch.isfinite(scores).all():
             raise UsageError("a weight is not finite: the scores of its channels cannot be compared")
         masks = self.gating.sections(keep)

@@ -49,8 +49,8 @@ class DecayConfig:
         ramp: steps over which the target rises to `sparsity` (cubic, fast at first); 0 = at once.
         penalty: weight of ``max(0, target - S)^2``.
         temperature: of the sigmoid that makes the sparsity differentiable, in units of a space's mean score.
-        theta: initial threshold, as a fraction of a space's largest score.
-        round_to: kept widths are multiples of it once frozen.
+        theta: initial threshold, as a fraction of a space's largest score; less where the smallest score lies below.
+        round_to: kept widths are multiples of it in the second half of beta's decay, and once frozen.
         p: norm of the scores.
         schedule: "cosine" or "linear".
     """
@@ -87,6 +87,11 @@ class DecayConfig:
         ):
             if value not in accepted:
                 raise UsageError(f"{name}={value!r} (needs one of {', '.join(accepted)})")
+
+    @property
+    def rounding(self) -> int:
+        """Step from which kept widths are whole tiles; masked filters still learn, and the thresholds see the MACs."""
+        return (self.t0 + self.t1 + 1) // 2
 
     def beta(self, step: int) -> float:
         """Share of its gradient that a masked filter receives at `step`."""

@@ -6,12 +6,10 @@ import copy
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.sparsity import (
-    ChannelGraph,
     DecayConfig,
     GradientDecay,
     apply_masks,
@@ -21,61 +19,13 @@ from sparsecodec.sparsity import (
 )
 from sparsecodec.sparsity.gradient_decay import LIFT
 
-SHAPE = (2, 4, 6, 6)
-
-
-class Net(nn.Module):
-    """One of each: conv, conv without bias, depthwise, sub-pixel, transposed, grouped (locked), a residual branch."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.head = nn.Conv2d(4, 12, 3, padding=1)
-        self.plain = nn.Conv2d(12, 12, 1, bias=False)
-        self.depthwise = nn.Conv2d(12, 12, 3, padding=1, groups=12)
-        self.join = nn.Conv2d(12, 12, 1)
-        self.sub_pixel = nn.Sequential(nn.Conv2d(12, 32, 1), nn.PixelShuffle(2))
-        self.deconv = nn.ConvTranspose2d(8, 10, 3, padding=1)
-        self.gated = nn.Conv2d(10, 8, 1)
-        self.grouped = nn.Conv2d(8, 8, 1, groups=2)
-
-    def forward(self, x: Tensor) -> Tensor:
-        x = F.leaky_relu(self.head(x))
-        x = x + F.relu(self.join(self.depthwise(F.leaky_relu(self.plain(x)))))
-        x = F.relu(self.deconv(self.sub_pixel(x)))
-        return self.grouped(self.gated(torch.sigmoid(x)))  # zeroed filters do not make zeros behind the sigmoid
+from .one_of_each import SHAPE, Net, decaying, mask_about_half, one_step, picture
 
 
 @pytest.fixture
 def net() -> Net:
     torch.manual_seed(0)
     return Net().double()
-
-
-def _decay(net: nn.Module, **config) -> GradientDecay:
-    graph = ChannelGraph.trace(net)
-    config = {"sparsity": 0.5, "t0": 10, "t1": 20, "schedule": "linear", "apply_to": "gradient"} | config
-    return GradientDecay(net, graph, count(net, {"": SHAPE}), DecayConfig(**config))
-
-
-def _one_step(net: nn.Module, decay: GradientDecay, opt: torch.optim.Optimizer, step: int) -> None:
-    decay.set_step(step)
-    with decay.applied():
-        loss = (net(_x()) - 1).square().mean() + decay.penalty()
-    opt.zero_grad()
-    loss.backward()
-    decay.step(opt)
-
-
-def _mask_about_half(decay: GradientDecay, step: int) -> None:
-    with torch.no_grad():
-        decay.theta.fill_(1.0)  # scores have mean 1 in every space
-    decay.set_step(step)
-    for name, (kept, width) in decay.masks().widths.items():
-        assert 0 < kept < width, name
-
-
-def _x() -> Tensor:
-    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
 
 
 def _tensors(net: nn.Module) -> list[Tensor]:
@@ -96,15 +46,15 @@ def _tensors(net: nn.Module) -> list[Tensor]:
 def test_masked_gradient_is_beta_times_the_dense_one_at_the_masked_weight(
     net: Net, method: str, step: int, beta: float
 ) -> None:
-    decay = _decay(net, method=method)
-    _mask_about_half(decay, step)
+    decay = decaying(net, method=method)
+    mask_about_half(decay, step)
     assert decay.beta == pytest.approx(beta)
     dense = copy.deepcopy(net)
     with decay.applied():
         for ours, theirs in zip(_tensors(net), dense.parameters(), strict=True):
             theirs.data = ours.detach().clone()
-        net(_x()).square().sum().backward()
-    dense(_x()).square().sum().backward()
+        net(picture()).square().sum().backward()
+    dense(picture()).square().sum().backward()
     checked = 0
     for (name, ours), theirs in zip(net.named_parameters(), dense.parameters(), strict=True):
         masked = theirs.abs() <= LIFT
@@ -117,13 +67,13 @@ def test_masked_gradient_is_beta_times_the_dense_one_at_the_masked_weight(
 
 
 def test_hard_masks_give_masked_filters_exactly_nothing(net: Net) -> None:
-    decay = _decay(net, method="hard")
-    _mask_about_half(decay, 0)
+    decay = decaying(net, method="hard")
+    mask_about_half(decay, 0)
     dense = copy.deepcopy(net)
     decay.bake(dense)
-    dense(_x()).square().sum().backward()
+    dense(picture()).square().sum().backward()
     with decay.applied():
-        net(_x()).square().sum().backward()
+        net(picture()).square().sum().backward()
     for ours, theirs in zip(net.parameters(), dense.parameters(), strict=True):
         masked = theirs == 0
         assert torch.equal(ours.grad[masked], torch.zeros_like(ours.grad[masked]))
@@ -133,25 +83,25 @@ def test_hard_masks_give_masked_filters_exactly_nothing(net: Net) -> None:
 def test_kept_gradient_does_not_depend_on_beta(net: Net) -> None:
     grads = []
     for step in (0, 15, 19):
-        decay = _decay(net)
-        _mask_about_half(decay, step)
+        decay = decaying(net)
+        mask_about_half(decay, step)
         net.zero_grad()
         with decay.applied():
-            net(_x()).square().sum().backward()
+            net(picture()).square().sum().backward()
         grads.append(net.head.weight.grad[decay.masks()["head"]].clone())
     assert torch.equal(grads[0], grads[1]) and torch.equal(grads[0], grads[2])
 
 
 @pytest.mark.parametrize("step", [0, 15])
 def test_nothing_masked_is_the_dense_model(net: Net, step: int) -> None:
-    decay = _decay(net, sparsity=0.1)
+    decay = decaying(net, sparsity=0.1)
     decay.set_step(step)
-    expected = net(_x())
+    expected = net(picture())
     expected.sum().backward()
     grads = [p.grad.clone() for p in net.parameters()]
     net.zero_grad()
     with decay.applied():
-        got = net(_x())
+        got = net(picture())
     got.sum().backward()
     assert decay.mac_reduction == 0
     assert torch.equal(got, expected)
@@ -159,41 +109,25 @@ def test_nothing_masked_is_the_dense_model(net: Net, step: int) -> None:
 
 
 def test_masked_channels_are_zero_and_compaction_agrees(net: Net) -> None:
-    decay = _decay(net)
-    _mask_about_half(decay, 0)
+    decay = decaying(net)
+    mask_about_half(decay, 0)
     masks = decay.masks()
     seen: dict[str, Tensor] = {}
     for name in ("head", "plain", "depthwise", "join", "sub_pixel.0", "deconv"):
         net.get_submodule(name).register_forward_hook(lambda _, i, o, name=name: seen.update({name: o.detach()}))
     with torch.no_grad(), decay.applied():
-        out = net(_x())
+        out = net(picture())
     for name, output in seen.items():
         keep = decay.graph.layers[name].keep_outputs(masks)
         assert not output[:, ~keep].any() and output[:, keep].any(), name
     assert int(decay.graph.layers["sub_pixel.0"].keep_outputs(masks).sum()) % 4 == 0
-    torch.testing.assert_close(compact(net, masks, decay.graph)(_x()), out, rtol=0, atol=1e-12)
-    torch.testing.assert_close(apply_masks(net, masks, decay.graph)(_x()), out, rtol=0, atol=1e-12)
-
-
-def test_threshold_moves_up_while_below_the_target_and_rests_above_it(net: Net) -> None:
-    decay = _decay(net, sparsity=0.5)
-    decay.set_step(0)
-    assert decay.mac_reduction == 0
-    decay.penalty().backward()
-    assert (decay.theta.grad < 0).all()  # every threshold is pushed up
-    decay.theta.grad = None
-    with torch.no_grad():
-        decay.theta.fill_(1.05)
-    decay.set_step(1)
-    assert decay.mac_reduction > 0.5
-    penalty = decay.penalty()
-    penalty.backward()
-    assert penalty == 0 and not decay.theta.grad.any()
+    torch.testing.assert_close(compact(net, masks, decay.graph)(picture()), out, rtol=0, atol=1e-12)
+    torch.testing.assert_close(apply_masks(net, masks, decay.graph)(picture()), out, rtol=0, atol=1e-12)
 
 
 def test_estimate_of_the_macs_is_exact_for_hard_fractions(net: Net) -> None:
-    decay = _decay(net)
-    _mask_about_half(decay, 0)
+    decay = decaying(net)
+    mask_about_half(decay, 0)
     masks = {name: mask for name, mask in decay.masks().items() if not name.startswith("branch:")}
     fractions = torch.ones(len(decay.names))
     for i, name in enumerate(decay.names):
@@ -207,7 +141,7 @@ def test_estimate_of_the_macs_is_exact_for_hard_fractions(net: Net) -> None:
 @pytest.mark.parametrize("apply_to", ["gradient", "update"])
 @pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
 def test_frozen_masks_and_filters_rest_under_weight_decay_and_momentum(net: Net, apply_to: str, optimizer: str) -> None:
-    decay = _decay(net, apply_to=apply_to, t0=1, t1=3, round_to=2)
+    decay = decaying(net, apply_to=apply_to, t0=1, t1=3, round_to=2)
     with torch.no_grad():
         decay.theta.fill_(1.0)
     groups = [{"params": list(net.parameters())}, decay.parameter_group(1e-2)]
@@ -219,7 +153,7 @@ def test_frozen_masks_and_filters_rest_under_weight_decay_and_momentum(net: Net,
     for step in range(8):
         decay.set_step(step)
         with decay.applied():
-            loss = net(_x()).square().mean() + decay.penalty()
+            loss = net(picture()).square().mean() + decay.penalty()
         opt.zero_grad()
         loss.backward()
         if step >= 3:
@@ -239,13 +173,13 @@ def test_frozen_masks_and_filters_rest_under_weight_decay_and_momentum(net: Net,
 def _displacement(apply_to: str, step: int) -> float:
     torch.manual_seed(0)
     net = Net().double()
-    decay = _decay(net, apply_to=apply_to)
+    decay = decaying(net, apply_to=apply_to)
     opt = torch.optim.Adam(net.parameters(), lr=1e-3)
-    _mask_about_half(decay, step)
+    mask_about_half(decay, step)
     before = net.head.weight.detach().clone()
     rows = ~decay.graph.layers["head"].keep_outputs(decay.masks())
     with decay.applied():
-        net(_x()).square().mean().backward()
+        net(picture()).square().mean().backward()
     decay.step(opt)
     return float((net.head.weight.detach() - before)[rows].abs().mean())
 
@@ -259,7 +193,7 @@ def test_adam_displacement_of_masked_filters_follows_beta() -> None:
 def _train(steps: range, state: dict | None = None) -> dict:
     torch.manual_seed(0)
     net = Net().double()
-    decay = _decay(net, apply_to="update", t0=2, t1=9, ramp=6, round_to=2)
+    decay = decaying(net, apply_to="update", t0=2, t1=9, ramp=6, round_to=2)
     opt = torch.optim.Adam([{"params": list(net.parameters())}, decay.parameter_group(0.1)], lr=1e-2)
     if state is not None:
         state = copy.deepcopy(state)
@@ -267,7 +201,7 @@ def _train(steps: range, state: dict | None = None) -> dict:
         decay.load_state_dict(state["decay"])
         opt.load_state_dict(state["opt"])
     for step in steps:
-        _one_step(net, decay, opt, step)
+        one_step(net, decay, opt, step)
     return {"model": net.state_dict(), "decay": decay.state_dict(), "opt": opt.state_dict()}
 
 
@@ -281,69 +215,35 @@ def test_resumed_training_equals_uninterrupted_training(cut: int) -> None:
             assert torch.equal(value, resumed[part][key]), f"{part}.{key}"
 
 
-def test_training_reaches_the_target_on_whole_tiles(net: Net) -> None:
-    decay = _decay(net, sparsity=0.6, t0=5, t1=60, ramp=40, round_to=2, apply_to="update")
-    opt = torch.optim.Adam([{"params": list(net.parameters())}, decay.parameter_group(0.05)], lr=1e-3)
-    for step in range(61):
-        _one_step(net, decay, opt, step)
-        if step == 50:
-            assert decay.mac_reduction == pytest.approx(0.6, abs=0.1)
-    assert 0.6 <= decay.mac_reduction < 0.65
-    for name, (kept, width) in decay.masks().widths.items():
-        assert kept % 2 == 0 and 2 <= kept <= width, name
-    small = compact(net, decay.masks(), decay.graph)
-    assert 1 - count(small, {"": SHAPE}).macs / decay.report.macs == pytest.approx(decay.mac_reduction)
-    with decay.applied():
-        torch.testing.assert_close(small(_x()), net(_x()), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("theta", [0.1, 1.3])
-def test_freeze_meets_the_target_even_if_training_did_not(net: Net, theta: float) -> None:
-    decay = _decay(net, sparsity=0.7, t0=0, t1=1)
-    with torch.no_grad():
-        decay.theta.fill_(theta)  # far too low, far too high
-    decay.set_step(1)
-    assert bool(decay.frozen) and 0.7 <= decay.mac_reduction < 0.75
-
-
-def test_every_space_keeps_a_tile(net: Net) -> None:
-    decay = _decay(net, round_to=4)
-    with torch.no_grad():
-        decay.theta.fill_(100.0)
-    decay.set_step(0)
-    decay.masks().validate(decay.graph)
-    assert all(kept == 4 for kept, _ in decay.masks().widths.values())
-
-
 def test_scores_are_relative_to_their_space(net: Net) -> None:
-    before = _decay(net).scores
+    before = decaying(net).scores
     with torch.no_grad():
         for parameter in net.parameters():
             parameter *= 10
-    torch.testing.assert_close(_decay(net).scores, before)
+    torch.testing.assert_close(decaying(net).scores, before)
 
 
 def test_the_model_is_the_same_object_with_the_same_keys(net: Net) -> None:
     keys, parameters = list(net.state_dict()), list(net.parameters())
-    decay = _decay(net)
-    _mask_about_half(decay, 0)
+    decay = decaying(net)
+    mask_about_half(decay, 0)
     with pytest.raises(RuntimeError), decay.applied():
         net(torch.rand(1, 5, 4, 4, dtype=torch.float64))
     assert list(net.state_dict()) == keys
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
-    assert set(decay.state_dict()) == {"theta", "keep", "frozen", "gain"}
+    assert set(decay.state_dict()) == {"theta", "keep", "frozen", "forced", "gain"}
 
 
 def test_an_average_of_the_weights_can_be_evaluated(net: Net) -> None:
-    decay = _decay(net)
-    _mask_about_half(decay, 0)
+    decay = decaying(net)
+    mask_about_half(decay, 0)
     average = copy.deepcopy(net)
     with torch.no_grad():
         for parameter in average.parameters():
             parameter *= 0.5
     with torch.no_grad(), decay.applied(average):
-        got = average(_x())
-    torch.testing.assert_close(got, apply_masks(average, decay.masks(), decay.graph)(_x()), rtol=0, atol=1e-12)
+        got = average(picture())
+    torch.testing.assert_close(got, apply_masks(average, decay.masks(), decay.graph)(picture()), rtol=0, atol=1e-12)
 
 
 def test_learns_on_every_family(codec) -> None:
@@ -381,17 +281,17 @@ def test_learns_on_every_family(codec) -> None:
 )
 def test_wrong_settings_are_named(net: Net, config: dict, message: str) -> None:
     with pytest.raises(UsageError, match=message):
-        _decay(net, **config)
+        decaying(net, **config)
 
 
 def test_a_model_without_prunable_spaces_is_refused() -> None:
     net = nn.Sequential(nn.Conv2d(4, 4, 1))
     with pytest.raises(GraphError, match="0 prunable spaces"):
-        _decay(net)
+        decaying(net)
 
 
 def test_weights_that_are_not_finite_are_refused(net: Net) -> None:
-    decay = _decay(net)
+    decay = decaying(net)
     with torch.no_grad():
         net.head.weight[0, 0, 0, 0] = torch.nan
     with pytest.raises(UsageError, match="not finite"):

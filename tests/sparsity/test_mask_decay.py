@@ -388,3 +388,14 @@ def test_a_penalty_without_a_forward_is_an_error(net: Net) -> None:
         net(_x())  # an evaluation measures nothing
     with pytest.raises(UsageError, match="no forward ran under applied"):
         decay.penalty()
+
+
+def test_psi_narrows_from_step_to_step(net: Net) -> None:
+    decay = _measured(_decay(net, {"head": 5}, e_start=0.1, e_end=0.001, t1=20, weight=0.5))
+    with torch.no_grad():
+        decay.mask.fill_(0.5)
+    for step, e in ((0, 0.1), (10, 0.0505), (19, 0.00595)):
+        decay.set_step(step)
+        surplus = 12 - 5
+        expected = 0.5 * (step + 1) / 20 * surplus * surplus * 0.25 / (0.25 + e)
+        assert decay.penalty().item() == pytest.approx(expected)

@@ -166,8 +166,10 @@ def test_no_layer_of_a_joined_space_loses_all_of_its_channels() -> None:
     report = count(Joined(), {"": (1, 3, 4, 4)})
     frozen = freeze_masks(graph, report, scores, {name: 8 for name in scores}, 0.5, 1)
     assert frozen["left"][:4].any() and frozen["left"].sum() < 8
-    config = DecayConfig(sparsity=0.5, t0=1, t1=2, theta=0.9)
+    config = DecayConfig(sparsity=0.5, t0=1, t1=2)
     decay = GradientDecay(Joined(), graph, report, config, {n: (v > 4).float() for n, v in scores.items()})
+    with torch.no_grad():
+        decay.theta.fill_(0.9)
     decay.set_step(1)
     assert decay.masks()["left"][:4].sum() == 1
     with pytest.raises(GraphError, match="'left' keeps none of its 4 channels"):

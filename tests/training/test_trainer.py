@@ -9,13 +9,15 @@ import pytest
 import torch
 from safetensors import SafetensorError
 
+from sparsecodec._compat import import_compressai
 from sparsecodec.data import RandomCrops
 from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.models import create
 from sparsecodec.sparsity import apply_compact_config, count
-from sparsecodec.training import Recipe, Trainer, family_of, run
+from sparsecodec.training import Recipe, Trainer, family_of, rate_distortion, run
 from sparsecodec.training.methods.gradient_decay import LearntMasks
 from sparsecodec.training.muon import orthogonalize
+from sparsecodec.training.optimizers import trained_by_gradient
 from sparsecodec.zoo import load, save
 
 from .conftest import resumed
@@ -186,6 +188,84 @@ def test_the_average_follows_fast_at_first_and_every_step_has_its_own_noise(pict
         keep = (1 + step) / (10 + step)
         torch.testing.assert_close(average, keep * before + (1 - keep) * weight.detach())
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
+
+
+def test_the_average_keeps_what_the_recipe_says_and_copies_buffers(pictures, tmp_path):
+    trainer = _hyperprior({"steps": 200, "ema": 0.5}, pictures, tmp_path)
+    trainer.step = 100  # long after the average's own warm-up
+    average, weight = trainer.average.g_s[0].weight, trainer.model.g_s[0].weight
+    before = average.clone()
+    trainer.model.seen.fill_(7.0)
+    trainer.train_step()
+    assert not torch.equal(weight, before)
+    torch.testing.assert_close(average, (before + weight.detach()) / 2)
+    assert trainer.average.seen.tolist() == [7.0, 7.0]
+
+
+def _hyperprior(values, pictures, folder):
+    """A codec of CompressAI with a buffer of its own, about to train."""
+    recipe = Recipe.from_dict({**PLAIN, "model": "mbt2018-mean", "lambdas": [0.013], "batch": 1, **values})
+    torch.manual_seed(0)
+    model = import_compressai().models.MeanScaleHyperprior(8, 12)
+    model.register_buffer("seen", torch.zeros(2))
+    return Trainer(recipe, model, RandomCrops(pictures, recipe.crop), folder)
+
+
+def _at_update(trainer, look):
+    """What `look()` gives when the gradients of a step are there and the optimiser has not moved yet."""
+    seen, update = [], trainer.method.update
+    trainer.method.update = lambda optimizer: (seen.append(look()), update(optimizer))
+    return seen
+
+
+def test_every_rate_is_weighed_by_its_own_lambda(pictures, tmp_path, monkeypatch):
+    lambdas = [0.1, 0.2, 0.3, 0.4]
+    trainer = _trainer({**PLAIN, "steps": 1, "batch": 3, "lambdas": lambdas}, pictures, tmp_path)
+    forward, rates, seen = trainer.method.forward, torch.tensor([2, 0, 3]), []
+    trainer.method.forward = lambda model, x: (forward(model, x)[0], rates)
+
+    def weighed(out, x, lambdas, motion):
+        seen.append(lambdas.tolist())
+        return rate_distortion(out, x, lambdas, motion)
+
+    monkeypatch.setattr("sparsecodec.training.trainer.rate_distortion", weighed)
+    trainer.train_step()
+    assert seen == [pytest.approx([0.3, 0.1, 0.4])]
+
+
+def test_every_group_learns_at_the_rate_of_the_schedule(pictures, tmp_path):
+    trainer = _hyperprior({"steps": 12, "warmup": 4}, pictures, tmp_path)
+    groups = trainer.optimizer.param_groups
+    rates = _at_update(trainer, lambda: [group["lr"] / group["peak"] for group in groups])
+    for trainer.step in (0, 8):
+        trainer.train_step()
+    assert len(groups) > 2 and rates == [pytest.approx([share] * len(groups)) for share in (0.25, 0.505)]
+
+
+def test_gradients_are_clipped_before_the_optimiser_sees_them(pictures, tmp_path):
+    trainer = _hyperprior({"steps": 1, "gradient_clip": 1e-3}, pictures, tmp_path)
+    weights = trained_by_gradient(trainer.model)
+    norms = _at_update(trainer, lambda: torch.cat([w.grad.flatten() for w in weights if w.grad is not None]).norm())
+    assert trainer.train_step()["gradient_norm"] > 0.01  # the log has it unclipped
+    assert norms[0].item() == pytest.approx(1e-3, rel=0.01)
+
+
+def test_quantiles_of_compressai_follow_their_own_loss(pictures, tmp_path):
+    trainer = _hyperprior({"steps": 3}, pictures, tmp_path)
+    quantiles = trainer.model.entropy_bottleneck.quantiles
+    before, loss = quantiles.detach().clone(), trainer.model.aux_loss().item()
+    for trainer.step in range(3):
+        trainer.train_step()
+    assert (quantiles != before)[..., [0, 2]].all() and trainer.model.aux_loss() < loss
+
+
+@pytest.mark.parametrize("bfloat16, dtype", [(True, torch.bfloat16), (False, torch.float32)])
+def test_networks_run_in_the_precision_of_the_recipe(bfloat16, dtype, pictures, tmp_path):
+    trainer = _hyperprior({"steps": 1, "bfloat16": bfloat16}, pictures, tmp_path)
+    seen = []
+    trainer.model.g_s[0].register_forward_hook(lambda module, inputs, output: seen.append(output.dtype))
+    trainer.train_step()
+    assert set(seen) == {dtype} and trainer.model.g_s[0].weight.dtype == torch.float32
 
 
 def test_processes_share_the_means_that_weigh_the_distillation(pictures, tmp_path, monkeypatch):

@@ -21,7 +21,8 @@ from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
 
 COMMAND = "prune"
-THETA_LR = 5e-3
+THETA_TRAVEL = 5.0
+"""How far the thresholds could come until the freeze at their peak learning rate, in units of how far they must."""
 
 
 @dataclass(frozen=True)
@@ -128,12 +129,15 @@ class LearntMasks(Masking):
         decay = GradientDecay(model, graph, count(model, shapes), config, energies)
         super().__init__(model, decay, list(shapes), settings.distillation_weight)
         self.graph = graph
+        self.learning_rate = THETA_TRAVEL * decay.distance() / config.t1
 
     def parameter_groups(self) -> list[dict[str, Any]]:
-        return [self.decay.parameter_group(THETA_LR)]
+        return [self.decay.parameter_group(self.learning_rate)]
 
     def record(self) -> dict[str, float]:
-        return {"beta": self.decay.beta, "mac_reduction": float(self.decay.mac_reduction)}
+        decay = self.decay
+        reduction = float(decay.mac_reduction)
+        return {"beta": decay.beta, "mac_reduction": reduction, "forced_channels": int(decay.forced)}
 
     @torch.no_grad()
     def compacted(self, model: nn.Module) -> nn.Module:
