@@ -396,6 +396,5 @@ def test_psi_narrows_from_step_to_step(net: Net) -> None:
         decay.mask.fill_(0.5)
     for step, e in ((0, 0.1), (10, 0.0505), (19, 0.00595)):
         decay.set_step(step)
-        surplus = 12 - 5
-        expected = 0.5 * (step + 1) / 20 * surplus * surplus * 0.25 / (0.25 + e)
+        expected = 0.5 * (step + 1) / 20 * (12 - 5) ** 2 * 0.25 / (0.25 + e)
         assert decay.penalty().item() == pytest.approx(expected)
