@@ -25,12 +25,13 @@ ZOO = ROOT / "sparsecodec" / "zoo"
 PARENTS = {
     "evc-tiny": None,
     "evc-tiny-sparse": "evc-tiny",
+    "evc-tiny-sparse-feds": "evc-tiny-sparse",
     "evc-tiny-sparse-portable": "evc-tiny-sparse",
     "evc-tiny-sparse-exact": "evc-tiny-sparse",
     "evc-tiny-sparse-int8": "evc-tiny-sparse",
 }
 SIZES = ("s", "m")  # of the students of mask decay
-FEDS = ("feds-teacher", "evc-tiny-sparse", "feds-student")  # the teacher, what the student began as, the student
+FEDS = ("feds-teacher", "evc-tiny-sparse", "evc-tiny-sparse-feds")  # the teacher, what the student began as, the student
 PIXELS = 768 * 512
 COST = ("GMAC", "decode ms", "Mparams")
 CLIP_ANCHOR = "x265"

@@ -20,7 +20,7 @@ from sparsecodec.training import Recipe, calibration_loss, family_of, initial_mo
 from sparsecodec.zoo import names
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
-STEPS, STEPS_OF_CLIPS = 50, 8
+STEPS = 50
 CHEAP = {  # what else takes long, by method
     "quantize": {"calibration_crops": 2, "rule": "mse"},
     "feds": {"calibration_batches": 2},
@@ -33,7 +33,8 @@ def _shortened(recipe: Recipe, steps: int) -> Recipe:
     settings = recipe.settings
     names_of = [field.name for field in dataclasses.fields(settings)] if settings else []
     lengths = {name: getattr(settings, name) for name in names_of if name.endswith("_steps")}
-    total = recipe.steps + sum(lengths.values())
+    stages = max(len(getattr(settings, "stages", ())), 1)  # each runs for the recipe's steps
+    total = stages * recipe.steps + sum(lengths.values())
     share = {name: max(length * steps // total, 1) for name, length in lengths.items() if length}
     share |= CHEAP.get(recipe.method, {})
     return dataclasses.replace(
@@ -44,7 +45,7 @@ def _shortened(recipe: Recipe, steps: int) -> Recipe:
         frames=min(recipe.frames, 3),
         warmup=2,
         log_every=1,
-        bfloat16=False,
+        bfloat16=False,  # slower on many CPUs; test_trainer has it
         settings=dataclasses.replace(settings, **share) if settings else None,
     )
 
@@ -76,8 +77,7 @@ def test_there_are_recipes_of_every_command():
 
 @pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem)
 def test_recipe_runs_and_its_codec_codes(path, pictures, tmp_path):
-    recipe = Recipe.load(path)
-    recipe = _shortened(recipe, STEPS if recipe.frames == 1 else STEPS_OF_CLIPS)
+    recipe = _shortened(Recipe.load(path), STEPS)
     model = initial_model(recipe, _load)
     if recipe.frames > 1:
         data = RandomClips(pictures, recipe.crop, recipe.frames, recipe.seed)
