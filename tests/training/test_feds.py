@@ -206,4 +206,5 @@ def test_shipped_recipes_are_a_teacher_and_its_student():
     recipes = Path(__file__).parents[2] / "recipes"
     student, teacher = Recipe.load(recipes / "feds-student.toml"), Recipe.load(recipes / "feds-teacher.toml")
     assert (student.command, teacher.command) == ("distill", "train")
-    assert student.settings.teacher == teacher.model and teacher.backbone == "evc-tiny"
+    assert student.settings.teacher == "feds-teacher"  # what a run of the teacher's recipe is called
+    assert (teacher.model, teacher.backbone) == ("evc-tiny-swin", "evc-tiny")
