@@ -31,7 +31,7 @@ PARENTS = {
     "evc-tiny-sparse-int8": "evc-tiny-sparse",
 }
 SIZES = ("s", "m")  # of the students of mask decay
-FEDS = ("feds-teacher", "evc-tiny-sparse", "evc-tiny-sparse-feds")  # the teacher, what the student began as, the student
+FEDS = ("feds-teacher", "evc-tiny-sparse", "evc-tiny-sparse-feds")  # teacher, what the student began as, student
 PIXELS = 768 * 512
 COST = ("GMAC", "decode ms", "Mparams")
 CLIP_ANCHOR = "x265"
