@@ -125,7 +125,7 @@ def bench_entropy_networks(name, bench_row, benchmark, clock_of):
         )
         for label, codec in codecs.items()
     }
-    assert calls["float32"]().shape == calls["integers"]().shape
+    assert len({call().shape for call in calls.values()}) == 1
     if not benchmark.disabled:
         times = clock_of(CPU).race({label: [call] for label, call in calls.items()}, ROUNDS)
         for label, values in times.items():

@@ -160,16 +160,7 @@ def clips() -> str:
     }
     names = list(curves[CLIP_ANCHOR])
     short = [name.partition("_")[0] for name in names]
-    head = (
-        "codec",
-        "GMAC per 512x256 P frame",
-        "decode ms",
-        "Mparams",
-        *short,
-        "BD-PSNR, mean",
-        "made from",
-        "BD-rate vs that",
-    )
+    head = ("codec", "GMAC per 512x256 P frame", *COST[1:], *short, "BD-PSNR, mean", "made from", "BD-rate vs that")
     rows = []
     for name, found in results.items():
         if name == CLIP_ANCHOR:

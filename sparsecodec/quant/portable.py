@@ -95,7 +95,7 @@ def portable(
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
         exact: pictures, too. EVC; a video codec's always are.
         threshold: of a picture codec's layers those take inputs of 8 bits that alone cost at most this share of bits
-            times squared error, for speed where processors multiply bytes; None: none.
+            times squared error, for speed where processors multiply bytes; None: none. With `W8A16` only.
 
     Returns:
         The copy, in eval mode, with the submodule ``portable`` (`IntegerTables`) and the attribute ``quantization``.
@@ -106,8 +106,8 @@ def portable(
     """
     if not precision.dyadic:
         raise UsageError(f"precision={precision} (needs dyadic=True)")
-    if threshold is not None and not (math.isfinite(threshold) and precision.activation_bits == 16):
-        raise UsageError(f"threshold={threshold} (needs a finite number, and a precision with inputs of 16 bits)")
+    if threshold is not None and not (math.isfinite(threshold) and precision == W8A16):
+        raise UsageError(f"threshold={threshold}, precision={precision} (needs a finite number, and W8A16)")
     video = is_video(model)
     names = [] if video else _float_layers(model, exact)
     for key, value in model.state_dict().items():

@@ -27,7 +27,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from sparsecodec._files import replacing
+from sparsecodec._files import replacing, writing
 from sparsecodec.errors import ModelMismatchError, UsageError, reason
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.description import describe, from_description
@@ -37,10 +37,8 @@ from sparsecodec.sparsity import apply_compact_config
 
 FORMAT = 1
 FOLDER = Path(__file__).parent
-CARRIED, REPLACED = (
-    "description",
-    "replaced",
-)  # keys of the metadata: a description, SHA-256 of the file it is newer than
+# Keys of the metadata: a description, and the SHA-256 of the file that it is newer than.
+CARRIED, REPLACED = "description", "replaced"
 
 
 def names() -> list[str]:
@@ -139,21 +137,17 @@ def _write(stem: Path, tensors: dict[str, Tensor], description: dict[str, Any]) 
     weights, beside = (stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json"))
     text = json.dumps(description, indent=1) + "\n"
     try:
-        stem.parent.mkdir(parents=True, exist_ok=True)
+        with writing(stem):
+            stem.parent.mkdir(parents=True, exist_ok=True)
         old = beside.read_bytes() if beside.exists() else text.encode()
         metadata = None if old == text.encode() else {CARRIED: text, REPLACED: hashlib.sha256(old).hexdigest()}
         with replacing(beside) as partial_text, replacing(weights) as partial_weights:  # the latter ends first
-            _put(beside, partial_text, text.encode())
-            _put(weights, partial_weights, serialize(tensors, metadata))  # save_file would make the file private
+            with writing(beside):
+                partial_text.write_bytes(text.encode())
+            with writing(weights):
+                partial_weights.write_bytes(serialize(tensors, metadata))  # save_file would make the file private
     except OSError as error:
-        raise UsageError(f"{stem} cannot be written: {reason(error)}") from error
-
-
-def _put(path: Path, partial: Path, data: bytes) -> None:
-    try:
-        partial.write_bytes(data)
-    except OSError as error:
-        raise UsageError(f"{path} cannot be written: {reason(error)}") from error
+        raise UsageError(str(error)) from error
 
 
 def _stem(path: str | Path) -> Path:

@@ -12,19 +12,12 @@ from PIL import Image
 from sparsecodec.data import RandomClips, RandomCrops, list_training_files
 from sparsecodec.errors import UsageError
 
-needs_av = pytest.mark.skipif(importlib.util.find_spec("av") is None, reason="the extra sparsecodec[video] is missing")
+from .test_video import encode, needs_av
 
 
-def coded(path, codec: str, pix_fmt: str = "yuv420p", frames: int = 4):
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream(codec, rate=25)
-        stream.height, stream.width, stream.pix_fmt = 96, 128, pix_fmt
-        for value in range(frames):
-            pixels = np.full((96, 128, 3), 40 * value, np.uint8)
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24").reformat(format=pix_fmt)))
-        container.mux(stream.encode())
+def coded(path, codec, pix_fmt="yuv420p"):
+    grey = np.arange(0, 160, 40, np.uint8)[:, None, None, None]
+    return encode(path, codec, np.broadcast_to(grey, (4, 96, 128, 3)).copy(), pix_fmt)
 
 
 def frames_in(folder, names, size=(96, 128)):

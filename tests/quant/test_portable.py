@@ -153,7 +153,11 @@ def test_bytes_are_read_where_they_cost_little(crops, sparse_codec):
     assert calibration_loss(cheap, x) < 1.02 * calibration_loss(sparse_codec, x)
 
 
-@pytest.mark.parametrize("options", [{"threshold": float("nan")}, {"threshold": 1e-3, "precision": W8A8}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{"threshold": float("nan")}, {"threshold": 1e-3, "precision": W8A8}, {"threshold": 1e-3, "precision": W16A16}],
+    ids=str,
+)
 def test_refuses_a_threshold_that_says_nothing(sparse_codec, crops, options):
     with pytest.raises(UsageError, match="threshold="):
         portable(sparse_codec, crops[:1], **options)

@@ -79,9 +79,8 @@ def run(
         graph = graph_of(recipe, model, settings)
 
         def make() -> Plan:
-            cost = cost_of(
-                recipe, model, graph, settings, folder
-            )  # what cannot be timed is refused before it is ranked
+            # First, for it refuses what cannot be timed.
+            cost = cost_of(recipe, model, graph, settings, folder)
             return BASELINES[settings.plan](
                 graph,
                 ranking_of(model, graph, settings, loss_of(recipe, model, data)),

@@ -63,9 +63,9 @@ class Settings:
         entropy_bits: of the activations of the networks that choose entropy tables: 16, with 8-bit weights and scales
             that integers alone can apply, and the codec stores its tables, so that it writes portable streams; None
             leaves those networks float.
-        entropy_threshold: of their layers those take inputs of 8 bits that alone cost at most this share of the loss:
-            faster where processors multiply bytes.
-        exact: the same for the synthesis of EVC: its pictures are then the same on every device.
+        entropy_threshold: of their layers, and with `exact` of the synthesis', those take inputs of 8 bits that alone
+            cost at most this share of the loss: faster where processors multiply bytes.
+        exact: scales for integers alone in the synthesis of EVC, too: its pictures are then the same on every device.
         calibration_crops: pictures of the recipe's crop size.
         rule: "rd" moves every scale while the rate-distortion loss falls; "mse" and "max" are the plain calibrations.
         mixed_bits: what a layer may get: 4 (W4A8), 8 (W8A8), 16 (W8A16); used with one of the next two.
@@ -224,8 +224,8 @@ def _mixed(
 ) -> dict[str, Precision]:
     """Bits per layer where asked for; layers of the entropy networks have a threshold of their own."""
     if settings.entropy_threshold is not None:
-        exact = {name: precision for name, precision in base.items() if precision.dyadic}
-        base = base | bytes_where_cheap(model, exact, loss, settings.entropy_threshold, progress)
+        dyadic = {name: precision for name, precision in base.items() if precision.dyadic}
+        base = base | bytes_where_cheap(model, dyadic, loss, settings.entropy_threshold, progress)
     if settings.mixed_threshold is None and settings.mixed_bytes is None:
         return base
     searched = {name: precision for name, precision in base.items() if not precision.dyadic}

@@ -99,9 +99,8 @@ def run(
     graph = graph_of(recipe, model, settings)
 
     def make() -> Plan:
-        cost = cost_of(
-            recipe, model, graph, settings, folder
-        )  # what cannot be timed is refused before hours of measuring
+        # First, for it refuses what cannot be timed, before hours of measuring.
+        cost = cost_of(recipe, model, graph, settings, folder)
         loss = loss_of(recipe, model, data)
         ranking = ranking_of(model, graph, settings, loss)
         sensitivity = measure_sensitivity(
