@@ -20,6 +20,7 @@ using integer::Products;
 
 constexpr int kTile = 12;       // pixels of the widest register tile
 constexpr int kHighShift = 33;  // of integer::Kind::kHigh
+constexpr std::ptrdiff_t kUnplaced = 4 * kTile;  // pixels of a task whose values are placed later: they stay cached
 
 bool has_vnni(igemm::Isa isa) {
 #if defined(__x86_64__)
@@ -45,6 +46,48 @@ void narrow(const std::int16_t* x, std::ptrdiff_t n, const Narrowing& narrowing,
         out[i] = static_cast<std::int16_t>(std::clamp(q, narrowing.low, narrowing.low + 255));
     }
 }
+
+void narrow_bytes(const std::int16_t* x, std::ptrdiff_t n, const Narrowing& narrowing, std::uint8_t* out) {
+#if defined(__x86_64__)
+    integer::narrow_bytes_avx512(x, n, narrowing, out);
+#endif
+}
+
+// What the taps of a task's pixels read, with room for narrowed copies; one for each thread.
+struct Inputs {
+    std::ptrdiff_t k, taps, tile;
+    std::optional<Narrowing> narrowing;
+    std::vector<const std::int16_t*> rows;  // [taps][tile]
+    std::vector<std::uint8_t> bytes;        // [taps][tile][4 ceil(k / 4)], or empty
+    std::vector<std::int16_t> narrowed;     // [taps][tile][k], or empty
+
+    Inputs(std::ptrdiff_t k_, std::ptrdiff_t taps_, std::ptrdiff_t tile_, Products products,
+           const std::optional<Narrowing>& narrowing_)
+        : k(k_), taps(taps_), tile(tile_), narrowing(narrowing_), rows(taps * tile) {
+        if (products == Products::kBytes) {
+            bytes.resize(rows.size() * padded());
+        } else if (narrowing) {
+            narrowed.resize(rows.size() * k);
+        }
+    }
+
+    std::ptrdiff_t padded() const { return (k + 3) / 4 * 4; }
+
+    // The rows of m pixels, which have been pointed at.
+    void narrow_rows(std::ptrdiff_t m) {
+        if (!narrowing) return;
+        for (std::ptrdiff_t tap = 0; tap < taps; ++tap) {
+            for (std::ptrdiff_t row = tap * tile; row < tap * tile + m; ++row) {
+                if (!bytes.empty()) {
+                    narrow_bytes(rows[row], k, *narrowing, &bytes[row * padded()]);
+                } else {
+                    narrow(rows[row], k, *narrowing, &narrowed[row * k]);
+                    rows[row] = &narrowed[row * k];
+                }
+            }
+        }
+    }
+};
 
 void check(const IntegerKernel& kernel, const std::int32_t* multiplier, const std::int32_t* shift,
            const IntegerConvOptions& options) {
@@ -78,9 +121,23 @@ std::vector<int> column_order(int n, int shuffle, bool depthwise) {
     return order;
 }
 
+// The channels that are not zero whatever the input: those with a weight or a bias. Layers that were narrowed alone have
+// few of them.
+std::vector<int> living(const IntegerKernel& kernel, const std::int32_t* bias) {
+    const std::ptrdiff_t each = static_cast<std::ptrdiff_t>(kernel.k) * kernel.kh * kernel.kw;
+    std::vector<int> channels;
+    for (int c = 0; c < kernel.n; ++c) {
+        const std::int32_t* const w = kernel.data + c * each;
+        if (bias[c] || std::any_of(w, w + each, [](std::int32_t value) { return value != 0; })) channels.push_back(c);
+    }
+    return channels;
+}
+
+int blocks_of(std::size_t columns) { return static_cast<int>((columns + kBlock - 1) / kBlock); }
+
 std::vector<Block> make_blocks(const std::vector<int>& order, int shuffle, bool depthwise) {
     const int n = static_cast<int>(order.size()), cells = shuffle * shuffle;
-    std::vector<Block> blocks((n + kBlock - 1) / kBlock);
+    std::vector<Block> blocks(blocks_of(order.size()));
     for (int column = 0; column < n; ++column) {
         Block& block = blocks[column / kBlock];
         const int at = column % kBlock, channel = order[column] / cells, cell = order[column] % cells;
@@ -106,14 +163,25 @@ IntegerConv2d::IntegerConv2d(const IntegerKernel& kernel, const std::int32_t* bi
     : options_(options), kernel_(kernel), isa_(igemm::isa()) {
     check(kernel, multiplier, shift, options);
     products_ = products_of(kernel, options, isa_);
-    const bool depthwise = products_ == Products::kDepthwise, bytes = products_ == Products::kBytes;
+    const bool depthwise = products_ == Products::kDepthwise;
     kernel_.data = nullptr;
     for (int ky = 0; ky < kernel.kh; ++ky) {
         for (int kx = 0; kx < kernel.kw; ++kx) taps_.push_back({ky - options.padding, kx - options.padding});
     }
     zeros_.assign(input_channels(), 0);
-    const std::vector<int> order = column_order(kernel.n, options.shuffle, depthwise);
+    std::vector<int> order = column_order(kernel.n, options.shuffle, depthwise);
+    if (!depthwise && options.shuffle == 1) {
+        const std::vector<int> kept = living(kernel, bias);
+        some_zero_ = blocks_of(kept.size()) < blocks_of(order.size());
+        if (some_zero_) order = kept;
+    }
     blocks_ = make_blocks(order, options.shuffle, depthwise);
+    pack(kernel, bias, multiplier, shift, order);
+}
+
+void IntegerConv2d::pack(const IntegerKernel& kernel, const std::int32_t* bias, const std::int32_t* multiplier,
+                         const std::int32_t* shift, const std::vector<int>& order) {
+    const bool depthwise = products_ == Products::kDepthwise, bytes = products_ == Products::kBytes;
     const std::size_t taps = taps_.size(), k = kernel.k, kw = kernel.kw;
     const std::size_t each = bytes ? 4 : 2;  // values of a column that lie together, in four bytes
     const std::size_t words = depthwise ? (kernel.kh + 1) / 2 * kw : taps * ((k + each - 1) / each);
@@ -158,7 +226,7 @@ IntegerConv2d::IntegerConv2d(const IntegerKernel& kernel, const std::int32_t* bi
             if (bytes) {
                 block.bias[column] = static_cast<std::int32_t>(
                     static_cast<std::uint32_t>(bias[channel]) +
-                    weight_sum * static_cast<std::uint32_t>(options.narrowing->low));
+                    weight_sum * static_cast<std::uint32_t>(options_.narrowing->low));
             }
         }
         block.kind = !high ? integer::Kind::kAny : linear ? integer::Kind::kHighLinear : integer::Kind::kHigh;
@@ -201,45 +269,59 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
     const std::ptrdiff_t pixels = out.n * grid.h * grid.w;
     if (pixels == 0) return;
     const int threads = omp_get_max_threads(), taps = static_cast<int>(taps_.size());
-    const std::ptrdiff_t tile = task_pixels(pixels, zeros_.size() * sizeof(std::int16_t), threads, kTile);
+    const std::ptrdiff_t cached = task_pixels(pixels, zeros_.size() * sizeof(std::int16_t), threads, kTile);
+    const std::ptrdiff_t tile = some_zero_ ? std::min(cached, kUnplaced) : cached;
     const std::ptrdiff_t tasks = (pixels + tile - 1) / tile;
-    const integer::Kernel<Out, Residual> run_block = kernel<Out, Residual>();
+    const integer::Kernel<Out, Residual> placed = kernel<Out, Residual>();
+    const integer::Kernel<std::int32_t, std::int32_t> unplaced = kernel<std::int32_t, std::int32_t>();
+    const std::ptrdiff_t stride = blocks_of(kernel_.n) * kBlock;  // of values that are not placed yet
 #pragma omp parallel num_threads(std::min<std::ptrdiff_t>(threads, tasks)) if (tasks > 1)
     {
-        std::vector<const std::int16_t*> rows(taps * tile);
-        const std::ptrdiff_t k = input_channels(), padded = (k + 3) / 4 * 4;
-        std::vector<std::uint8_t> bytes(products_ == Products::kBytes ? rows.size() * padded : 0);
-        std::vector<std::int16_t> narrowed(options_.narrowing && bytes.empty() ? rows.size() * k : 0);
+        Inputs inputs(input_channels(), taps, tile, products_, options_.narrowing);
         std::vector<Out*> to(tile);
         std::vector<const Residual*> from(residual ? tile : 0);
+        std::vector<std::int32_t> values(some_zero_ ? tile * stride : 0);  // what no block makes stays zero
+        std::vector<std::int32_t*> to_values(some_zero_ ? tile : 0);
+        step_rows(to_values.data(), values.data(), stride, to_values.size());
 #pragma omp for schedule(dynamic)
         for (std::ptrdiff_t task = 0; task < tasks; ++task) {
             const std::ptrdiff_t first = task * tile, m = std::min(tile, pixels - first);
-            point_rows(grid, x, zeros_.data(), 0, first, m, rows.data(), tile);
+            point_rows(grid, x, zeros_.data(), 0, first, m, inputs.rows.data(), tile);
             point_out<Out>(grid, out, first, m, to.data());
             if (residual) point_out<const Residual>(grid, *residual, first, m, from.data());
-            for (std::ptrdiff_t tap = 0; tap < taps && options_.narrowing; ++tap) {
-                for (std::ptrdiff_t row = tap * tile; row < tap * tile + m; ++row) {
-                    if (!bytes.empty()) {
-#if defined(__x86_64__)
-                        integer::narrow_bytes_avx512(rows[row], k, *options_.narrowing, &bytes[row * padded]);
-#endif
-                    } else {
-                        narrow(rows[row], k, *options_.narrowing, &narrowed[row * k]);
-                        rows[row] = &narrowed[row * k];
-                    }
+            inputs.narrow_rows(m);
+            const auto run_blocks = [&](const auto& kernel_of_block, auto args) {
+                args.rows = inputs.rows.data();
+                args.bytes = inputs.bytes.data();
+                args.tap_step = tile;
+                args.taps = taps;
+                args.kw = kernel_.kw;
+                args.k = kernel_.k;
+                args.column = static_cast<int>(first % grid.w);
+                args.width = static_cast<int>(grid.w);
+                for (const Block& block : blocks_) {
+                    args.block = &block;
+                    kernel_of_block.run(args);
                 }
+            };
+            integer::BlockArgs<Out, Residual> args{};
+            args.m = static_cast<int>(m);
+            args.out = to.data();
+            args.out_places = {out.stride_h, out.stride_w};
+            args.residual_shift = options_.residual_shift;
+            if (residual) {
+                args.residual = from.data();
+                args.residual_places = {residual->stride_h, residual->stride_w};
             }
-            integer::BlockArgs<Out, Residual> args{nullptr, rows.data(), bytes.data(), tile, static_cast<int>(m), taps,
-                                                   kernel_.kw, kernel_.k, static_cast<int>(first % grid.w),
-                                                   static_cast<int>(grid.w), to.data(),
-                                                   residual ? from.data() : nullptr, {out.stride_h, out.stride_w}, {},
-                                                   options_.residual_shift};
-            if (residual) args.residual_places = {residual->stride_h, residual->stride_w};
-            for (const Block& block : blocks_) {
-                args.block = &block;
-                run_block(args);
+            if (!some_zero_) {
+                run_blocks(placed, args);
+                continue;
             }
+            integer::BlockArgs<std::int32_t, std::int32_t> apart{};
+            apart.m = args.m;
+            apart.out = to_values.data();
+            run_blocks(unplaced, apart);
+            placed.place(args, values.data(), stride, kernel_.n);
         }
     }
 }

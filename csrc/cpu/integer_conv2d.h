@@ -78,9 +78,14 @@ struct BlockArgs {
     int residual_shift;
 };
 
-// One block of channels of m pixels.
 template <class Out, class Residual>
-using Kernel = void (*)(const BlockArgs<Out, Residual>&);
+struct Kernel {
+    using Args = BlockArgs<Out, Residual>;
+    void (*run)(const Args&);  // one block of channels of m pixels
+    // All n channels of m pixels without a product: values [m][stride], plus the residual. Columns up to the next
+    // multiple of kBlock are read. Of args: m, out, residual and its shift.
+    void (*place)(const Args& args, const std::int32_t* values, std::ptrdiff_t stride, int n);
+};
 
 // Out, Residual: int16_t or int32_t.
 template <class Out, class Residual>
@@ -122,10 +127,13 @@ class IntegerConv2d {
     };
     template <class Out, class Residual>
     integer::Kernel<Out, Residual> kernel() const;
+    void pack(const IntegerKernel& kernel, const std::int32_t* bias, const std::int32_t* multiplier,
+              const std::int32_t* shift, const std::vector<int>& order);
 
     IntegerConvOptions options_;
     IntegerKernel kernel_;  // data is null
     integer::Products products_;
+    bool some_zero_ = false;  // whole channels are: the blocks leave them out, and only the residual makes them
     igemm::Isa isa_;
     std::vector<Grid::Tap> taps_;
     std::vector<integer::Block> blocks_;

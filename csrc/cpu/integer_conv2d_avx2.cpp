@@ -137,7 +137,8 @@ inline void store_out(std::int16_t* p, Vec v, int n) {
 
 template <class Out, class Residual>
 Kernel<Out, Residual> kernel_avx2(bool depthwise) {
-    return depthwise ? run<Products::kDepthwise, Out, Residual> : run<Products::kPairs, Out, Residual>;
+    constexpr auto of_depthwise = run<Products::kDepthwise, Out, Residual>, of_pairs = run<Products::kPairs, Out, Residual>;
+    return {depthwise ? of_depthwise : of_pairs, place_values<Out, Residual>};
 }
 
 template Kernel<std::int16_t, std::int16_t> kernel_avx2(bool);

@@ -127,10 +127,11 @@ inline void store_out(std::int16_t* p, Vec v, int n) {
 
 template <class Out, class Residual>
 Kernel<Out, Residual> kernel_avx512vnni(Products products) {
+    const auto place = place_values<Out, Residual>;
     switch (products) {
-        case Products::kPairs: return run<Products::kPairs, Out, Residual>;
-        case Products::kBytes: return run<Products::kBytes, Out, Residual>;
-        case Products::kDepthwise: return run<Products::kDepthwise, Out, Residual>;
+        case Products::kPairs: return {run<Products::kPairs, Out, Residual>, place};
+        case Products::kBytes: return {run<Products::kBytes, Out, Residual>, place};
+        case Products::kDepthwise: return {run<Products::kDepthwise, Out, Residual>, place};
     }
     __builtin_unreachable();
 }

@@ -53,11 +53,22 @@ void run(const BlockArgs<Out, Residual>& args) {
     }
 }
 
+template <class Out, class Residual>
+void place_values(const BlockArgs<Out, Residual>& args, const std::int32_t* values, std::ptrdiff_t stride, int n) {
+    for (int i = 0; i < args.m; ++i, values += stride) {
+        for (int c = 0; c < n; ++c) {
+            const std::int32_t added =
+                args.residual ? shifted_residual(args.residual[i][c], args.residual_shift) : 0;
+            args.out[i][c] = narrowed<Out>(values[c] + added);
+        }
+    }
+}
+
 }  // namespace
 
 template <class Out, class Residual>
 Kernel<Out, Residual> kernel_scalar(bool depthwise) {
-    return depthwise ? run<true, Out, Residual> : run<false, Out, Residual>;
+    return {depthwise ? run<true, Out, Residual> : run<false, Out, Residual>, place_values<Out, Residual>};
 }
 
 template Kernel<std::int16_t, std::int16_t> kernel_scalar(bool);

@@ -129,6 +129,18 @@ inline void place(const BlockArgs<Out, Residual>& args, const Segment& segment, 
     }
 }
 
+template <class Out, class Residual>
+void place_values(const BlockArgs<Out, Residual>& args, const std::int32_t* values, std::ptrdiff_t stride, int n) {
+    const ResidualShift shift(args.residual_shift);
+    for (int p = 0; p < args.m; ++p, values += stride) {
+        for (int c = 0; c < n; c += kLanes) {
+            Vec v = load(values + c);
+            if (args.residual) v = add(v, shift(load_residual(args.residual[p] + c, n - c)));
+            store_out(args.out[p] + c, v, n - c);
+        }
+    }
+}
+
 template <Kind kind, class Out, class Residual>
 void finish_tile(const BlockArgs<Out, Residual>& args, int first, int pixels, std::int32_t* sums) {
     const Block& block = *args.block;

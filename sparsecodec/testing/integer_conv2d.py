@@ -51,11 +51,12 @@ def _float32(arguments: dict[str, Any]) -> tuple[str, Callable[[], object]]:
 def _case(
     id: str, n: int, c_in: int, c_out: int, h: int, w: int, kernel: int = 1, *, depthwise: bool = False,
     weight_bits: int = 8, x_bits: int = 16, residual: int = 0, sliced: bool = False, least_shift: int = 32,
-    slope: float | None = None, bench: bool = False, **options: Any,
+    slope: float | None = None, living: int | None = None, bench: bool = False, **options: Any,
 ) -> OpCase:  # fmt: skip
     """residual: its bits, 0 = none; sliced: activations are slices of wider tensors; least_shift: of any channel.
 
-    x_bits: the values of x use so many; slope: that of the negative factor, None = another random one.
+    x_bits: the values of x use so many; slope: that of the negative factor, None = another random one; living: of the
+    output channels so many have weights, half of them beside each other; None = all.
     """
     padding, r = options.get("padding", 0), options.get("shuffle", 1)
     rows, columns = (size + 2 * padding - kernel + 1 for size in (h, w))
@@ -73,10 +74,15 @@ def _case(
         factor = integers((2, c_out), 2**29, FACTOR, torch.int32, generator)
         if slope is not None:
             factor[1] = (factor[0] * slope).int()
+        bias = integers((c_out,), -(2**26), 2**26, torch.int32, generator)
+        if living is not None:
+            zero = torch.randperm(c_out - living // 2, generator=generator)[living - living // 2 :]
+            weight[zero] = 0
+            bias[zero[living and 1 :]] = 0  # one of them has a bias, where any channel has something
         arguments = options | {
             "x": channel_slice(x) if sliced else x,
             "weight": weight.view(c_out, -1, kernel, kernel),
-            "bias": integers((c_out,), -(2**26), 2**26, torch.int32, generator),
+            "bias": bias,
             "multiplier": factor,
             "shift": integers((c_out,), shift, shift + 2, torch.int32, generator),
         }
@@ -182,6 +188,16 @@ CASES = [
     _case("shuffle", 1, 16, 72, 5, 6, 3, padding=1, shuffle=2, slope=0.2),
     _case("shuffle-residual", 2, 16, 12, 5, 6, shuffle=2, residual=16),
     _case("shuffle-3", 1, 16, 36, 4, 5, shuffle=3, residual=32, bits=32, residual_shift=-3),
+    # Channels without weights: the CPU leaves them out where that saves a block, and has 48 pixels in a task then.
+    _case("living-7", 1, 17, 70, 7, 13, living=7, residual=16, slope=0.1),
+    _case("living-33-bits-32", 1, 24, 96, 5, 10, living=33, residual=32, residual_shift=-3, bits=32),
+    _case("living-32-of-33", 2, 8, 33, 5, 6, living=32, residual=32, residual_shift=-16),
+    _case("living-none", 1, 8, 40, 5, 6, living=0, residual=16),
+    _case("living-no-residual", 1, 24, 70, 5, 6, 3, padding=1, living=5),
+    _case("living-slice", 2, 17, 70, 6, 8, living=9, sliced=True, residual=16, bits=32),
+    _case("living-narrowed", 1, 38, 72, 5, 11, living=9, input_shift=8, input_low=-77, residual=32, residual_shift=-9),
+    _case("living-shuffle", 1, 16, 72, 5, 6, shuffle=2, living=9),
+    _case("living-depthwise", 1, 70, 70, 5, 7, 3, depthwise=True, padding=1, living=9, residual=16),
     _case("slice", 2, 17, 33, 6, 8, 3, padding=1, sliced=True),
     _case("slice-residual", 2, 17, 33, 6, 8, sliced=True, residual=16),
     _case("slice-shuffle", 1, 17, 24, 6, 8, sliced=True, residual=32, shuffle=2),

@@ -214,7 +214,10 @@ Bytes integer_conv2d(Choice& choice) {
         return values;
     };
     const bool high = choice.flag(), linear = choice.flag();
-    const auto weights = filled(std::size_t(n) * k * kh * kw, -128, 127), bias = filled(n, -(1 << 20), 1 << 20);
+    auto weights = filled(std::size_t(n) * k * kh * kw, -128, 127), bias = filled(n, -(1 << 20), 1 << 20);
+    const int zero = choice.flag() ? choice.below(n + 1) : 0;  // channels
+    std::fill_n(weights.begin(), std::size_t(zero) * k * kh * kw, 0);
+    std::fill_n(bias.begin(), zero, 0);
     auto multiplier = filled(2 * n, 0, (1 << 30) - 1);
     if (linear) std::copy_n(multiplier.begin(), n, multiplier.begin() + n);
     const auto shift = filled(n, high ? 33 : 1, high ? 45 : 62);
