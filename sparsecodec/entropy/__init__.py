@@ -12,6 +12,7 @@ from sparsecodec.entropy.coder import (
     split_streams,
 )
 from sparsecodec.entropy.frame_files import FrameFile
+from sparsecodec.entropy.groups import DecoderGroup, EncoderGroup
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
 from sparsecodec.entropy.nal import NalFrame, NalReader, NalWriter
 from sparsecodec.entropy.rans32 import Decoder32, Encoder32, join_pairs, split_pairs
@@ -42,8 +43,10 @@ __all__ = [
     "DEFAULT_MAX_PIXELS",
     "Decoder",
     "Decoder32",
+    "DecoderGroup",
     "Encoder",
     "Encoder32",
+    "EncoderGroup",
     "EntropyTables",
     "FrameFile",
     "Header",

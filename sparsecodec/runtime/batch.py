@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
+from sparsecodec.entropy import Header
 from sparsecodec.errors import SparseCodecError, UsageError
+
+BATCH = 16
 
 
 @dataclass(frozen=True)
@@ -24,10 +28,47 @@ class Decoded:
     error: SparseCodecError | None = None
 
 
+def check_batch(batch: int) -> None:
+    """Raises a UsageError unless `batch` is a number of pictures."""
+    if not isinstance(batch, int) or batch < 1:
+        raise UsageError(f"batch={batch!r} (needs a whole number, at least 1)")
+
+
+def check_encodable(x: Any, name: str) -> None:
+    """Raises a UsageError unless `x` is one picture that can be encoded."""
+    if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise UsageError(f"{name} {shape} (needs a tensor [1, 3, H, W], not empty)")
+    if not x.is_floating_point():
+        raise UsageError(f"{name} of {x.dtype} (needs floating point in [0, 1]; divide by 255)")
+    low, high = float(x.min()), float(x.max())
+    if not (low >= 0 and high <= 1):  # also false for NaN
+        raise UsageError(f"{name} in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
+
+
+def runs(keys: Sequence[Hashable | None], most: Sequence[int]) -> Iterator[range]:
+    """Neighbours with equal keys go together, at most as many as `most` says of the first of them; None is alone."""
+    first = 0
+    while first < len(keys):
+        last = first + 1
+        while last < min(len(keys), first + most[first]) and keys[last] == keys[first] is not None:
+            last += 1
+        yield range(first, last)
+        first = last
+
+
 def decode_each(
-    decode: Callable[[bytes], Tensor], blobs: Sequence[bytes], on_error: str
+    decode: Callable[[Sequence[bytes]], list[Tensor]],
+    blobs: Sequence[bytes],
+    on_error: str,
+    batch: int,
+    max_pixels: int,
 ) -> list[Tensor] | list[Decoded]:
-    """See `CompiledCodec.decode_batch`."""
+    """See `CompiledCodec.decode_batch`.
+
+    Args:
+        decode: one file, or several of one size and quality that have no tiles, -> their pictures.
+    """
     if on_error not in ("raise", "status"):
         raise UsageError(f"on_error={on_error!r} (needs 'raise' or 'status')")
     if isinstance(blobs, bytes | bytearray | memoryview):
@@ -35,13 +76,32 @@ def decode_each(
     for index, blob in enumerate(blobs):
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise UsageError(f"item {index} is a {type(blob).__name__} (needs bytes)")
-    results: list[Tensor] | list[Decoded] = []
-    for index, blob in enumerate(blobs):
-        try:
-            picture = decode(blob)
-            results.append(picture if on_error == "raise" else Decoded(picture=picture))
-        except SparseCodecError as error:
-            if on_error == "raise":
-                raise type(error)(f"item {index}: {error}") from error
-            results.append(Decoded(error=error))
-    return results
+    kinds = [_kind(blob) for blob in blobs]
+    most = [1 if kind is None else min(batch, max_pixels // (kind[0] * kind[1])) for kind in kinds]
+    results: list[Decoded] = []
+    for run in runs(kinds, most):
+        results += _tried(decode, [blobs[index] for index in run])
+        if on_error == "raise":
+            for index in run:
+                if (error := results[index].error) is not None:
+                    raise type(error)(f"item {index}: {error}") from error
+    return [result.picture for result in results] if on_error == "raise" else results
+
+
+def _tried(decode: Callable[[Sequence[bytes]], list[Tensor]], blobs: Sequence[bytes]) -> list[Decoded]:
+    """What becomes of each: if they cannot be decoded together, of each alone."""
+    try:
+        return [Decoded(picture=picture) for picture in decode(blobs)]
+    except SparseCodecError as error:
+        if len(blobs) == 1:
+            return [Decoded(error=error)]
+    return [result for blob in blobs for result in _tried(decode, [blob])]
+
+
+def _kind(blob: bytes) -> tuple[int, int, int] | None:
+    """Height, width and quality of a file without tiles; None of anything else."""
+    try:
+        header = Header.read(blob)
+    except SparseCodecError:
+        return None
+    return (header.height, header.width, header.quality) if header.tiling is None else None

@@ -12,10 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecodec.entropy import Container, Header
-from sparsecodec.errors import UsageError
+from sparsecodec.entropy import Container, Header, Tiling
 from sparsecodec.nn.fingerprint import model_hash
-from sparsecodec.runtime.batch import Decoded, decode_each
+from sparsecodec.runtime.batch import BATCH, Decoded, check_batch, check_encodable, decode_each, runs
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.runtime.memory import check_decoding, fitting_tiling
@@ -96,12 +95,16 @@ class CompiledCodec(ABC):
         """Input shape of each transform for a picture of that (padded) size."""
 
     @abstractmethod
-    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
-        """Padded picture -> payloads, and the quality field of the container."""
+    def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
+        """Padded pictures ``[N, 3, H, W]`` -> the payloads of each, and the quality field of the container.
+
+        Args:
+            size: height and width before they were padded.
+        """
 
     @abstractmethod
-    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
-        """Payloads -> picture of that size, as `finished` gives it."""
+    def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
+        """The payloads of each of N pictures -> the pictures, all of that size, as `finished` gives them."""
 
     def warm_up(self, sample: Tensor) -> None:
         """Codes `sample` once, so that every layer has its kernel and its buffers."""
@@ -137,30 +140,66 @@ class CompiledCodec(ABC):
             UsageError: wrong shape, dtype or range.
             ResourceLimitError: `max_memory` is not enough. Nothing was allocated.
         """
-        return self._file(x, lambda padded, size: self._encode(padded, quality), tile, overlap, max_memory)
+        return self._file(x, self._encode, quality, tile, overlap, max_memory)
 
     @torch.inference_mode()
-    def _file(self, x: Tensor, code: Code, tile: int | None, overlap: int | None, max_memory: int | None) -> bytes:
+    def encode_batch(
+        self, pictures: Tensor | Sequence[Tensor], quality: float | None = None, batch: int = BATCH
+    ) -> list[bytes]:
+        """Several pictures to the bytes of a file each, in their order.
+
+        Args:
+            pictures: ``[N, 3, H, W]``, or a sequence of ``[1, 3, H, W]``; else as for `encode`. Neighbours of one size
+                are coded together.
+            quality: as for `encode`.
+            batch: how many at most; memory grows with it.
+
+        Raises:
+            UsageError: wrong shape, dtype or range; the message names the picture.
+        """
+        check_batch(batch)
+        pictures = [x[None] for x in pictures] if isinstance(pictures, Tensor) else list(pictures)
+        for index, x in enumerate(pictures):
+            check_encodable(x, f"picture {index}")
+        blobs = []
+        for run in runs([x.shape for x in pictures], [batch] * len(pictures)):
+            x = torch.cat([pictures[index].to(self.device, torch.float32) for index in run])
+            payloads, field = self._coded(x, self._encode, quality)
+            blobs += [self._container(some, field, *x.shape[2:]) for some in payloads]
+        return blobs
+
+    @torch.inference_mode()
+    def _file(
+        self,
+        x: Tensor,
+        code: Code,
+        quality: float | None,
+        tile: int | None,
+        overlap: int | None,
+        max_memory: int | None,
+    ) -> bytes:
         """Checks a picture and puts what `code` makes of its tiles, padded, into a container."""
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UsageError(f"picture {shape} (needs a tensor [1, 3, H, W], not empty)")
-        if not x.is_floating_point():
-            raise UsageError(f"picture of {x.dtype} (needs floating point in [0, 1]; divide by 255)")
-        low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):  # also false for NaN
-            raise UsageError(f"picture in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
+        check_encodable(x, "picture")
         height, width = x.shape[2:]
         tiling = fitting_tiling(self, height, width, tile, overlap, max_memory)
 
         def code_tile(part: Tensor) -> tuple[list[bytes], int]:
-            size = (part.shape[2], part.shape[3])
-            below, beside = (-side % self.STRIDE for side in size)
-            padded = F.pad(part.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
-            with self._lock:
-                return code(padded, size)
+            (payloads,), field = self._coded(part, code, quality)
+            return payloads, field
 
-        payloads, field = encode_tiles(x, tiling, code_tile)
+        return self._container(*encode_tiles(x, tiling, code_tile), height, width, tiling)
+
+    def _coded(self, x: Tensor, code: Code, quality: float | None) -> tuple[list[list[bytes]], int]:
+        """What `code` makes of pictures, padded."""
+        size = (x.shape[2], x.shape[3])
+        below, beside = (-side % self.STRIDE for side in size)
+        padded = F.pad(x.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
+        with self._lock:
+            return code(padded, quality, size)
+
+    def _container(
+        self, payloads: list[bytes], field: int, height: int, width: int, tiling: Tiling | None = None
+    ) -> bytes:
         return Container(
             model_hash=self.model_hash,
             numerics=self.numerics.tag,
@@ -209,28 +248,45 @@ class CompiledCodec(ABC):
 
         def restore(payloads: list[bytes], height: int, width: int) -> Tensor:
             with self._lock:
-                return self._decode(payloads, header.quality, height, width)
+                return self._decode([payloads], header.quality, height, width)
 
         return decode_tiles(header, data, window, restore)
 
     def decode_batch(
-        self, blobs: Sequence[bytes], max_pixels: int = MAX_PIXELS, on_error: str = "raise"
+        self, blobs: Sequence[bytes], max_pixels: int = MAX_PIXELS, on_error: str = "raise", batch: int = BATCH
     ) -> list[Tensor] | list[Decoded]:
         """Several files' bytes to pictures, in their order.
 
         Args:
-            blobs: what `encode` gave, or whatever came in its place.
-            max_pixels: of each item; see `decode`.
+            blobs: what `encode` gave, or whatever came in its place. Neighbours of one size and quality, without
+                tiles, are decoded together.
+            max_pixels: of each item, see `decode`, and of those that are decoded together.
             on_error: ``"raise"``: the first item that cannot be decoded ends the call with its error, whose message
                 names the item. ``"status"``: every item is tried and reports for itself.
+            batch: how many are decoded together at most; memory grows with it.
 
         Returns:
             A tensor per item as `decode` gives it; with ``"status"`` a `Decoded`.
 
         Raises:
-            UsageError: not a sequence of bytes, or another `on_error`.
+            UsageError: not a sequence of bytes, another `on_error`, or `batch` below 1.
         """
-        return decode_each(lambda blob: self.decode(blob, max_pixels), blobs, on_error)
+        check_batch(batch)
+        return decode_each(lambda some: self._decode_some(some, max_pixels), blobs, on_error, batch, max_pixels)
+
+    @torch.inference_mode()
+    def _decode_some(self, blobs: Sequence[bytes], max_pixels: int) -> list[Tensor]:
+        """One file of any kind, or several without tiles of the same size and quality."""
+        if len(blobs) == 1:
+            return [self.decode(blobs[0], max_pixels)]
+        headers = [Header.read(blob) for blob in blobs]
+        for header in headers:
+            check_pixels(header, region_of(header, None), max_pixels)
+            check_made_here(header, self.model_hash, self.numerics, self.exact_pictures)
+        payloads = [header.payloads(blob, 0, 0) for header, blob in zip(headers, blobs, strict=True)]
+        with self._lock:
+            pictures = self._decode(payloads, headers[0].quality, headers[0].height, headers[0].width)
+        return [picture.clone() for picture in pictures.split(1)]  # so that one does not hold the memory of all
 
     def bytes_per_pixel(self, path: str) -> float:
         """Memory that a transform's steps take, for each pixel of the (padded) picture."""

@@ -19,8 +19,8 @@ STRIDE = 64  # of the codecs that pad most
 FREE_PIXELS = 1 << 20  # below that, padding costs nothing that would have to be limited
 SIDES = (8192, 4096, 2048, 1024, 512, 256)  # what a limit of memory chooses from
 
-# One tile, padded, and its height and width before that -> its payloads, and the quality field.
-Code = Callable[[Tensor, tuple[int, int]], tuple[list[bytes], int]]
+# Tiles of one size, padded, the quality, and height and width before padding -> their payloads, and the quality field.
+Code = Callable[[Tensor, float | None, tuple[int, int]], tuple[list[list[bytes]], int]]
 Restore = Callable[[list[bytes], int, int], Tensor]  # payloads, height, width -> [1, 3, height, width]
 
 

@@ -5,10 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import math
-import subprocess
-import sys
 from fractions import Fraction
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,7 +20,6 @@ from sparsecodec.ops import entropy_parameters, evc_scale_thresholds
 from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant.tables import in_fixed_point
 from sparsecodec.runtime import CompiledCodec, compile_codec
-from sparsecodec.zoo import save
 
 from .conftest import build, portable_codec, portable_model
 
@@ -149,28 +145,6 @@ def test_batch_and_threads_change_nothing(codec, batch, threads, n):
         alone = [Coding(c.tables, c.indexes[item : item + 1], c.symbols[item : item + 1]) for c in calls]
         for rows, call in zip(rows_of(codec, alone), alone[1:], strict=True):
             assert torch.equal(rows, call.indexes)
-
-
-def test_another_process_with_other_threads_and_dtype_finds_the_same_symbols(tmp_path: Path, batch):
-    """A file of this process opens in a fresh one, on the reference, with its latent unchanged."""
-    save(portable_model("evc"), tmp_path / "model")
-    codec = portable_codec("evc")
-    (tmp_path / "picture.spc").write_bytes(codec.encode(batch[2:3]))
-    here = codec.decode((tmp_path / "picture.spc").read_bytes())
-    program = (
-        "import sys, torch\n"
-        "from pathlib import Path\n"
-        "from sparsecodec import zoo\n"
-        "from sparsecodec.runtime import compile_codec\n"
-        "folder = Path(sys.argv[1])\n"
-        "torch.set_num_threads(3)\n"
-        "codec = compile_codec(zoo.load(folder / 'model'), stream='portable', dtype=torch.float32, strict=False)\n"
-        "torch.save(codec.decode((folder / 'picture.spc').read_bytes()), folder / 'there.pt')\n"
-    )
-    environment = {"SPARSECODEC_BACKEND": "reference", "PYTHONPATH": str(Path(zoo.__file__).parents[2]), "PATH": ""}
-    subprocess.run([sys.executable, "-c", program, str(tmp_path)], check=True, env=environment, timeout=300)
-    there = torch.load(tmp_path / "there.pt", weights_only=True)
-    assert float((here - there).abs().max()) < 1e-4, "other symbols: the pictures differ by more than rounding"
 
 
 def _any_symbols(codec: CompiledCodec, limit: int, seed: int) -> list[Coding]:

@@ -262,7 +262,7 @@ def test_memory_is_limited_before_any_is_taken(codec, decoded_sizes):
 
 def test_a_memory_limit_chooses_the_tiles(codec, photo, monkeypatch):
     x = photo.repeat(1, 1, 3, 4)[:, :, :520, :1000]
-    monkeypatch.setattr(codec, "_encode", lambda padded, quality: ([b"%d" % padded.shape[3]], 100))
+    monkeypatch.setattr(codec, "_encode", lambda padded, quality, size: ([[b"%d" % padded.shape[3]]], 100))
 
     def widest(**arguments) -> int:
         return max(int(payload) for payload in Container.from_bytes(codec.encode(x, **arguments)).payloads)
@@ -274,26 +274,3 @@ def test_a_memory_limit_chooses_the_tiles(codec, photo, monkeypatch):
         codec.encode(x, max_memory=2**20)
     with pytest.raises(ResourceLimitError, match="in tiles of 512 needs about"):
         codec.encode(x, max_memory=35 * 2**20, tile=512)
-
-
-def test_batches_keep_their_order_and_give_one_status_per_item(codec, photo):
-    pictures = [photo[:, :, :h, :w] for h, w in ((64, 64), (30, 80), (1, 1))]
-    good = [codec.encode(x) for x in pictures]
-    decoded = codec.decode_batch(good)
-    assert all(torch.equal(a, codec.decode(b)) for a, b in zip(decoded, good, strict=True))
-    foreign = dataclasses.replace(Container.from_bytes(good[1]), model_hash=bytes(8)).to_bytes()
-    blobs = [good[0], good[1][:-1], foreign, memoryview(good[2]), b"", good[1]]
-    results = codec.decode_batch(blobs, max_pixels=64 * 64 - 1, on_error="status")
-    kinds = [None if result.error is None else type(result.error) for result in results]
-    assert kinds == [ResourceLimitError, BitstreamError, ModelMismatchError, None, BitstreamError, None]
-    assert [result.picture is None for result in results] == [kind is not None for kind in kinds]
-    assert torch.equal(results[3].picture, decoded[2]) and torch.equal(results[5].picture, decoded[1])
-    with pytest.raises(BitstreamError, match="item 1: "):
-        codec.decode_batch(blobs)
-    assert codec.decode_batch([], on_error="status") == []
-
-
-@pytest.mark.parametrize("arguments", [{"blobs": b"x"}, {"blobs": [1]}, {"blobs": [], "on_error": "ignore"}])
-def test_batches_of_something_else_are_refused(codec, arguments):
-    with pytest.raises(UsageError):
-        codec.decode_batch(**arguments)

@@ -111,18 +111,20 @@ class CompressAICodec(CompiledCodec):
             raise ResourceLimitError(f"shape={tuple(shape)} is a picture of {pixels} pixels (limit: {MAX_PIXELS})")
         return shape[0] * self.STRIDE, shape[1] * self.STRIDE
 
-    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+    def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
         if quality is not None:
             raise UsageError(f"quality={quality} ({type(self._model).__name__} has one rate; needs None)")
         strings, _ = self._compress(x, self._transforms.__getitem__)
-        return [string for (string,) in strings], 0
+        return [list(of_picture) for of_picture in zip(*strings, strict=True)], 0
 
-    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
+    def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
         latents = len(self.CHILDREN & {"g_s", "h_s"})
-        if len(payloads) != latents or quality:
-            raise BitstreamError(f"{len(payloads)} payloads at quality {quality} (this codec has {latents}, at 0)")
+        for of_picture in payloads:
+            if len(of_picture) != latents or quality:
+                found = f"{len(of_picture)} payloads at quality {quality}"
+                raise BitstreamError(f"{found} (this codec has {latents}, at 0)")
         shape = torch.Size((-(-height // self.STRIDE), -(-width // self.STRIDE)))
-        strings = [[payload] for payload in payloads]
+        strings = [list(of_latent) for of_latent in zip(*payloads, strict=True)]
         return self._decompress(strings, shape, (height, width), self._transforms.__getitem__)
 
     def _channels(self, path: str, channels: int, side: int, ratio: int) -> int:

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import Decoder, Encoder, evc_gaussian_tables
+from sparsecodec.entropy import Decoder, DecoderGroup, Encoder, EncoderGroup, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.models.inputs import check_finite, check_picture, check_quality
 from sparsecodec.nn import DualPrior, DualPriorCoder, factorized_tables, lower_bound
@@ -78,7 +78,7 @@ class EVCCodec(CompiledCodec):
         """As the model's own: ``[1, 3, H, W]`` with sides that are multiples of 64 -> ``bit_stream``, ``x_hat``."""
         self._check_padded(x)
         with self._lock:
-            payload, x_hat = self._analyse(x, self._round(q_scale), self._original_coder, True)
+            (payload,), x_hat = self._analyse(x, self._round(q_scale), self._original_coder, True)
             return {"bit_stream": payload, "x_hat": x_hat}
 
     @torch.inference_mode()
@@ -87,12 +87,14 @@ class EVCCodec(CompiledCodec):
         if height < 1 or width < 1:
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
         with self._lock:
-            return {"x_hat": self._synthesise(bit_stream, self._round(q_scale), height, width, self._original_coder)}
+            x_hat = self._synthesise([bit_stream], self._round(q_scale), height, width, self._original_coder)
+            return {"x_hat": x_hat}
 
     def _analyse(
         self, x: Tensor, q_scale: float, coder: DualPriorCoder, reconstruct: bool
-    ) -> tuple[bytes, Tensor | None]:
-        encoder = self._encoder(x.shape[2], x.shape[3])
+    ) -> tuple[list[bytes], Tensor | None]:
+        """``[N, 3, H, W]`` -> a payload for each, and the pictures as they will be decoded if asked for."""
+        encoder = EncoderGroup(self._encoder(x.shape[2], x.shape[3]) for _ in x)
         inputs = (x, self._gain(q_scale), coder, reconstruct)
         x_hat = self._executor.run(self._analysis, *inputs, host=pushing(encoder))
         return encoder.finish(), x_hat
@@ -101,7 +103,7 @@ class EVCCodec(CompiledCodec):
         return (yield from self._coding(self._transforms["enc"](x).float(), gain, coder, reconstruct))
 
     def _coding(self, y: Tensor, gain: Tensor, coder: DualPriorCoder, reconstruct: bool) -> Routine:
-        """From the transform latent ``[1, C, H/16, W/16]`` float32 on."""
+        """From the transform latents ``[N, C, H/16, W/16]`` float32 on."""
         y = self._normalised(y, gain).contiguous(memory_format=torch.channels_last)  # torch layers may choose
         y_hat = yield from coder.encoding(y, self._transforms["hyper_enc"](y).float(), gain)
         return self._picture(y_hat, 16 * y.shape[2], 16 * y.shape[3]) if reconstruct else None
@@ -117,9 +119,12 @@ class EVCCodec(CompiledCodec):
     def _picture(self, y_hat: Tensor, height: int, width: int) -> Tensor:
         return finished(self._transforms["dec"](y_hat), height, width)
 
-    def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
-        z_shape = (1, self._latent, -(-height // self.STRIDE), -(-width // self.STRIDE))
-        decoder = self._decoder(payload, self.STRIDE * z_shape[2], self.STRIDE * z_shape[3])
+    def _synthesise(
+        self, payloads: list[bytes], q_scale: float, height: int, width: int, coder: DualPriorCoder
+    ) -> Tensor:
+        z_shape = (len(payloads), self._latent, -(-height // self.STRIDE), -(-width // self.STRIDE))
+        padded = self.STRIDE * z_shape[2], self.STRIDE * z_shape[3]
+        decoder = DecoderGroup(self._decoder(payload, *padded) for payload in payloads)
         inputs = (coder.decode_z(decoder, z_shape), self._gain(q_scale), coder, height, width)
         x_hat = self._executor.run(self._synthesis, *inputs, host=pulling(decoder))
         decoder.finish()
@@ -129,19 +134,21 @@ class EVCCodec(CompiledCodec):
         y_hat = yield from coder.decoding(z_symbols, gain)
         return self._picture(y_hat, height, width)
 
-    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+    def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
         q_scale = self._q_scale(quality)
-        payload, _ = self._analyse(x, q_scale, self._coder, False)
-        return [payload], round(q_scale * 100)
+        payloads, _ = self._analyse(x, q_scale, self._coder, False)
+        return [[payload] for payload in payloads], round(q_scale * 100)
 
     def _q_scale(self, quality: float | None) -> float:
         low, high = (float(self._model.q_scale.flatten()[i].log()) for i in (0, -1))
         return self._round(math.exp(low + (high - low) * check_quality(quality) / 100))
 
-    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
-        if len(payloads) != 1 or not quality:
-            raise BitstreamError(f"{len(payloads)} payloads at step {quality}/100 (EVC has one, at a positive step)")
-        return self._synthesise(payloads[0], quality / 100, height, width, self._coder)
+    def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
+        for of_picture in payloads:
+            if len(of_picture) != 1 or not quality:
+                found = f"{len(of_picture)} payloads at step {quality}/100"
+                raise BitstreamError(f"{found} (EVC has one, at a positive step)")
+        return self._synthesise([payload for (payload,) in payloads], quality / 100, height, width, self._coder)
 
     def _check_padded(self, x: Tensor) -> None:
         check_picture(x, self.STRIDE, batch=1)

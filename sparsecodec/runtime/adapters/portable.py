@@ -9,7 +9,7 @@ from typing import Any, ClassVar, NoReturn
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
+from sparsecodec.entropy import DecoderGroup, EncoderGroup, EntropyTables, evc_gaussian_tables
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
 from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, LaneWords, lane_words, prefers_device, require_end
 from sparsecodec.errors import BitstreamError, UsageError
@@ -142,13 +142,15 @@ class PortableEVCCodec(Portable, EVCCodec):
         """Of a padded picture: of the latent and of the hyper-latent."""
         return self._latent * (height // 16 * (width // 16) + height // 64 * (width // 64))
 
-    def _synthesise(self, payload: bytes, q_scale: float, height: int, width: int, coder: DualPriorCoder) -> Tensor:
+    def _synthesise(
+        self, payloads: list[bytes], q_scale: float, height: int, width: int, coder: DualPriorCoder
+    ) -> Tensor:
         size = tuple(-(-side // self.STRIDE) for side in (height, width))
         total = self._symbols(*(side * self.STRIDE for side in size))
-        if not prefers_device(total, self.device):
-            return super()._synthesise(payload, q_scale, height, width, coder)
+        if len(payloads) > 1 or not prefers_device(total, self.device):
+            return super()._synthesise(payloads, q_scale, height, width, coder)
         inputs = (size, self._gain(q_scale), coder, height, width)
-        return self._on_device(payload, total, self._whole_synthesis, *inputs)
+        return self._on_device(payloads[0], total, self._whole_synthesis, *inputs)
 
     def _whole_synthesis(
         self, size: tuple[int, int], gain: Tensor, coder: DualPriorCoder, height: int, width: int
@@ -168,22 +170,24 @@ class _OnePayload(Portable):
     def _symbols(self, height: int, width: int) -> int:
         """Of a padded picture, over all latents."""
 
-    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+    def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
         if quality is not None:
             raise UsageError(f"quality={quality} ({type(self._model).__name__} has one rate; needs None)")
-        encoder = LaneEncoder(self._symbols(x.shape[2], x.shape[3]))
+        encoder = EncoderGroup(LaneEncoder(self._symbols(x.shape[2], x.shape[3])) for _ in x)
         self._executor.run(self._analysis, x, host=pushing(encoder))
-        return [encoder.finish()], 0
+        return [[payload] for payload in encoder.finish()], 0
 
-    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
-        if len(payloads) != 1 or quality:
-            raise BitstreamError(f"{len(payloads)} payloads at quality {quality} (a portable stream has one, at 0)")
+    def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
+        for of_picture in payloads:
+            if len(of_picture) != 1 or quality:
+                found = f"{len(of_picture)} payloads at quality {quality}"
+                raise BitstreamError(f"{found} (a portable stream has one, at 0)")
         rows, columns = (-(-side // self.STRIDE) for side in (height, width))
         total = self._symbols(rows * self.STRIDE, columns * self.STRIDE)
-        z_shape = (1, len(self._medians), rows, columns)
-        if prefers_device(total, self.device):
-            return self._on_device(payloads[0], total, self._whole_synthesis, z_shape, height, width)
-        decoder = LaneDecoder(payloads[0], total)
+        z_shape = (len(payloads), len(self._medians), rows, columns)
+        if len(payloads) == 1 and prefers_device(total, self.device):
+            return self._on_device(payloads[0][0], total, self._whole_synthesis, z_shape, height, width)
+        decoder = DecoderGroup(LaneDecoder(payload, total) for (payload,) in payloads)
         first = decoder.decode(self._bottleneck._indexes(z_shape), self._z_tables)
         x_hat = self._executor.run(self._synthesis, first, height, width, host=pulling(decoder))
         decoder.finish()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import Any
 
 import torch
@@ -52,12 +53,14 @@ class ScalableEVCCodec(EVCCodec):
             UsageError: wrong shape, dtype or range, or no such encoder.
         """
 
-        def code(padded: Tensor, size: tuple[int, int]) -> tuple[list[bytes], int]:
-            q_scale = self._q_scale(quality)
-            payload, _, _ = self._best(padded, q_scale, self._coder, prefix, size, False)
-            return [payload], round(q_scale * 100)
+        return self._file(x, functools.partial(self._encode, prefix=prefix), quality, tile, overlap, max_memory)
 
-        return self._file(x, code, tile, overlap, max_memory)
+    def _encode(
+        self, x: Tensor, quality: float | None, size: tuple[int, int], prefix: int | None = None
+    ) -> tuple[list[list[bytes]], int]:
+        q_scale = self._q_scale(quality)
+        best = [self._best(one, q_scale, self._coder, prefix, size, False) for one in x.split(1)]
+        return [[payload] for payload, _, _ in best], round(q_scale * 100)
 
     @torch.inference_mode()
     def compress(self, x: Tensor, q_scale: float, prefix: int | None = None) -> dict[str, Any]:

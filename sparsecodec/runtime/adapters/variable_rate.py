@@ -103,17 +103,19 @@ class VariableRate(HyperpriorCodec):
             networks = self._model.get_submodule
             return {"x_hat": self._restore(strings, torch.Size(shape), size, networks, rate)}
 
-    def _encode(self, x: Tensor, quality: float | None) -> tuple[list[bytes], int]:
+    def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
         s = round(check_quality(quality) / 100 * (len(self._model.Gain) - 1))
         strings, _ = self._code(x, self._transforms.__getitem__, self._rate(2, s, 0))
-        return [string for (string,) in strings], s
+        return [list(of_picture) for of_picture in zip(*strings, strict=True)], s
 
-    def _decode(self, payloads: list[bytes], quality: int, height: int, width: int) -> Tensor:
+    def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
         gains = len(self._model.Gain)
-        if len(payloads) != 2 or quality >= gains:
-            raise BitstreamError(f"{len(payloads)} payloads at rate {quality} (this codec has 2, at 0 to {gains - 1})")
+        for of_picture in payloads:
+            if len(of_picture) != 2 or quality >= gains:
+                found = f"{len(of_picture)} payloads at rate {quality}"
+                raise BitstreamError(f"{found} (this codec has 2, at 0 to {gains - 1})")
         shape = torch.Size((-(-height // self.STRIDE), -(-width // self.STRIDE)))
-        strings, size = [[payload] for payload in payloads], (height, width)
+        strings, size = [list(of_latent) for of_latent in zip(*payloads, strict=True)], (height, width)
         return self._restore(strings, shape, size, self._transforms.__getitem__, self._rate(2, quality, 0))
 
     @abstractmethod

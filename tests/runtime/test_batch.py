@@ -1,0 +1,219 @@
+"""Several pictures and several files at once: the same bytes and pictures as one by one."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from sparsecodec import zoo
+from sparsecodec.entropy import Container, observing
+from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
+from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime.batch import runs
+from sparsecodec.zoo import save
+
+from .conftest import pair_of, portable_codec, portable_model
+
+PORTABLE = ("evc", "bmshj2018-hyperprior", "mbt2018-mean", "bmshj2018-factorized")
+NATIVE = ("evc-nano", "bmshj2018-factorized", "mbt2018-mean", "cheng2020-anchor")
+
+
+@pytest.fixture(params=[*(f"portable/{name}" for name in PORTABLE), *NATIVE])
+def codec(request: pytest.FixtureRequest) -> CompiledCodec:
+    if request.param.startswith("portable/"):
+        return portable_codec(request.param.removeprefix("portable/"))
+    return pair_of(request.param, "dense", torch.float32).compiled
+
+
+@pytest.fixture(scope="module")
+def evc() -> CompiledCodec:
+    return portable_codec("evc")
+
+
+@pytest.fixture
+def pictures(photo: Tensor) -> list[Tensor]:
+    """Three of one size, one of another, and one of the first again."""
+    sizes = [(40, 70)] * 3 + [(64, 64), (40, 70)]
+    return [photo[:, :, 20 * k : 20 * k + h, 30 * k : 30 * k + w] for k, (h, w) in enumerate(sizes)]
+
+
+def _calls(codec: CompiledCodec, name: str, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many pictures each call of a method gets; grows as it is called."""
+    sizes: list[int] = []
+    method = getattr(codec, name)
+
+    def call(first, *rest):
+        sizes.append(len(first))
+        return method(first, *rest)
+
+    monkeypatch.setattr(codec, name, call)
+    return sizes
+
+
+def test_files_and_pictures_are_those_of_one_by_one(codec, pictures, monkeypatch):
+    alone = [codec.encode(x) for x in pictures]
+    expected = [codec.decode(blob) for blob in alone]
+    encodings, decodings = _calls(codec, "_encode", monkeypatch), _calls(codec, "_decode", monkeypatch)
+    blobs = codec.encode_batch(pictures, batch=2)
+    assert blobs == alone and encodings == [2, 1, 1, 1]
+    decoded = codec.decode_batch(blobs)
+    assert decodings == [3, 1, 1]
+    assert all(torch.equal(a, b) for a, b in zip(decoded, expected, strict=True))
+    assert all(x.untyped_storage().nbytes() == 4 * x.numel() for x in decoded), "one picture holds the memory of all"
+    assert len(codec.decode_batch(blobs, batch=2)) == 5 and decodings[3:] == [2, 1, 1, 1]
+
+
+def test_a_tensor_is_a_batch(evc, photo):
+    x = torch.cat([photo[:, :, :64, :64], photo[:, :, 64:128, :64]])
+    assert evc.encode_batch(x, 30) == [evc.encode(x[:1], 30), evc.encode(x[1:], 30)]
+    assert evc.encode_batch(x[:0]) == [] == evc.encode_batch([])
+
+
+def test_scalable_codecs_choose_for_each_picture(photo):
+    codec = compile_codec(build_scalable(), dtype=torch.float32)
+    x = torch.cat([photo[:, :, :64, :64], torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(0))])
+    blobs = codec.encode_batch(x)
+    assert blobs == [codec.encode(x[:1]), codec.encode(x[1:])]
+
+
+def build_scalable():
+    from sparsecodec.models import ScalableEVC
+
+    torch.manual_seed(3)
+    return ScalableEVC("tiny-s", "tiny", 2).eval().requires_grad_(False)
+
+
+def test_what_is_decoded_together_stays_below_the_limit(evc, photo, monkeypatch):
+    blobs = evc.encode_batch([photo[:, :, :64, :64]] * 5)
+    decodings = _calls(evc, "_decode", monkeypatch)
+    evc.decode_batch(blobs, max_pixels=2 * 64 * 64 + 1)
+    assert decodings == [2, 2, 1]
+
+
+def test_one_damaged_payload_does_not_harm_its_neighbours(evc, photo):
+    """The checksum is right, so that what fails is decoding, in the middle of a group."""
+    blobs = evc.encode_batch([photo[:, :, 16 * k : 16 * k + 64, :64] for k in range(4)])
+    inside = Container.from_bytes(blobs[2])
+    (payload,) = inside.payloads
+    blobs[2] = dataclasses.replace(inside, payloads=(payload[: len(payload) // 2],)).to_bytes()
+    results = evc.decode_batch(blobs, on_error="status")
+    assert [result.error is None for result in results] == [True, True, False, True]
+    for k in (0, 1, 3):
+        assert torch.equal(results[k].picture, evc.decode(blobs[k]))
+    with pytest.raises(BitstreamError, match="item 2: "):
+        evc.decode_batch(blobs)
+
+
+def test_of_another_quality_or_in_tiles_is_decoded_apart(evc, photo, monkeypatch):
+    x = photo[:, :, :100, :100]
+    blobs = [evc.encode(x, 20), evc.encode(x, 20), evc.encode(x, 80), *[evc.encode(x, 80, tile=64)] * 2]
+    expected = [evc.decode(blob) for blob in blobs]
+    decodings = _calls(evc, "_decode", monkeypatch)
+    assert all(torch.equal(a, b) for a, b in zip(evc.decode_batch(blobs), expected, strict=True))
+    assert decodings[:2] == [2, 1] and set(decodings[2:]) == {1}
+
+
+def test_another_process_decodes_a_batch_alone_on_another_backend(tmp_path: Path, photo):
+    """Encoded sixteen at a time on two threads; decoded one by one, on one thread, by the reference."""
+    save(portable_model("evc"), tmp_path / "model")
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(2)
+        codec = portable_codec("evc")
+        x = torch.cat([photo[:, :, 8 * k : 8 * k + 64, 5 * k : 5 * k + 64] for k in range(16)])
+        blobs = codec.encode_batch(x)
+        here = symbols_of(lambda: codec.decode_batch(blobs))
+    finally:
+        torch.set_num_threads(threads)
+    for k, blob in enumerate(blobs):
+        (tmp_path / f"{k:02}.spc").write_bytes(blob)
+    program = (
+        "import sys, torch, hashlib\n"
+        "from pathlib import Path\n"
+        "from sparsecodec import zoo\n"
+        "from sparsecodec.entropy import observing\n"
+        "from sparsecodec.runtime import compile_codec\n"
+        "folder = Path(sys.argv[1])\n"
+        "torch.set_num_threads(1)\n"
+        "codec = compile_codec(zoo.load(folder / 'model'), stream='portable', dtype=torch.float32, strict=False)\n"
+        "for path in sorted(folder.glob('*.spc')):\n"
+        "    digest = hashlib.sha256()\n"
+        "    with observing(lambda symbols: digest.update(symbols.astype('<i4').tobytes())):\n"
+        "        codec.decode(path.read_bytes())\n"
+        "    print(digest.hexdigest())\n"
+    )
+    environment = {"SPARSECODEC_BACKEND": "reference", "PYTHONPATH": str(Path(zoo.__file__).parents[2]), "PATH": ""}
+    done = subprocess.run(
+        [sys.executable, "-c", program, str(tmp_path)],
+        check=True, env=environment, timeout=600, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.stdout.split() == here and len(set(here)) == 16
+
+
+def symbols_of(decode: Callable[[], object]) -> list[str]:
+    """SHA-256 of the symbols of each of 16 pictures that are decoded together: call after call, picture by picture."""
+    digests = [hashlib.sha256() for _ in range(16)]
+    count = 0
+
+    def note(symbols) -> None:
+        nonlocal count
+        digests[count % 16].update(symbols.astype("<i4").tobytes())
+        count += 1
+
+    with observing(note):
+        decode()
+    assert count == 16 * 3
+    return [digest.hexdigest() for digest in digests]
+
+
+def test_runs():
+    assert [list(run) for run in runs("aaabcc", [2] * 6)] == [[0, 1], [2], [3], [4, 5]]
+    assert [list(run) for run in runs([None, None, 1, 1, 1], [9, 9, 0, 9, 9])] == [[0], [1], [2], [3, 4]]
+    assert list(runs([], [])) == []
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, None])
+def test_a_batch_is_a_number_of_pictures(evc, batch):
+    for call in (evc.encode_batch, evc.decode_batch):
+        with pytest.raises(UsageError, match="batch=.* at least 1"):
+            call([], batch=batch)
+
+
+def test_a_wrong_picture_is_named_before_anything_is_coded(evc, photo, monkeypatch):
+    encodings = _calls(evc, "_encode", monkeypatch)
+    good = photo[:, :, :64, :64]
+    for wrong, message in ((good[0], "picture 1 "), (good * 2, "picture 1 in "), (good.byte(), "picture 1 of ")):
+        with pytest.raises(UsageError, match=message):
+            evc.encode_batch([good, wrong])
+    assert encodings == []
+
+
+def test_batches_keep_their_order_and_give_one_status_per_item(codec, photo):
+    pictures = [photo[:, :, :h, :w] for h, w in ((64, 64), (30, 80), (1, 1))]
+    good = [codec.encode(x) for x in pictures]
+    decoded = codec.decode_batch(good)
+    assert all(torch.equal(a, codec.decode(b)) for a, b in zip(decoded, good, strict=True))
+    foreign = dataclasses.replace(Container.from_bytes(good[1]), model_hash=bytes(8)).to_bytes()
+    blobs = [good[0], good[1][:-1], foreign, memoryview(good[2]), b"", good[1]]
+    results = codec.decode_batch(blobs, max_pixels=64 * 64 - 1, on_error="status")
+    kinds = [None if result.error is None else type(result.error) for result in results]
+    assert kinds == [ResourceLimitError, BitstreamError, ModelMismatchError, None, BitstreamError, None]
+    assert [result.picture is None for result in results] == [kind is not None for kind in kinds]
+    assert torch.equal(results[3].picture, decoded[2]) and torch.equal(results[5].picture, decoded[1])
+    with pytest.raises(BitstreamError, match="item 1: "):
+        codec.decode_batch(blobs)
+    assert codec.decode_batch([], on_error="status") == []
+
+
+@pytest.mark.parametrize("arguments", [{"blobs": b"x"}, {"blobs": [1]}, {"blobs": [], "on_error": "ignore"}])
+def test_batches_of_something_else_are_refused(codec, arguments):
+    with pytest.raises(UsageError):
+        codec.decode_batch(**arguments)
