@@ -5,31 +5,17 @@
 #include <limits>
 #include <stdexcept>
 
+#include "cpu/latent_tiles.h"
+
 namespace sparsecodec {
 namespace {
 
-constexpr std::ptrdiff_t kTile = 16;         // pixels of one row that are transposed together
 constexpr std::ptrdiff_t kBuckets = 1 << 13;  // 16 KiB: half of a first-level cache
 
 std::int32_t bits_of(float value) {
     std::int32_t bits;
     std::memcpy(&bits, &value, sizeof bits);
     return bits;
-}
-
-// Calls f(image, row, first column, pixels, buffer of [c][kTile] elements) for all tiles, in parallel.
-template <class T, class Image, class F>
-void for_each_tile(const Image& image, F f) {
-    const std::ptrdiff_t across = (image.w + kTile - 1) / kTile, tiles = image.n * image.h * across;
-#pragma omp parallel if (tiles * image.c > 4096)
-    {
-        std::vector<T> buffer(image.c * kTile);
-#pragma omp for
-        for (std::ptrdiff_t tile = 0; tile < tiles; ++tile) {
-            const std::ptrdiff_t x = tile % across * kTile, row = tile / across;
-            f(row / image.h, row % image.h, x, std::min(kTile, image.w - x), buffer.data());
-        }
-    }
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """The dual prior on integers: what `sparsecodec.nn.dual_prior` computes in floats, in fixed point (docs/portable.md).
 
-Fixed-point tensors are int32 in units of 2^-16, in [-2^30, 2^30).
+Fixed-point tensors are those of `sparsecodec.ops._fixed_point`.
 """
 
 from __future__ import annotations
@@ -15,15 +15,14 @@ from torch import Tensor
 from sparsecodec.entropy import EntropyTables
 from sparsecodec.nn.dual_prior import PASSES, DualPriorCoder
 from sparsecodec.nn.routine import Routine
+from sparsecodec.ops._fixed_point import FRACTION_BITS, ONE, SYMBOL_LIMIT, fixed_point, narrowed
 from sparsecodec.ops._registry import deferred
-from sparsecodec.ops._spatial_prior import active_group, groups_of, split_groups, take_active
+from sparsecodec.ops._spatial_prior import coded_only, split_groups, take_active
 from sparsecodec.ops.entropy_parameters import ENTROPY_PARAMETERS
 from sparsecodec.ops.integer_conv2d import LIMIT
+from sparsecodec.ops.prior_context import PRIOR_CONTEXT
 from sparsecodec.ops.quantize_latent import QUANTIZE_LATENT
 
-FRACTION_BITS = 16
-ONE = 1 << FRACTION_BITS
-SYMBOL_LIMIT = LIMIT // ONE  # symbols count as those in [-limit, limit); encoders write none beyond +-(limit - 1)
 FLOAT32_INTEGERS = 2**24
 STEP_MIN = ONE // 2  # least quantisation step
 
@@ -38,35 +37,6 @@ class IntegerNetworkLike(Protocol):
     exponent: int
 
     def __call__(self, x: Tensor) -> Tensor: ...
-
-
-def fixed_point(symbols: Tensor, means: Tensor | None = None) -> Tensor:
-    """``symbols + means``, saturating.
-
-    Args:
-        symbols: int32, any value.
-        means: fixed-point, broadcastable; None = 0.
-
-    Returns:
-        Fixed-point.
-    """
-    value = symbols.clamp(-SYMBOL_LIMIT, SYMBOL_LIMIT - 1) << FRACTION_BITS
-    return value if means is None else (value + means).clamp_(-LIMIT, LIMIT - 1)
-
-
-def narrowed(values: Tensor, exponent: int) -> Tensor:
-    """Fixed-point -> int16 in units of ``2^exponent``: to the nearest, halves upwards, saturating.
-
-    Args:
-        exponent: -46 to 14.
-    """
-    left = -FRACTION_BITS - exponent
-    if left >= 0:
-        limit = LIMIT >> left  # beyond it the result saturates anyway, and no product leaves 32 bits
-        values = values.clamp(-limit, limit - 1) << left
-    else:
-        values = (values + (1 << (-left - 1))) >> -left
-    return values.clamp_(-(2**15), 2**15 - 1).to(torch.int16)
 
 
 def table_rows(scales: Tensor, thresholds: Tensor, part: str = "all") -> Tensor:
@@ -129,6 +99,7 @@ class IntegerPriorCoder(DualPriorCoder):
         super().__init__(None, y_tables, z_tables, device)
         self._parameters = parameters
         self._spatial = spatial
+        self._context = deferred(PRIOR_CONTEXT, exponent=spatial.exponent, part=PASSES[0])
         self._medians = z_medians.to(device).view(-1, 1, 1)
         self._index = {part: row_finder(thresholds.to(device), part) for part in PASSES}
         self._quantize_z = deferred(QUANTIZE_LATENT, limit=SYMBOL_LIMIT - 1)
@@ -145,11 +116,8 @@ class IntegerPriorCoder(DualPriorCoder):
         step = step.clamp(min=STEP_MIN)
         even, odd = PASSES
         symbols = yield from code(self._index[even](scales), means, step, even)
-        first = coded_only(fixed_point(_spread(symbols), split_groups(means, even, "means")), even)
-
-        context = (first, means, scales, step)
-        read = torch.cat([narrowed(values, self._spatial.exponent) for values in context], 1)
-        prior = self._spatial(read)
+        context, first = self._context(symbols, means, scales, step)
+        prior = self._spatial(context)
         by_half = prior.unflatten(1, (2, 2, prior.shape[1] // 4))
         scales, means = by_half[:, :, 0], by_half[:, :, 1]
         symbols = yield from code(self._index[odd](scales), means, step, odd)
@@ -164,7 +132,7 @@ class ExactPriorCoder(IntegerPriorCoder):
     """An `IntegerPriorCoder` whose latents are fixed-point, as `gain` is: ``[C]`` int64, at least 0, below 2^32."""
 
     def _restored(self, symbols: Tensor, means: Tensor, first: Tensor, step: Tensor, gain: Tensor) -> Tensor:
-        second = coded_only(fixed_point(_spread(symbols), means), PASSES[1])
+        second = coded_only(fixed_point(symbols.unsqueeze(1), means), PASSES[1])
         return scaled(scaled(first + second, step), gain.view(-1, 1, 1))
 
 
@@ -172,16 +140,3 @@ def scaled(values: Tensor, factors: Tensor) -> Tensor:
     """Products of fixed-point numbers: to the nearest, halves upwards, saturating; `factors` below 2^32."""
     products = (values.long() * factors.long() + ONE // 2) >> FRACTION_BITS
     return products.clamp_(-LIMIT, LIMIT - 1).to(torch.int32)
-
-
-def _spread(symbols: Tensor) -> Tensor:
-    """``[N, C/2, H, W] -> [N, 1, C/2, H, W]``: the same at every group of channels."""
-    return symbols.unsqueeze(1)
-
-
-def coded_only(values: Tensor, part: str) -> Tensor:
-    """``[N, G, C/G, H, W]`` -> ``[N, C, H, W]`` channels_last, zero where the pass does not code."""
-    groups, (height, width) = groups_of(part), values.shape[-2:]
-    here = active_group(part, height, width, values.device) == torch.arange(groups, device=values.device).view(-1, 1, 1)
-    values = values.mul_(here.view(1, groups, 1, height, width))
-    return values.flatten(1, 2).contiguous(memory_format=torch.channels_last)

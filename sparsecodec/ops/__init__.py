@@ -12,6 +12,7 @@ from sparsecodec.ops.gdn import gdn
 from sparsecodec.ops.integer_conv2d import integer_conv2d
 from sparsecodec.ops.integer_gate import integer_gate
 from sparsecodec.ops.pointwise import pointwise
+from sparsecodec.ops.prior_context import prior_context
 from sparsecodec.ops.prior_head import prior_head
 from sparsecodec.ops.quantize_latent import quantize_latent
 from sparsecodec.ops.restore_latent import restore_latent
@@ -42,6 +43,7 @@ __all__ = [
     "integer_conv2d",
     "integer_gate",
     "pointwise",
+    "prior_context",
     "prior_head",
     "quantize_latent",
     "restore_latent",

@@ -56,6 +56,14 @@ def take_active(x: Tensor, part: str) -> Tensor:
     return torch.take_along_dim(x, active.expand(n, 1, channels, height, width), dim=1).squeeze(1)
 
 
+def coded_only(values: Tensor, part: str) -> Tensor:
+    """``[N, G, C/G, H, W]`` -> ``[N, C, H, W]`` channels_last, zero where the pass does not code; in place."""
+    groups, (height, width) = groups_of(part), values.shape[-2:]
+    here = active_group(part, height, width, values.device) == torch.arange(groups, device=values.device).view(-1, 1, 1)
+    values = values.mul_(here.view(1, groups, 1, height, width))
+    return values.flatten(1, 2).contiguous(memory_format=torch.channels_last)
+
+
 def sizes_that_differ(shape: Sequence[int], part: str, **tensors: Tensor | None) -> list[str]:
     """Which of these tensors, given by their names, do not fit a latent whose pass is ``[N, C/G, H, W]``."""
     groups = groups_of(part)

@@ -11,6 +11,7 @@ from sparsecodec.testing import (
     integer_conv2d,
     integer_gate,
     pointwise,
+    prior_context,
     prior_head,
     warp,
 )
@@ -27,6 +28,7 @@ CASES: list[OpCase] = [
     *gdn.CASES,
     *integer_conv2d.CASES,
     *integer_gate.CASES,
+    *prior_context.CASES,
     *prior_head.CASES,
     *warp.CASES,
 ]

@@ -3,6 +3,7 @@
 #include <cstdlib>
 #include <optional>
 
+#include "common/requantize.h"
 #include "cpu/compact_symbols.h"
 #include "cpu/conv2d_act.h"
 #include "cpu/conv_transpose2d_act.h"
@@ -11,6 +12,7 @@
 #include "cpu/gdn.h"
 #include "cpu/integer_conv2d.h"
 #include "cpu/integer_gate.h"
+#include "cpu/prior_context.h"
 #include "cpu/prior_head.h"
 #include "cpu/warp.h"
 #include "fuzz.h"
@@ -306,6 +308,27 @@ Bytes latents(Choice& choice) {
     return bits;
 }
 
+Bytes prior_context(Choice& choice) {
+    const Part part = kParts[choice.below(std::size(kParts))].part;
+    const int c = 1 + choice.below(40), all = part.groups * c, exponent = choice.below(61) - 46;
+    const Size at = size(choice, 8 * all);
+    Guarded<std::int32_t> symbols(at.n, at.w, c, at.h, 0, choice.at_end);
+    choice.fill(symbols);
+    const auto given = [&] {
+        auto image = choice.image<std::int32_t>(at.n, all, at.h, at.w);
+        image.each([&](std::int32_t& to) { to = choice.integer(-kFixedLimit, kFixedLimit - 1); });
+        return image;
+    };
+    const Guarded<std::int32_t> means = given(), scales = given(), step = given();
+    auto context = choice.image<std::int16_t>(at.n, 4 * all, at.h, at.w);
+    auto first = choice.image<std::int32_t>(at.n, all, at.h, at.w);
+    sparsecodec::prior_context(part, exponent, symbols.image().data, means.view(), scales.view(), step.view(),
+                               context.image(), first.image());
+    Bytes bits = context.bits(), more = first.bits();
+    bits.insert(bits.end(), more.begin(), more.end());
+    return bits;
+}
+
 Bytes compaction(Choice& choice) {
     const std::ptrdiff_t n = choice.below(200) * (choice.flag() ? 1 : 40);
     const auto line = [&](auto zero, std::ptrdiff_t count) {
@@ -337,7 +360,8 @@ constexpr Kernel kKernels[] = {
     depth_conv_block<float>, depth_conv_block<bf16>, deform_conv2d<float>,    deform_conv2d<bf16>,
     warp<float>,             warp<bf16>,             gdn<float>,              gdn<bf16>,
     integer_conv2d<int16_t, int16_t>, integer_conv2d<int16_t, int32_t>, integer_conv2d<int32_t, int16_t>,
-    integer_conv2d<int32_t, int32_t>, integer_gate, prior_head, latents, compaction};
+    integer_conv2d<int32_t, int32_t>, integer_gate, prior_head, latents, compaction,
+    prior_context};
 
 }  // namespace
 
