@@ -27,7 +27,7 @@ Image<const int32_t> parameter(py::handle tensor, const Image<int32_t>& wanted, 
 class PriorContextPlan {
   public:
     PriorContextPlan(int exponent, const std::string& part) : exponent_(exponent), part_(part_named(part)) {
-        SC_CHECK(exponent >= -46 && exponent <= 14, "exponent=", exponent, " (needs -46 to 14)");
+        SC_CHECK(exponent >= -45 && exponent <= 14, "exponent=", exponent, " (needs -45 to 14)");
     }
 
     py::tuple operator()(py::handle symbols, py::handle means, py::handle scales, py::handle step,

@@ -30,7 +30,7 @@ def narrowed(values: Tensor, exponent: int) -> Tensor:
     """Fixed-point -> int16 in units of ``2^exponent``: to the nearest, halves upwards, saturating.
 
     Args:
-        exponent: -46 to 14.
+        exponent: -45 to 14.
     """
     left = -FRACTION_BITS - exponent
     if left >= 0:

@@ -12,7 +12,7 @@ from sparsecodec.ops._registry import Impl, OpSpec, call, register
 from sparsecodec.ops._spatial_prior import coded_only, groups_of, split_groups
 from sparsecodec.ops._triton_rules import triton_rejects
 
-LEAST_EXPONENT, LARGEST_EXPONENT = -46, 14
+LEAST_EXPONENT, LARGEST_EXPONENT = -45, 14
 
 
 def prior_context_reference(
@@ -112,7 +112,7 @@ def prior_context(
         symbols: ``[N, C/G, H, W]`` int32 contiguous, any value. What the coder returned for this pass.
         means, scales, step: ``[N, C, H, W]`` int32, channels_last for the kernels, or channels of such a tensor; in
             units of 2^-16, in [-2^30, 2^30).
-        exponent: -46 to 14.
+        exponent: -45 to 14.
         part: all | even | odd | quarter0 .. quarter3; the latter code one of G = 2 or 4 groups at each position.
 
     Returns:

@@ -88,12 +88,12 @@ def test_damage_is_found_behind_the_graph(captured, blobs, on_device, monkeypatc
     calls, decode = [], captured._decode
     monkeypatch.setattr(captured, "_decode", lambda *arguments: calls.append(arguments) or decode(*arguments))
     expected = captured.decode(blobs[0])
-    ((payload,), *rest) = calls[0]
+    (((payload,),), *rest) = calls[0]
     flipped = bytearray(payload)
     flipped[len(payload) // 2] ^= 1
     for damaged in (payload[:-2], payload + b"ab", bytes(flipped)):
         with pytest.raises(BitstreamError, match="group 0 of 1"):
-            decode([damaged], *rest)
+            decode([[damaged]], *rest)
         assert torch.equal(captured.decode(blobs[0]), expected)
 
 
