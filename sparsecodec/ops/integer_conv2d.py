@@ -48,6 +48,8 @@ def integer_conv2d_reference(
     """`integer_conv2d` in plain torch."""
     if bits not in DTYPES:
         raise UsageError(f"bits={bits} (one of {', '.join(map(str, DTYPES))})")
+    if reasons := _narrowing_rejects(input_shift, input_low):
+        raise UsageError("; ".join(reasons))
     if isinstance(x, FakeTensor):  # a plan asks for the shape alone, of every layer
         rows, columns = (side + 2 * padding - k + 1 for side, k in zip(x.shape[2:], weight.shape[2:], strict=True))
         shape = (len(x), len(weight) // shuffle**2, rows * shuffle, columns * shuffle)
@@ -215,7 +217,7 @@ def integer_conv2d(
 
     Raises:
         NoBackendError: a backend is forced and refuses these inputs.
-        UsageError: other bits.
+        UsageError: other bits, or a narrowing out of range.
 
     Exactness: exact.
     Gradients: none.

@@ -230,6 +230,21 @@ def test_refusals(changes, reason):
         integer_conv2d(**_case("bits-32").arguments(torch.int16) | changes)
 
 
+@pytest.mark.parametrize("backend", ["reference", "cpu"])
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"input_low": -256}, "input_low=-256 .needs -255 to 0"),
+        ({"input_low": 1}, "input_low=1 .needs -255 to 0"),
+        ({"input_low": 0, "input_shift": 16}, "input_shift=16 .needs -15 to 15"),
+        ({"input_shift": 1}, "input_shift=1 .needs 0 where input_low is None"),
+    ],
+)
+def test_narrowings_out_of_range(changes, reason, backend):
+    with use_backend(backend), pytest.raises(UsageError, match=reason):
+        integer_conv2d(**_case("bits-32").arguments(torch.int16) | changes)
+
+
 @pytest.mark.parametrize(
     ("changes", "reason"),
     [
@@ -237,10 +252,6 @@ def test_refusals(changes, reason):
         ({"shuffle": 3}, "shuffle=3 with C_out=40"),
         ({"padding": -1}, "padding=-1"),
         ({"residual_shift": 31}, "residual_shift=31 .needs -30 to 30"),
-        ({"input_low": -256}, "input_low=-256 .needs -255 to 0"),
-        ({"input_low": 1}, "input_low=1 .needs -255 to 0"),
-        ({"input_low": 0, "input_shift": 16}, "input_shift=16 .needs -15 to 15"),
-        ({"input_shift": 1}, "input_shift=1 .needs 0 where input_low is None"),
         ({"shift": torch.full((40,), 63, dtype=torch.int32)}, "shift holds 63 .needs 1 to 62"),
         ({"shift": torch.zeros(40, dtype=torch.int32)}, "shift holds 0"),
         ({"shift": torch.ones(39, dtype=torch.int32)}, "shift: 39 values .needs 40"),

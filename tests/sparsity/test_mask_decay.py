@@ -21,7 +21,8 @@ from sparsecodec.sparsity import (
 )
 from sparsecodec.sparsity.mask_decay import ZERO
 
-SHAPE = (2, 4, 6, 6)
+from .one_of_each import picture
+
 TARGETS = {"head": 5, "inner": 7, "sub_pixel.0": 3, "deconv": 4}
 THREE = pytest.mark.parametrize("codec", ["evc-tiny", "mbt2018-mean", "cheng2020-anchor"], indirect=True)
 
@@ -52,10 +53,6 @@ def net() -> Net:
     return Net().double()
 
 
-def _x() -> Tensor:
-    return torch.rand(SHAPE, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-
-
 def _decay(net: nn.Module, targets: dict[str, int] | None = None, **config) -> MaskDecay:
     config = {"t1": 20, "weight": 0.01} | config
     return MaskDecay(net, ChannelGraph.trace(net), targets or TARGETS, MaskDecayConfig(**config))
@@ -64,7 +61,7 @@ def _decay(net: nn.Module, targets: dict[str, int] | None = None, **config) -> M
 def _measured(decay: MaskDecay, x: Tensor | None = None) -> MaskDecay:
     decay.set_step(0)
     with decay.applied():
-        decay.model(_x() if x is None else x)
+        decay.model(picture() if x is None else x)
     return decay
 
 
@@ -124,10 +121,10 @@ def test_folds_where_zero_does_not_stay_zero(net: Net) -> None:
     decay = _decay(net)
     _random_masks(decay)
     with torch.no_grad(), decay.applied():
-        expected = net(_x())
+        expected = net(picture())
     decay.fold()
-    assert torch.equal(net(_x()), expected)
-    torch.testing.assert_close(compact(net, decay.masks(), decay.graph)(_x()), expected, rtol=0, atol=1e-12)
+    assert torch.equal(net(picture()), expected)
+    torch.testing.assert_close(compact(net, decay.masks(), decay.graph)(picture()), expected, rtol=0, atol=1e-12)
 
 
 def test_the_model_keeps_its_parameters_and_the_average_can_be_evaluated(net: Net) -> None:
@@ -138,10 +135,10 @@ def test_the_model_keeps_its_parameters_and_the_average_can_be_evaluated(net: Ne
         for parameter in average.parameters():
             parameter *= 0.5
     with torch.no_grad(), decay.applied(average):
-        got = average(_x())
+        got = average(picture())
     assert all(a is b for a, b in zip(net.parameters(), parameters, strict=True))
     decay.fold(average)
-    assert torch.equal(average(_x()), got)
+    assert torch.equal(average(picture()), got)
     assert set(decay.state_dict()) == {"mask", "energy", "frozen", "forced"}
 
 
@@ -192,7 +189,7 @@ def test_energies_are_measured_at_first_and_then_in_every_eighth_step(net: Net) 
     for step in range(3, 18):  # a run that does not begin at 0
         decay.set_step(step)
         with decay.applied():
-            net(_x() * step)
+            net(picture() * step)
         energies.append(decay.energy.clone())
     changed = [3 + i for i in range(1, 15) if not torch.equal(energies[i], energies[i - 1])]
     assert (energies[0] >= 0).all() and changed == [8, 16]
@@ -205,7 +202,7 @@ def test_the_running_mean_of_the_energies_keeps_seven_tenths(net: Net) -> None:
         for target in (decay, _decay(net)):  # the second one measures this step alone
             target.set_step(step)
             with target.applied():
-                net(_x() * scale)
+                net(picture() * scale)
             measured.append(target.energy.clone())
     torch.testing.assert_close(measured[2], 0.7 * measured[0] + 0.3 * measured[3])
     assert not torch.allclose(measured[3], measured[0])
@@ -251,7 +248,7 @@ def _train(decay: MaskDecay, steps: range, lr: float = 0.1, optimizer: torch.opt
     for step in steps:
         decay.set_step(step)
         with decay.applied():
-            out = net(_x())
+            out = net(picture())
         loss = (out - 1).square().mean() + decay.penalty()
         opt.zero_grad()
         loss.backward()
@@ -306,7 +303,7 @@ def test_a_zeroed_mask_never_revives_and_all_rest_at_the_end(net: Net, name: str
         decay.set_step(step)
         opt.zero_grad()
         with decay.applied():
-            net(_x()).square().mean().backward()
+            net(picture()).square().mean().backward()
         decay.mask.grad = torch.full_like(decay.mask, -1.0)  # whatever pulls them up
         decay.step(opt)
         assert not decay.mask[dead].any() and (decay.mask >= 0).all()
@@ -385,7 +382,7 @@ def test_wrong_targets_are_named(net: Net, targets: dict, error: type, message: 
 def test_a_penalty_without_a_forward_is_an_error(net: Net) -> None:
     decay = _decay(net)
     with torch.no_grad(), decay.applied():
-        net(_x())  # an evaluation measures nothing
+        net(picture())  # an evaluation measures nothing
     with pytest.raises(UsageError, match="no forward ran under applied"):
         decay.penalty()
 
