@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from PIL import Image
 
 from sparsecodec import load
+from sparsecodec._compat import import_compressai
 from sparsecodec.data.colour import to_frame, to_rgb
 from sparsecodec.data.images import to_uint8
 from sparsecodec.data.picture_folders import folder_format
@@ -149,6 +150,41 @@ def test_image_codecs_and_a_pair_with_dcvc(tmp_path, capsys):
     (tmp_path / "clip.y4m").write_bytes(b"not looked at before the codec")
     code, message = complaint(capsys, "encode", tmp_path / "clip.y4m", tmp_path / "bins", "-m", tmp_path / "pair")
     assert code == 2 and "CompressAI" in message and not (tmp_path / "bins").exists()
+
+
+@pytest.mark.parametrize("intra", ["Cheng2020Anchor", "JointAutoregressiveHierarchicalPriors"])
+def test_dcvc_files_behind_compressai(intra, tmp_path, capsys):
+    """I frames are what CompressAI itself makes of them."""
+    torch.manual_seed(0)
+    widths = (16,) if intra == "Cheng2020Anchor" else (16, 24)
+    first, inter = getattr(import_compressai().models, intra)(*widths).eval(), DCVC("tiny").eval()
+    with torch.no_grad():
+        for parameter in inter.parameters():
+            parameter *= 1.5
+    paths = checkpoint(first, tmp_path / "intra.pth"), checkpoint(inter, tmp_path / "inter.pth")
+    code, out, message = run(capsys, "convert", *paths, "-o", tmp_path / "dcvc", "--json")
+    assert code == 0, message
+    (tmp_path / "frames").mkdir()
+    frames = moving(4, 64, 128)
+    for index, x in enumerate(frames, 1):
+        Image.fromarray(to_uint8(x)).save(tmp_path / "frames" / f"im{index:05}.png")
+    options = ("-m", tmp_path / "dcvc", "--threads", 1)
+    code, _, message = run(capsys, "encode", tmp_path / "frames", tmp_path / "bins", "--intra-period", 3, *options)
+    assert code == 0, message
+    first.update()
+    for index, x in enumerate(frames):
+        data = (tmp_path / "bins" / f"{index}.bin").read_bytes()
+        file = FrameFile.from_bytes("dcvc-inter" if index % 3 else "dcvc-intra", data)
+        if index % 3 == 0:
+            (y,), (z,) = first.compress(torch.from_numpy(to_uint8(x)).permute(2, 0, 1)[None] / 255)["strings"]
+            assert file == FrameFile("dcvc-intra", {"height": 64, "width": 128}, (y, z))
+    assert run(capsys, "decode", tmp_path / "bins", tmp_path / "out", *options)[0] == 0
+    assert len(list((tmp_path / "out").iterdir())) == len(frames)
+    assert run(capsys, "verify", tmp_path / "bins", *options)[0] == 0
+    damaged = tmp_path / "bins" / "2.bin"
+    damaged.write_bytes(damaged.read_bytes()[:-1])
+    code, message = complaint(capsys, "decode", tmp_path / "bins", tmp_path / "cut.y4m", *options)
+    assert code == 3 and "frame 2: " in message
 
 
 class Evil:

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from torch import nn
+from torch.nn.modules.module import _IncompatibleKeys
 
 
 class VideoCodec(nn.Module):
@@ -19,3 +23,18 @@ class VideoCodec(nn.Module):
         super().__init__()
         self.intra = intra
         self.inter = inter
+
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """As torch's, each half by its own method: CompressAI's makes room for coding tables first."""
+        options = {"strict": strict} | ({"assign": True} if assign else {})  # CompressAI's takes no `assign`
+        missing, unexpected = [], []
+        for name, half in self.named_children():
+            prefix = f"{name}."
+            own = {key.removeprefix(prefix): value for key, value in state_dict.items() if key.startswith(prefix)}
+            result = half.load_state_dict(own, **options)
+            missing += [f"{name}.{key}" for key in result.missing_keys]
+            unexpected += [f"{name}.{key}" for key in result.unexpected_keys]
+        foreign = [key for key in state_dict if key.partition(".")[0] not in dict(self.named_children())]
+        if strict and foreign:
+            raise RuntimeError(f"Unexpected key(s) in state_dict: {', '.join(foreign)}")
+        return _IncompatibleKeys(missing, unexpected + foreign)
