@@ -3,8 +3,9 @@
 Of a picture codec kodim23 is decoded, of a video codec the second P frame of a pan over it, 512x256.
 
 ``python bench/decode_ms.py evc-tiny search-0=FILE ...``, each a zoo name, or a name and a file, replaces
-bench/results/decode_ms.json, so that all numbers are of one run. Streams are those that ``sparsecodec encode`` writes:
-portable where the model's integers are there.
+bench/results/decode_ms.json, so that all numbers are of one run; with ``--append`` it adds a run, for codecs that were
+made later, beside some of the former to compare with. Streams are those that ``sparsecodec encode`` writes: portable
+where the model's integers are there.
 """
 
 from __future__ import annotations
@@ -71,6 +72,7 @@ def main() -> int:
     parser.add_argument("codecs", nargs="+", metavar="NAME[=FILE]")
     parser.add_argument("--rounds", type=int, default=25)
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--append", action="store_true", help="keep the runs that are there")
     args = parser.parse_args()
     torch.set_num_threads(args.threads)
     picture, calls = read_image(PICTURE), {}
@@ -88,7 +90,9 @@ def main() -> int:
         "environment": environment(),
         "ms": {name: round(1e3 * median(values), 2) for name, values in times.items()},
     }
-    (RESULTS / "decode_ms.json").write_text(json.dumps(found, indent=1) + "\n")
+    path = RESULTS / "decode_ms.json"
+    runs = json.loads(path.read_text())["runs"] if args.append else []
+    path.write_text(json.dumps({"runs": [*runs, found]}, indent=1) + "\n")
     print("\n".join(f"{name:28s} {value:7.1f} ms" for name, value in found["ms"].items()))
     return 0
 

@@ -72,9 +72,9 @@ def cost(name: str) -> tuple[str, str, str]:
 
 
 def decode_ms(name: str) -> str:
-    """Of a whole decode, by `bench/decode_ms.py`; empty for what it was not run on."""
-    found = json.loads(TIMES.read_text())["ms"].get(name)
-    return "" if found is None else f"{found:.1f}"
+    """Of a whole decode, by `bench/decode_ms.py`, in the first run that has it; empty for what it was not run on."""
+    runs = json.loads(TIMES.read_text())["runs"]
+    return next((f"{run['ms'][name]:.1f}" for run in runs if name in run["ms"]), "")
 
 
 def table(head: Row, rows: Sequence[Row]) -> str:
