@@ -20,6 +20,7 @@ from sparsecodec.nn.rt_layers import DCB, blocks
 from sparsecodec.quant import W8A16, freeze, observe, portable, quantize_layers, quantized_layers, set_scales
 from sparsecodec.runtime import CompiledCodec
 from sparsecodec.runtime.integer_network import IntegerNetwork
+from sparsecodec.zoo import names
 
 CPU = torch.device("cpu")
 HEIGHT, WIDTH = 512, 768
@@ -110,15 +111,17 @@ def bench_rt_networks(name, bench_row, benchmark, clock_of):
         benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
 
 
-@pytest.mark.parametrize("name", ["evc-tiny", "evc-tiny-sparse"])
+@pytest.mark.parametrize("name", ["evc-tiny", "evc-tiny-sparse", "evc-tiny-sparse-feds"])
 def bench_entropy_networks(name, bench_row, benchmark, clock_of):
-    """A codec in float32, with inputs of 16 bits everywhere, and of 8 bits where that costs little."""
+    """A codec in float32, with inputs of 16 bits everywhere, and of 8 bits where that costs little; and as it ships."""
     x = read_image(PICTURE)[:, :, 128:192, 256:320]
     codecs = {
         "float32": load(name),
         "integers": portable(load(name), x),
         "bytes": portable(load(name), x, threshold=4e-3),
     }
+    if f"{name}-portable" in names():
+        codecs["shipped"] = load(f"{name}-portable")
     calls = {
         label: _decoding(
             compile_codec(codec, stream="native" if label == "float32" else "portable", dtype=torch.float32)
@@ -133,7 +136,7 @@ def bench_entropy_networks(name, bench_row, benchmark, clock_of):
                 op="entropy_networks",
                 case=f"{name} {WIDTH}x{HEIGHT}",
                 backend=label,
-                dtype={"float32": "float32", "integers": "int16", "bytes": "int8 and int16"}[label],
+                dtype={"float32": "float32", "integers": "int16"}.get(label, "int8 and int16"),
                 passed=True,
                 t_us_p50=1e6 * median(values),
                 t_us_min=1e6 * min(values),

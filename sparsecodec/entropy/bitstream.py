@@ -68,8 +68,13 @@ class Header:
 
         Raises:
             BitstreamError: not such a file, an unknown version of it, or the header is damaged.
+            UsageError: not bytes.
         """
-        return _parse(memoryview(data).cast("B"))
+        try:
+            view = memoryview(data).cast("B")
+        except TypeError as error:
+            raise UsageError(f"a {type(data).__name__} (needs bytes)") from error
+        return _parse(view)
 
     @property
     def grid(self) -> tuple[int, int]:

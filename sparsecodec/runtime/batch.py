@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Hashable, Iterator, Sequence
+from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from sparsecodec.entropy import Header
-from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.errors import ResourceLimitError, SparseCodecError, UsageError
 
 BATCH = 16
 
@@ -30,7 +31,7 @@ class Decoded:
 
 def check_batch(batch: int) -> None:
     """Raises a UsageError unless `batch` is a number of pictures."""
-    if not isinstance(batch, int) or batch < 1:
+    if not isinstance(batch, int) or isinstance(batch, bool) or batch < 1:
         raise UsageError(f"batch={batch!r} (needs a whole number, at least 1)")
 
 
@@ -59,27 +60,28 @@ def runs(keys: Sequence[Hashable | None], most: Sequence[int]) -> Iterator[range
 
 def decode_each(
     decode: Callable[[Sequence[bytes]], list[Tensor]],
-    blobs: Sequence[bytes],
+    blobs: Iterable[bytes],
     on_error: str,
-    batch: int,
-    max_pixels: int,
+    most: Callable[[Header], int],
 ) -> list[Tensor] | list[Decoded]:
     """See `CompiledCodec.decode_batch`.
 
     Args:
         decode: one file, or several of one size and quality that have no tiles, -> their pictures.
+        most: how many of such a file may be decoded together; below 2: it is decoded alone.
     """
     if on_error not in ("raise", "status"):
         raise UsageError(f"on_error={on_error!r} (needs 'raise' or 'status')")
-    if isinstance(blobs, bytes | bytearray | memoryview):
-        raise UsageError(f"blobs is one {type(blobs).__name__} (needs a sequence of them)")
+    if isinstance(blobs, bytes | bytearray | memoryview) or not isinstance(blobs, Iterable):
+        raise UsageError(f"blobs is one {type(blobs).__name__} (needs a sequence of bytes)")
+    blobs = list(blobs)
     for index, blob in enumerate(blobs):
         if not isinstance(blob, bytes | bytearray | memoryview):
             raise UsageError(f"item {index} is a {type(blob).__name__} (needs bytes)")
-    kinds = [_kind(blob) for blob in blobs]
-    most = [1 if kind is None else min(batch, max_pixels // (kind[0] * kind[1])) for kind in kinds]
+    headers = [_untiled(blob) for blob in blobs]
+    kinds = [header and (header.height, header.width, header.quality) for header in headers]
     results: list[Decoded] = []
-    for run in runs(kinds, most):
+    for run in runs(kinds, [1 if header is None else most(header) for header in headers]):
         results += _tried(decode, [blobs[index] for index in run])
         if on_error == "raise":
             for index in run:
@@ -92,16 +94,26 @@ def _tried(decode: Callable[[Sequence[bytes]], list[Tensor]], blobs: Sequence[by
     """What becomes of each: if they cannot be decoded together, of each alone."""
     try:
         return [Decoded(picture=picture) for picture in decode(blobs)]
-    except SparseCodecError as error:
-        if len(blobs) == 1:
-            return [Decoded(error=error)]
+    except SparseCodecError as found:
+        error = found
+    except (MemoryError, RuntimeError) as found:
+        if not _is_out_of_memory(found):
+            raise
+        error = ResourceLimitError(f"no memory to decode it: {str(found).splitlines()[0]}")
+    if len(blobs) == 1:
+        return [Decoded(error=error)]
     return [result for blob in blobs for result in _tried(decode, [blob])]
 
 
-def _kind(blob: bytes) -> tuple[int, int, int] | None:
-    """Height, width and quality of a file without tiles; None of anything else."""
+def _is_out_of_memory(error: Exception) -> bool:
+    """Whether torch, or Python, could not allocate; torch has no type of its own for that on a CPU."""
+    return isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+
+
+def _untiled(blob: bytes) -> Header | None:
+    """The header of a file without tiles; None of anything else."""
     try:
         header = Header.read(blob)
     except SparseCodecError:
         return None
-    return (header.height, header.width, header.quality) if header.tiling is None else None
+    return header if header.tiling is None else None

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import copy
+import math
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -13,14 +14,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.entropy import Container, Header, Tiling
+from sparsecodec.errors import UsageError
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.runtime.batch import BATCH, Decoded, check_batch, check_encodable, decode_each, runs
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
-from sparsecodec.runtime.memory import check_decoding, fitting_tiling
+from sparsecodec.runtime.memory import check_decoding, decoding_bytes, fitting_tiling
 from sparsecodec.runtime.numerics import Numerics, check_made_here, eager_numerics, kernel_numerics
 from sparsecodec.runtime.report import Report
-from sparsecodec.runtime.tiles import Code, check_pixels, decode_tiles, encode_tiles, region_of, touched
+from sparsecodec.runtime.tiles import Code, check_pixels, decode_tiles, encode_tiles, region_of, together, touched
 from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.sparsity.macs import count
 from sparsecodec.sparsity.rules import is_quantized
@@ -253,35 +255,54 @@ class CompiledCodec(ABC):
         return decode_tiles(header, data, window, restore)
 
     def decode_batch(
-        self, blobs: Sequence[bytes], max_pixels: int = MAX_PIXELS, on_error: str = "raise", batch: int = BATCH
+        self,
+        blobs: Iterable[bytes],
+        max_pixels: int = MAX_PIXELS,
+        on_error: str = "raise",
+        batch: int = BATCH,
+        max_memory: int | None = None,
     ) -> list[Tensor] | list[Decoded]:
         """Several files' bytes to pictures, in their order.
 
         Args:
             blobs: what `encode` gave, or whatever came in its place. Neighbours of one size and quality, without
                 tiles, are decoded together.
-            max_pixels: of each item, see `decode`, and of those that are decoded together.
+            max_pixels: of each item, see `decode`; those that are decoded together take no more memory than one of
+                these may.
             on_error: ``"raise"``: the first item that cannot be decoded ends the call with its error, whose message
                 names the item. ``"status"``: every item is tried and reports for itself.
             batch: how many are decoded together at most; memory grows with it.
+            max_memory: as for `decode`, of each item and of those that are decoded together.
 
         Returns:
             A tensor per item as `decode` gives it; with ``"status"`` a `Decoded`.
 
         Raises:
-            UsageError: not a sequence of bytes, another `on_error`, or `batch` below 1.
+            UsageError: no sequence of bytes, another `on_error`, or a limit that is no positive number.
         """
         check_batch(batch)
-        return decode_each(lambda some: self._decode_some(some, max_pixels), blobs, on_error, batch, max_pixels)
+        if not isinstance(max_pixels, int | float) or not 0 < max_pixels < math.inf:  # also false for NaN
+            raise UsageError(f"max_pixels={max_pixels!r} (needs a positive, finite number)")
+
+        def most(header: Header) -> int:
+            count = min(batch, int(together(header, max_pixels)))
+            if max_memory is None or count < 2:
+                return count
+            window = region_of(header, None)
+            return min(count, max_memory // decoding_bytes(self, window, [window]))
+
+        def decode(some: Sequence[bytes]) -> list[Tensor]:
+            if len(some) == 1:
+                return [self.decode(some[0], max_pixels, max_memory=max_memory)]
+            return self._decode_together(some)
+
+        return decode_each(decode, blobs, on_error, most)
 
     @torch.inference_mode()
-    def _decode_some(self, blobs: Sequence[bytes], max_pixels: int) -> list[Tensor]:
-        """One file of any kind, or several without tiles of the same size and quality."""
-        if len(blobs) == 1:
-            return [self.decode(blobs[0], max_pixels)]
+    def _decode_together(self, blobs: Sequence[bytes]) -> list[Tensor]:
+        """Files without tiles, all of one size and quality."""
         headers = [Header.read(blob) for blob in blobs]
         for header in headers:
-            check_pixels(header, region_of(header, None), max_pixels)
             check_made_here(header, self.model_hash, self.numerics, self.exact_pictures)
         payloads = [header.payloads(blob, 0, 0) for header, blob in zip(headers, blobs, strict=True)]
         with self._lock:

@@ -63,9 +63,14 @@ def check_decoding(codec: CompiledCodec, region: Window, parts: Iterable[Window]
         ResourceLimitError: it does.
     """
     if limit is not None:
-        needed = working_bytes(codec, codec.ENTROPY + codec.SYNTHESIS, parts) + PIXEL_BYTES * region.pixels
+        needed = decoding_bytes(codec, region, parts)
         if needed > limit:
             raise _too_much(f"decoding {region.width} x {region.height} pixels", needed, limit)
+
+
+def decoding_bytes(codec: CompiledCodec, region: Window, parts: Iterable[Window]) -> int:
+    """`working_bytes` of decoding, and those of the picture."""
+    return working_bytes(codec, codec.ENTROPY + codec.SYNTHESIS, parts) + PIXEL_BYTES * region.pixels
 
 
 def _too_much(what: str, needed: int, limit: int) -> ResourceLimitError:

@@ -17,6 +17,7 @@ from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 OVERLAP = 16
 STRIDE = 64  # of the codecs that pad most
 FREE_PIXELS = 1 << 20  # below that, padding costs nothing that would have to be limited
+PADDED, PADDED_IN_ALL = 2, 8  # times the limit of pixels: what padding may make of one tile, and of all
 SIDES = (8192, 4096, 2048, 1024, 512, 256)  # what a limit of memory chooses from
 
 # Tiles of one size, padded, the quality, and height and width before padding -> their payloads, and the quality field.
@@ -90,6 +91,19 @@ def touched(header: Header, region: Window) -> dict[tuple[int, int], Window]:
     return {tile: header.tiling.window(*tile, *size) for tile in header.tiling.touching(region, *size)}
 
 
+def padded_pixels(height: int, width: int) -> int:
+    """Of the picture that is coded in place of one of that size, whatever the codec."""
+    return (height + -height % STRIDE) * (width + -width % STRIDE)
+
+
+def together(header: Header, max_pixels: int) -> int:
+    """How many untiled pictures of a file's size may be decoded at once: as many as fit into what one of them may take.
+
+    0 for one that `check_pixels` refuses.
+    """
+    return PADDED * max(max_pixels, FREE_PIXELS) // padded_pixels(header.height, header.width)
+
+
 def check_pixels(header: Header, region: Window, max_pixels: int) -> None:
     """Refuses what would need more than `max_pixels` pixels at once, as a picture or inside one tile.
 
@@ -104,8 +118,8 @@ def check_pixels(header: Header, region: Window, max_pixels: int) -> None:
     if needed.pixels > max_pixels:
         what = "picture" if needed == Window(0, 0, header.height, header.width) else "part"
         raise ResourceLimitError(f"{what} of {needed.width} x {needed.height} pixels (limit: {max_pixels} pixels)")
-    padded = [(part.height + -part.height % STRIDE) * (part.width + -part.width % STRIDE) for part in parts]
-    for pixels, factor in ((max(padded), 2), (sum(padded), 8)):
+    padded = [padded_pixels(part.height, part.width) for part in parts]
+    for pixels, factor in ((max(padded), PADDED), (sum(padded), PADDED_IN_ALL)):
         if pixels > factor * max(max_pixels, FREE_PIXELS):
             raise ResourceLimitError(
                 f"{region.width} x {region.height} pixels of a {header.width} x {header.height} picture are coded in "

@@ -19,10 +19,14 @@ from sparsecodec.quant import (
     W16A16,
     IntegerTables,
     Precision,
+    freeze,
     is_portable,
+    observe,
     portable,
     prove_no_overflow,
+    quantize_layers,
     quantized_layers,
+    set_scales,
 )
 from sparsecodec.quant.layers import quantized
 from sparsecodec.quant.tables import NEVER, in_fixed_point
@@ -64,6 +68,18 @@ def test_tables_are_those_of_the_float_codec(made, sparse_codec):
 
 def test_costs_next_to_nothing(made, sparse_codec, other_crops, rd_loss):
     assert rd_loss(made, other_crops) < 1.004 * rd_loss(sparse_codec, other_crops)
+
+
+@pytest.mark.parametrize("change", ["other scales", "not frozen"])
+def test_layers_that_are_on_other_integers_are_refused(sparse_codec, crops, change):
+    """Neither calibrated again nor taken as they are."""
+    name = "y_prior_fusion.0.block.0.conv1.0"
+    small = quantize_layers(sparse_codec, {name: Precision(8, 16, dyadic=change == "not frozen")})
+    set_scales(small, observe(sparse_codec, [name], lambda codec: codec(crops, codec.q_scale[0])))
+    if change == "other scales":
+        small = freeze(small)
+    with pytest.raises(UsageError, match=f"{name} is quantised, but not to frozen dyadic integers"):
+        portable(small, crops)
 
 
 def test_saves_and_loads(made, tmp_path):

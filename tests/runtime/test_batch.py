@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from sparsecodec import zoo
-from sparsecodec.entropy import Container, observing
+from sparsecodec.entropy import Container, Window, observing
 from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.batch import runs
+from sparsecodec.runtime.memory import decoding_bytes
 from sparsecodec.zoo import save
 
 from .conftest import pair_of, portable_codec, portable_model
@@ -91,11 +92,60 @@ def build_scalable():
     return ScalableEVC("tiny-s", "tiny", 2).eval().requires_grad_(False)
 
 
-def test_what_is_decoded_together_stays_below_the_limit(evc, photo, monkeypatch):
-    blobs = evc.encode_batch([photo[:, :, :64, :64]] * 5)
+def test_what_is_decoded_together_takes_no_more_than_one_may(evc, photo, monkeypatch):
+    """Pixels count as they are coded, padded to multiples of 64."""
+    narrow = photo[:, :, :1, :64].repeat(1, 1, 1, 80)  # 5120 x 1, coded in 5120 x 64
+    blobs = [evc.encode(narrow)] * 7
     decodings = _calls(evc, "_decode", monkeypatch)
-    evc.decode_batch(blobs, max_pixels=2 * 64 * 64 + 1)
-    assert decodings == [2, 2, 1]
+    evc.decode_batch(blobs, max_pixels=5120)
+    assert decodings == [6, 1], "2 x 2^20 pixels hold 6 of 5120 x 64"
+    one = decoding_bytes(evc, Window(0, 0, 1, 5120), [Window(0, 0, 1, 5120)])
+    evc.decode_batch(blobs[:3], max_memory=2 * one + 1)
+    assert decodings[2:] == [2, 1]
+    with pytest.raises(ResourceLimitError, match="item 0: decoding 5120 x 1 pixels needs about"):
+        evc.decode_batch(blobs, max_memory=one - 1)
+
+
+def test_a_file_of_another_model_is_found_behind_one_of_ours(evc, photo):
+    blob = evc.encode(photo[:, :, :64, :64])
+    foreign = dataclasses.replace(Container.from_bytes(blob), model_hash=bytes(8)).to_bytes()
+    results = evc.decode_batch([blob, foreign, blob], on_error="status")
+    assert [type(result.error) for result in results] == [type(None), ModelMismatchError, type(None)]
+
+
+def test_surplus_words_are_damage_wherever_they_stand(photo):
+    """The checksum is right: only that the coder does not end where its data ends shows it."""
+    for family in PORTABLE:
+        codec = portable_codec(family)
+        blobs = [codec.encode(photo[:, :, :64, 64 * k : 64 * k + 64]) for k in range(3)]
+        inside = Container.from_bytes(blobs[1])
+        longer = dataclasses.replace(inside, payloads=(inside.payloads[0] + b"ab",)).to_bytes()
+        with pytest.raises(BitstreamError):
+            codec.decode(longer)
+        results = codec.decode_batch([blobs[0], longer, blobs[2]], on_error="status")
+        assert [result.error is None for result in results] == [True, False, True], family
+
+
+def test_no_memory_for_one_is_its_own_failure(evc, photo, monkeypatch):
+    blobs = [evc.encode(photo[:, :, :64, :64]), evc.encode(photo[:, :, :64, :128])]
+    decode = evc._decode
+
+    def starved(payloads, quality, height, width):
+        if width == 64:
+            raise RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory: you tried to allocate")
+        return decode(payloads, quality, height, width)
+
+    monkeypatch.setattr(evc, "_decode", starved)
+    results = evc.decode_batch([blobs[0], blobs[0], blobs[1]], on_error="status")
+    assert [type(result.error) for result in results] == [ResourceLimitError, ResourceLimitError, type(None)]
+    monkeypatch.setattr(evc, "_decode", lambda *_: torch.empty(2) + torch.empty(3))  # no matter of memory
+    with pytest.raises(RuntimeError, match="must match"):
+        evc.decode_batch(blobs, on_error="status")
+
+
+def test_anything_that_gives_bytes_is_a_batch(evc, photo):
+    blob = evc.encode(photo[:, :, :64, :64])
+    assert len(evc.decode_batch(iter([blob, blob]))) == 2
 
 
 def test_one_damaged_payload_does_not_harm_its_neighbours(evc, photo):
@@ -180,7 +230,13 @@ def test_runs():
     assert list(runs([], [])) == []
 
 
-@pytest.mark.parametrize("batch", [0, -1, 1.5, None])
+@pytest.mark.parametrize("limit", [0, -1, float("nan"), float("inf"), None])
+def test_a_limit_is_a_positive_number(evc, limit):
+    with pytest.raises(UsageError, match="max_pixels=.* positive"):
+        evc.decode_batch([], max_pixels=limit)
+
+
+@pytest.mark.parametrize("batch", [0, -1, 1.5, None, True])
 def test_a_batch_is_a_number_of_pictures(evc, batch):
     for call in (evc.encode_batch, evc.decode_batch):
         with pytest.raises(UsageError, match="batch=.* at least 1"):
@@ -213,7 +269,9 @@ def test_batches_keep_their_order_and_give_one_status_per_item(codec, photo):
     assert codec.decode_batch([], on_error="status") == []
 
 
-@pytest.mark.parametrize("arguments", [{"blobs": b"x"}, {"blobs": [1]}, {"blobs": [], "on_error": "ignore"}])
+@pytest.mark.parametrize(
+    "arguments", [{"blobs": b"x"}, {"blobs": [1]}, {"blobs": None}, {"blobs": [], "on_error": "ignore"}]
+)
 def test_batches_of_something_else_are_refused(codec, arguments):
     with pytest.raises(UsageError):
         codec.decode_batch(**arguments)

@@ -168,6 +168,15 @@ def test_hostile_symbols_saturate(family):
         assert all(torch.equal(a, b) for a, b in zip(rows_of(other, calls), expected, strict=True))
 
 
+def test_no_symbol_leaves_the_range_that_files_promise(codec, photo, monkeypatch):
+    """Encoders write none beyond +-16383 (docs/portable.md, section 3), whatever the analysis gives."""
+    for path in codec.ANALYSIS:
+        analysis = codec._transforms[path]
+        monkeypatch.setitem(codec._transforms, path, lambda x, run=analysis: 1e9 * run(x))
+    calls = encoded(codec, photo[:, :, :64, :64])
+    assert {int(call.symbols.abs().max()) for call in calls} == {SYMBOL_LIMIT - 1}
+
+
 def test_the_rows_are_those_of_every_version():
     """Golden: another digest is another stream, which no file made before opens."""
     digest = hashlib.sha256()
