@@ -26,6 +26,7 @@ PARENTS = {
     "evc-tiny": None,
     "evc-tiny-sparse": "evc-tiny",
     "evc-tiny-sparse-feds": "evc-tiny-sparse",
+    "evc-tiny-sparse-feds-portable": "evc-tiny-sparse-feds",
     "evc-tiny-sparse-portable": "evc-tiny-sparse",
     "evc-tiny-sparse-exact": "evc-tiny-sparse",
     "evc-tiny-sparse-int8": "evc-tiny-sparse",

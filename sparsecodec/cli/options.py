@@ -19,7 +19,7 @@ from sparsecodec.errors import ResourceLimitError, UsageError, reason
 from sparsecodec.quant import is_portable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-DEFAULT_MODEL = "evc-tiny-sparse-portable"
+DEFAULT_MODEL = "evc-tiny-sparse-feds-portable"
 DEFAULT_VIDEO_MODEL = "dcvc-rt-tiny-portable"
 
 
