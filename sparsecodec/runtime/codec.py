@@ -323,8 +323,8 @@ class CompiledCodec(ABC):
         return (
             f"transforms in {precision}, entropy networks{self._on_integers()} in float32",
             f"encode and decode: {self.numerics.name}",
-            f"compress and decompress: the original's own arithmetic ({eager_numerics(self.device).name}), whose strings "
-            "may not open with other threads, another processor or another torch",
+            f"compress and decompress: the original's own arithmetic ({eager_numerics(self.device).name}); "
+            "other threads, another processor or another torch may not open such strings",
             "stream native: a file opens where the same numerics run; other ones are refused, never decoded wrongly",
         )
 
