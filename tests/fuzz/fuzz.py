@@ -26,6 +26,8 @@ NAMES = (
     "decode-native",
     "decode-portable",
     "decode-autoregressive",
+    "decode-batch",
+    "decode-region",
     "differential",
     "checkpoint",
     "video",

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-import json
 import random
-import tempfile
-from functools import cache
-from pathlib import Path
 
 import torch
-from mutations import mutate
+from checkpoint_targets import Checkpoints
+from picture_targets import Batches, Regions
 from promises import Broken, Target
 from resealing import damaged_header, damaged_payload, invented
+from samples import MAX_PIXELS, codec, files
 from spc_oracle import Damaged, lanes, rans, tables
 from spc_oracle.container import parse
 from unit_targets import DropIns, FrameFiles, Payloads32, UnitClips, Units
 from video_targets import Clips, ResealedClips
 
-from sparsecodec._compat import import_compressai
 from sparsecodec.entropy import (
     Container,
     Decoder,
@@ -29,38 +26,7 @@ from sparsecodec.entropy import (
     evc_gaussian_tables,
 )
 from sparsecodec.entropy.bitstream import Header
-from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
-from sparsecodec.models import create
-from sparsecodec.quant import portable
-from sparsecodec.runtime import CompiledCodec, compile_codec
-from sparsecodec.zoo import load, save
-
-MAX_PIXELS = 1 << 16
-
-
-@cache
-def codec(stream: str) -> CompiledCodec:
-    """Untrained, small, the same in every run on one machine. autoregressive: CompressAI's mbt2018."""
-    torch.manual_seed(0)
-    if stream == "autoregressive":
-        model = import_compressai().models.JointAutoregressiveHierarchicalPriors(8, 12).eval()
-        model.update()
-        return compile_codec(model)
-    model = create("evc-nano").eval()
-    picture = torch.rand(1, 3, 128, 128)
-    return compile_codec(portable(model, picture) if stream == "portable" else model, stream=stream)
-
-
-@cache
-def files(stream: str) -> list[bytes]:
-    rng = torch.Generator().manual_seed(1)
-    encode = codec(stream).encode
-    sizes = ((1, 1), (64, 64), (33, 100))
-    qualities = (None,) * 3 if stream == "autoregressive" else (0, 50, 100)
-    plain = [
-        encode(torch.rand(1, 3, *size, generator=rng), quality=q) for size, q in zip(sizes, qualities, strict=True)
-    ]
-    return [*plain, encode(torch.rand(1, 3, 64, 130, generator=rng), tile=64, overlap=16)]
+from sparsecodec.errors import BitstreamError
 
 
 class Files(Target):
@@ -177,51 +143,14 @@ class Differential(Target):
         return True
 
 
-class Checkpoints(Target):
-    """Model files, one of the two damaged: refused with an error of ours, or the model is the one that was saved."""
-
-    refusals = (UsageError, ModelMismatchError)
-
-    def __init__(self) -> None:
-        self.folder = Path(tempfile.mkdtemp())
-        torch.manual_seed(0)
-        save(create("evc-nano"), self.folder / "good", dtype=torch.float16)
-        self.text = (self.folder / "good.json").read_bytes()
-        self.weights = (self.folder / "good.safetensors").read_bytes()
-        self.head = 8 + int.from_bytes(self.weights[:8], "little")
-        words = [b"null", b"-1", b"1e999", b"[]", b"{}", b'"x"', b"99999999999", b'"evc"', b"true", b'"sha256"']
-        self.pool = [b"j" + self.text, b"w" + self.weights[: self.head], *(b"j" + word for word in words)]
-
-    def make(self, rng: random.Random) -> bytes:
-        kind, original = rng.choice(((b"j", self.text), (b"w", self.weights[: self.head])))
-        if kind == b"j" and rng.random() < 0.5:  # still JSON: a value replaced
-            description = json.loads(original)
-            holder = rng.choice((description, description["architecture"]))
-            values = (None, -1, 10**12, [], {}, "x", True, 1.5, {"format": 1}, [[1]], "evc")
-            holder[rng.choice([*holder, "quantization", "portable"])] = rng.choice(values)
-            return kind + json.dumps(description).encode()
-        return kind + mutate(original, [other[1:] for other in self.pool], rng)
-
-    def run(self, data: bytes) -> bool:
-        text, weights = self.text, self.weights
-        if data[:1] == b"j":
-            text = data[1:]
-        else:
-            weights = data[1:] + self.weights[self.head :]
-        (self.folder / "bad.json").write_bytes(text)
-        (self.folder / "bad.safetensors").write_bytes(weights)
-        model = load(self.folder / "bad")
-        if not all(bool(value.isfinite().all()) for value in model.state_dict().values() if value.is_floating_point()):
-            raise Broken("a model with weights that are no numbers")
-        return True
-
-
 TARGETS = {
     "container": Files,
     "header": Headers,
     "decode-native": lambda: Decoding("native"),
     "decode-portable": lambda: Decoding("portable"),
     "decode-autoregressive": lambda: Decoding("autoregressive"),
+    "decode-batch": Batches,
+    "decode-region": Regions,
     "differential": Differential,
     "checkpoint": Checkpoints,
     "video": lambda: Clips("toy"),

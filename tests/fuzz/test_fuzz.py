@@ -22,6 +22,8 @@ EXECUTIONS = {
     "decode-native": 60,
     "decode-portable": 60,
     "decode-autoregressive": 30,
+    "decode-batch": 60,
+    "decode-region": 100,
     "differential": 1500,
     "video": 3000,
     "decode-video": 400,
@@ -59,15 +61,25 @@ def test_a_broken_promise_is_found(tmp_path):
     assert [path for path in tmp_path.iterdir() if path.name.startswith("header-")]
 
 
+NEIGHBOUR = (
+    "import sparsecodec.runtime.codec as c; real = c.CompiledCodec._decode_some; "
+    "c.CompiledCodec._decode_some = lambda self, *some: real(self, *some)[::-1]; "
+)
+SHIFTED = (
+    "import sparsecodec.runtime.tiles as t; real = t._part; "
+    "t._part = lambda x, a, b: real(x.roll(1, 3) if a.left else x, a, b); "
+)
 BREAKS = {
+    "decode-batch": NEIGHBOUR,
+    "decode-region": SHIFTED,
     "video": "import sparsecodec.entropy.video_file as f; f.VideoReader._read_end = lambda self, head: None; ",
     "decode-video": "import sparsecodec.runtime.video as v; v.fingerprint = lambda state: 0; ",
 }
 
 
 @pytest.mark.parametrize("name", BREAKS)
-def test_a_clip_that_shows_something_else_is_found(name, tmp_path):
-    """Without a look at the end, and without fingerprints of states."""
+def test_what_shows_something_else_is_found(name, tmp_path):
+    """The neighbour's picture, a tile a pixel beside its place; no look at the end, no fingerprints of states."""
     broken = BREAKS[name] + "import runpy, sys; "
     broken += f"sys.argv = ['fuzz.py', {name!r}, '--executions', '3000', '--folder', {str(tmp_path)!r}]; "
     broken += f"runpy.run_path({str(SCRIPT)!r}, run_name='__main__')"

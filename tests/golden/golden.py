@@ -10,7 +10,7 @@ import base64
 import hashlib
 import json
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -19,8 +19,9 @@ sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from make import integer_rows, integers, picture, portable_model
+from make import NATIVE, integer_rows, integers, native_model, picture, portable_model
 
+from sparsecodec.cli.options import usual_stream
 from sparsecodec.entropy import Container, Decoder, Encoder, EntropyTables, LaneDecoder, LaneEncoder, Tiling
 from sparsecodec.entropy import evc_gaussian_tables as evc_rows
 from sparsecodec.entropy.coder import observing
@@ -29,8 +30,13 @@ from sparsecodec.zoo import load
 
 MANIFEST = Path(__file__).parent / "streams.json"
 Entry = dict[str, Any]
-ZOO = ("evc-tiny", "evc-tiny-sparse")  # numerics 1: every machine decodes their native files
+# Native files of the zoo and of CompressAI's models have numerics 1: every machine decodes them.
+ZOO = ("evc-tiny", "evc-tiny-sparse")
+ZOO_LATER = ("evc-tiny-sparse-feds", "evc-tiny-sparse-portable", "evc-tiny-sparse-int8", "evc-tiny-sparse-exact")
 PORTABLE = ("evc-nano", "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
+BATCHED = (*ZOO, *ZOO_LATER, *(f"portable/{name}" for name in PORTABLE), *(f"native/{name}" for name in NATIVE))
+RESULTS = ("sha256", "data", "symbols", "mean", "picture")
+TOGETHER = 3  # pictures of a batch
 LARGEST_KEPT = 4000  # bytes; of longer streams (not files) only the hash is kept, and the encoder makes them again
 
 
@@ -88,15 +94,41 @@ def container(entry: Entry) -> Container:
 def codec(name: str) -> CompiledCodec:
     if name.startswith("portable/"):
         return compile_codec(portable_model(name.removeprefix("portable/")), stream="portable")
-    return compile_codec(load(name))
+    if name.startswith("native/"):
+        return compile_codec(native_model(name.removeprefix("native/")), dtype=torch.float32)
+    model = load(name)
+    return compile_codec(model, stream=usual_stream(model))
 
 
-def decode_file(entry: Entry, data: bytes) -> tuple[str, float]:
-    """SHA-256 of a file's symbols, call after call, and the mean of its picture."""
-    digest, decode = hashlib.sha256(), codec(entry["model"]).decode  # compiled before anything is observed
+def decode_together(model: str, blobs: Sequence[bytes], tiled: bool = False) -> tuple[list[str], list[torch.Tensor]]:
+    """SHA-256 of each file's symbols, call after call, and the pictures, of files that decode in one group.
+
+    Args:
+        tiled: the files, of as many calls each, are decoded one after the other.
+    """
+    calls: list[bytes] = []
+    decode = codec(model).decode_batch  # compiled before anything is observed
+    with observing(lambda symbols: calls.append(symbols.astype("<i4").tobytes())):
+        pictures = decode(blobs)
+    n, each = len(blobs), len(calls) // len(blobs)
+    assert each and each * n == len(calls), f"{len(calls)} coding calls of {n} files"
+    of = [calls[k * each : (k + 1) * each] if tiled else calls[k::n] for k in range(n)]
+    return [hashlib.sha256(b"".join(some)).hexdigest() for some in of], pictures
+
+
+def decode_file(entry: Entry, data: bytes) -> tuple[str, torch.Tensor]:
+    """SHA-256 of a file's symbols, call after call, and its picture."""
+    digest, decode = hashlib.sha256(), codec(entry["model"]).decode
     with observing(lambda symbols: digest.update(symbols.astype("<i4").tobytes())):
         x = decode(data)
-    return digest.hexdigest(), float(x.double().mean())
+    return digest.hexdigest(), x
+
+
+def seen(model: str, x: torch.Tensor) -> Entry:
+    """What is kept of a picture: its mean, and all of it where no rounding is left to the device."""
+    exact = codec(model).exact_pictures
+    every = {"picture": hashlib.sha256(x.numpy().astype("<f4").tobytes()).hexdigest()} if exact else {}
+    return {"mean": round(float(x.double().mean()), 4), **every}
 
 
 def wanted() -> Iterator[Entry]:
@@ -123,10 +155,25 @@ def wanted() -> Iterator[Entry]:
                 yield {**entry, "tiling": None}
         tiling = {"tiling": (64, 32)}
         yield {"kind": "file", "model": f"portable/{name}", "size": (70, 100), "quality": None, **tiling}
+    for name in ZOO_LATER:
+        for size, quality in (((65, 33), 0), ((63, 65), 100), ((1, 1), 60), ((7, 129), 40)):
+            yield {"kind": "file", "model": name, "size": size, "quality": quality, "tiling": None}
+        yield {"kind": "file", "model": name, "size": (130, 70), "quality": 20, "tiling": (64, 16)}
+    for name in NATIVE:
+        for size in ((1, 1), (65, 33), (63, 129), (7, 200)):
+            yield {"kind": "file", "model": f"native/{name}", "size": size, "quality": None, "tiling": None}
+        yield {"kind": "file", "model": f"native/{name}", "size": (70, 100), "quality": None, "tiling": (64, 32)}
+    for name in BATCHED:
+        for quality in (10, 90) if "evc" in name else (None,):
+            yield {"kind": "batch", "model": name, "size": (65, 33), "quality": quality, "count": TOGETHER}
 
 
 def made(entry: Entry) -> Entry:
     """An entry with its bytes and what they must decode to."""
+    if entry["kind"] == "batch":
+        pictures = [picture(*entry["size"], seed=100 * k + sum(entry["size"])) for k in range(entry["count"])]
+        x = torch.from_numpy(np.concatenate(pictures))
+        return sealed_batch(entry, codec(entry["model"]).encode_batch(x, entry["quality"]))
     if entry["kind"] == "file":
         x = torch.from_numpy(picture(*entry["size"], seed=sum(entry["size"])))
         tile, overlap = entry["tiling"] or (None, None)
@@ -144,11 +191,17 @@ def sealed(entry: Entry, data: bytes) -> Entry:
     if entry["kind"] in ("file", "container") or len(data) <= LARGEST_KEPT:
         entry["data"] = base64.b64encode(data).decode()
     if entry["kind"] == "file":
-        entry["symbols"], entry["mean"] = decode_file(entry, data)
-        entry["mean"] = round(entry["mean"], 4)
+        entry["symbols"], x = decode_file(entry, data)
+        entry |= seen(entry["model"], x)
     elif entry["kind"] != "container":
         entry["symbols"] = hashlib.sha256(decoded(entry, data).astype("<i4").tobytes()).hexdigest()
     return entry
+
+
+def sealed_batch(entry: Entry, blobs: Sequence[bytes]) -> Entry:
+    """`entry` with a list of each thing that one file has; the symbols are those of each file alone."""
+    files = [sealed({"kind": "file", "model": entry["model"]}, data) for data in blobs]
+    return entry | {name: [file[name] for file in files] for name in files[0] if name in RESULTS}
 
 
 def read() -> list[Entry]:
@@ -157,8 +210,7 @@ def read() -> list[Entry]:
 
 def key(entry: Entry) -> str:
     """What an entry is of, without its bytes and results."""
-    results = ("sha256", "data", "symbols", "mean")
-    return json.dumps({k: v for k, v in entry.items() if k not in results}, sort_keys=True)
+    return json.dumps({k: v for k, v in entry.items() if k not in RESULTS}, sort_keys=True)
 
 
 def write(entries: list[Entry]) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import nn
 
+from sparsecodec._compat import import_compressai
 from sparsecodec.models.description import from_description
 from sparsecodec.quant import portable
 
@@ -45,10 +46,12 @@ def integer_rows(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 
 def seeded(name: str, tensor: torch.Tensor) -> torch.Tensor:
-    """A weight of a portable model, from its name: what trained ones look like to the coder, roughly.
+    """A weight of a model, from its name: what trained ones look like to the coder, roughly.
 
     Floating point: uniform, multiples of 2^-15 times a power of two. Integers in the layers of the entropy networks.
     """
+    if name.endswith(".mask"):
+        return tensor  # of a context model: which positions are seen
     random = integers(tensor.numel(), zlib.crc32(name.encode()))
     if name.endswith(".weight_scale"):
         mantissas = ((random >> np.uint64(51)) + np.uint64(1 << 14)).astype(np.float64)  # 2^14 to 2^15 - 1
@@ -81,6 +84,15 @@ COMPRESSAI = {
     "bmshj2018-hyperprior": ("ScaleHyperprior", {"N": 8, "M": 12}),
     "mbt2018-mean": ("MeanScaleHyperprior", {"N": 8, "M": 12}),
 }
+NATIVE = {
+    **COMPRESSAI,
+    "bmshj2018-factorized-relu": ("FactorizedPriorReLU", {"N": 8, "M": 12}),
+    "mbt2018": ("JointAutoregressiveHierarchicalPriors", {"N": 8, "M": 12}),
+    "cheng2020-anchor": ("Cheng2020Anchor", {"N": 8}),
+    "cheng2020-attn": ("Cheng2020Attention", {"N": 8}),
+}
+SCALES = 40  # rows of a Gaussian conditional
+LOUDER = 2.0**3  # what an analysis's last layer is multiplied by, so that the latent fills several symbols
 
 
 def portable_model(name: str) -> nn.Module:
@@ -104,6 +116,32 @@ def portable_model(name: str) -> nn.Module:
     tensors |= {f"portable.{key}": value for key, value in tables.items()}
     tensors["portable.z_medians"] = torch.arange(rows, dtype=torch.int32) * 997 - 3000
     tensors["portable.thresholds"] = torch.arange(1, len(model.portable.thresholds) + 1, dtype=torch.int32) * 12000
+    return _filled(model, tensors)
+
+
+def native_model(name: str) -> nn.Module:
+    """A codec of CompressAI's whose every weight and table is `seeded`; its own `update`, in floating point, never ran.
+
+    Args:
+        name: a key of `NATIVE`.
+    """
+    family, arguments = NATIVE[name]
+    with torch.random.fork_rng(devices=[]):
+        model = getattr(import_compressai().models, family)(**arguments)
+    tensors = {key: seeded(key, value) for key, value in model.state_dict().items()}
+    last = [key for key, layer in model.g_a.named_modules() if isinstance(layer, nn.Conv2d)][-1]
+    tensors[f"g_a.{last}.weight"] *= LOUDER
+    owner = "gaussian_conditional"
+    if hasattr(model, owner):
+        steps = [(4 + i % 4) * 2.0 ** (i // 4 - 5) for i in range(SCALES)]  # 1/8 and up, four to each power of two
+        tensors[f"{owner}.scale_table"] = torch.tensor(steps)
+        tensors[f"{owner}._cdf_length"] = torch.empty(SCALES, dtype=torch.int32)
+    tensors["entropy_bottleneck._cdf_length"] = torch.empty(model.entropy_bottleneck.channels, dtype=torch.int32)
+    return _filled(model, tensors)
+
+
+def _filled(model: nn.Module, tensors: dict[str, torch.Tensor]) -> nn.Module:
+    """`model` with these weights, and the tables of CompressAI's entropy models from `integer_rows`."""
     for key in [key for key in tensors if key.endswith("._cdf_length")]:
         owner = key.removesuffix("_cdf_length")
         of = map(torch.from_numpy, integer_rows(len(tensors[key])))
