@@ -80,7 +80,11 @@ def symbols(name: str, folder: Path, extra: dict[str, str], threads: int, crops:
         sums = Path(some) / "sums"
         command = [sys.executable, "-m", "sparsecodec", "verify", some, "-m", name, "--sums", str(sums)]
         subprocess.run(
-            [*command, "--threads", str(threads)], env=os.environ | extra, stderr=subprocess.DEVNULL, check=True
+            [*command, "--threads", str(threads)],
+            env=os.environ | extra,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            check=True,
         )
         return {file: digest for digest, file in map(str.split, sums.read_text().splitlines())}
 

@@ -28,7 +28,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sparsecodec._files import replacing, writing
-from sparsecodec.errors import ModelMismatchError, UsageError, reason
+from sparsecodec.errors import GraphError, ModelMismatchError, UsageError, reason
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.description import describe, from_description
 from sparsecodec.nn.fingerprint import model_hash
@@ -204,7 +204,10 @@ def _build(description: Mapping[str, Any]) -> nn.Module:
         model = apply_compact_config(model, description["compact"])
         model.compact_config = dict(description["compact"])
     if description.get("quantization") is not None:
-        model = apply_quantization(model, description["quantization"])
+        try:
+            model = apply_quantization(model, description["quantization"])
+        except GraphError as error:
+            raise UsageError(f"its description quantises what is not there: {error}") from error
     return model
 
 

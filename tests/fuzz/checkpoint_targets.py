@@ -14,7 +14,7 @@ from promises import Broken, Target
 from safetensors.torch import save as serialize
 from torch import nn
 
-from sparsecodec.errors import GraphError, ModelMismatchError, SparseCodecError, UsageError
+from sparsecodec.errors import ModelMismatchError, SparseCodecError, UsageError
 from sparsecodec.models import create
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.quant import is_portable, portable
@@ -34,7 +34,7 @@ class Checkpoints(Target):
     it. What loads is compiled and codes a picture, each model once.
     """
 
-    refusals = (UsageError, ModelMismatchError, GraphError)  # the last: a layer that is not there
+    refusals = (UsageError, ModelMismatchError)
 
     def __init__(self) -> None:
         self.folder, self.compiled = Path(tempfile.mkdtemp()), set()
