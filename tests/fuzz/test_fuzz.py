@@ -62,8 +62,8 @@ def test_a_broken_promise_is_found(tmp_path):
 
 
 NEIGHBOUR = (
-    "import sparsecodec.runtime.codec as c; real = c.CompiledCodec._decode_some; "
-    "c.CompiledCodec._decode_some = lambda self, *some: real(self, *some)[::-1]; "
+    "import sparsecodec.runtime.codec as c; real = c.CompiledCodec._decode_together; "
+    "c.CompiledCodec._decode_together = lambda self, *some: real(self, *some)[::-1]; "
 )
 SHIFTED = (
     "import sparsecodec.runtime.tiles as t; real = t._part; "
