@@ -33,7 +33,7 @@ PARENTS = {
 }
 SIZES = ("s", "m")  # of the students of mask decay
 FEDS = ("feds-teacher", "evc-tiny-sparse", "evc-tiny-sparse-feds")  # teacher, what the student began as, student
-OTHERS = ("nm-2-4",)
+OTHERS = ("nm-2-4", "scalable-0", "scalable-1", "scalable-2", "scalable-3")
 PIXELS = 768 * 512
 COST = ("GMAC", "decode ms", "Mparams")
 CLIP_ANCHOR = "x265"
