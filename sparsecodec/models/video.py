@@ -6,7 +6,6 @@ from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
-from torch.nn.modules.module import _IncompatibleKeys
 
 
 class VideoCodec(nn.Module):
@@ -37,4 +36,4 @@ class VideoCodec(nn.Module):
         foreign = [key for key in state_dict if key.partition(".")[0] not in dict(self.named_children())]
         if strict and foreign:
             raise RuntimeError(f"Unexpected key(s) in state_dict: {', '.join(foreign)}")
-        return _IncompatibleKeys(missing, unexpected + foreign)
+        return type(result)(missing, unexpected + foreign)
