@@ -24,6 +24,7 @@ from sparsecodec.nn.dcvc_coder import DCVC_WIRES, FRAME, MOTION, STRIDE, DCVCCod
 from sparsecodec.nn.dcvc_layers import LeakyBlock, MaskedConv2d, PlainGDN, ReluBlock
 from sparsecodec.nn.feature_codec import down5, up5
 from sparsecodec.nn.flow import FLOW_WIDTHS, warp_by_grid
+from sparsecodec.nn.likelihood import Estimate, Latent
 from sparsecodec.ops import dcvc_scale_thresholds
 
 FILE = "dcvc-inter"  # kind of the published software's file of a frame
@@ -257,8 +258,8 @@ class DCVC(Codec):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp`` and its parts ``bpp_mv_y``, ``bpp_mv_z``,
-            ``bpp_y``, ``bpp_z``, each ``[N]``; ``bit``; ``state``: of this frame; ``warped``: the last frame, moved by
-            the decoded motion.
+            ``bpp_y``, ``bpp_z``, each ``[N]``; ``bit``; ``latents``: ``mv_y`` and ``y``, each a `Latent`; ``state``: of
+            this frame; ``warped``: the last frame, moved by the decoded motion.
         """
         check_picture(x, STRIDE)
         check_kind(state, DCVCState)
@@ -273,27 +274,29 @@ class DCVC(Codec):
         def noisy(values: Tensor) -> Tensor:
             return values + torch.rand_like(values) - 0.5 if self.training else values.round()
 
-        def rates(y: Tensor, z: Tensor, prior: Tensor, y_hat: Tensor, part: str) -> dict[str, Tensor]:
+        def coded(y: Tensor, z: Tensor, prior: Tensor, part: str) -> Estimate:
             context, parameters, estimator = self.entropy_networks(part)
+            y_hat = round_ste(y)
             means, scales = parameters(torch.cat([prior, context(y_hat)], 1)).chunk(2, 1)
-            likelihoods = laplace_likelihood(noisy(y - means), scales)
-            prefix = f"{part[1:]}_" if part else ""
-            return {f"{prefix}y": bits(likelihoods), f"{prefix}z": bits(estimator.likelihood(noisy(z)))}
+            latent = Latent(y, laplace_likelihood(noisy(y - means), scales), means, scales, laplace=True)
+            return Estimate(y_hat, bits(latent.likelihoods), bits(estimator.likelihood(noisy(z))), latent)
 
         networks = DCVCPrediction(self.get_submodule)
         mv_y, mv_z = networks.motion_latents(x, reference)
-        mv_y_hat = round_ste(mv_y)
-        parts = rates(mv_y, mv_z, networks.motion_prior(round_ste(mv_z)), mv_y_hat, MOTION)
-        flow = networks.flow(mv_y_hat, reference)
+        motion = coded(mv_y, mv_z, networks.motion_prior(round_ste(mv_z)), MOTION)
+        flow = networks.flow(motion.y_hat, reference)
         context = networks.context(flow, reference)
         y, z = networks.frame_latents(x, context)
-        y_hat = round_ste(y)
-        parts |= rates(y, z, networks.frame_prior(round_ste(z), context), y_hat, FRAME)
-        x_hat = networks.reconstruct(y_hat, context)
+        frame = coded(y, z, networks.frame_prior(round_ste(z), context), FRAME)
+        x_hat = networks.reconstruct(frame.y_hat, context)
         state = self.start(x_hat)
-        frame = x_hat if self.training else state.frame
-        warped = warp_by_grid(reference, flow)
-        return {"x_hat": frame, **rates_of(x, **parts), "state": state, "warped": warped}
+        return {
+            "x_hat": x_hat if self.training else state.frame,
+            **rates_of(x, mv_y=motion.bits_y, mv_z=motion.bits_z, y=frame.bits_y, z=frame.bits_z),
+            "latents": {"mv_y": motion.latent, "y": frame.latent},
+            "state": state,
+            "warped": warp_by_grid(reference, flow),
+        }
 
     def entropy_networks(self, part: str) -> tuple[MaskedConv2d, nn.Module, BitEstimator]:
         """Context model, 1x1s and hyper-latent's distributions of the motion (``"_mv"``) or the frame (``""``)."""

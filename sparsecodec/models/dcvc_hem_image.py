@@ -112,7 +112,7 @@ class DCVCHEMImage(ImageScripts, DualPriorImage):
             rate: index of an anchor, ``[N]`` of them, or ``[N]`` steps; see `steps_of`.
 
         Returns:
-            ``x_hat``, ``bpp``, ``bpp_y``, ``bpp_z``, ``bit``, ``latent`` as `EVC.forward`.
+            ``x_hat``, ``bpp``, ``bpp_y``, ``bpp_z``, ``bit``, ``latents`` as `EVC.forward`.
         """
         check_picture(x, STRIDE)
         return self._code(x, self.enc(x), steps_of(self.q_scale, rate, len(x)))

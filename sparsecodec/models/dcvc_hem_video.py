@@ -202,8 +202,8 @@ class DCVCHEMVideo(VideoScripts, Codec):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``state``: the next one; ``bpp`` and its parts
-            ``bpp_mv_y``, ``bpp_mv_z``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``; ``warped`` ``[N, 3, H, W]``: the last
-            frame moved by the decoded motion, for training that motion.
+            ``bpp_mv_y``, ``bpp_mv_z``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``; ``latents``: ``mv_y`` and ``y``, each a
+            `Latent`; ``warped`` ``[N, 3, H, W]``: the last frame moved by the decoded motion, for training that motion.
         """
         check_picture(x, STRIDE)
         self._check_state(state, x.shape, None)
@@ -232,6 +232,7 @@ class DCVCHEMVideo(VideoScripts, Codec):
             "x_hat": x_hat if self.training else clamped,
             "state": HEMState(clamped, feature, y_hat, mv_hat),
             **rates_of(x, **bits),
+            "latents": {"mv_y": motion.latent, "y": coded.latent},
             "warped": warp_by_grid(state.frame, flow),
         }
 

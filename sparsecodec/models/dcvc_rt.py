@@ -17,6 +17,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.models.codec import Codec, rates_of
 from sparsecodec.models.inputs import check_size, whole
 from sparsecodec.nn import rate_factorized_tables
+from sparsecodec.nn.likelihood import Estimate
 from sparsecodec.nn.part_coder import PartCoder
 from sparsecodec.nn.part_prior import PartPrior
 from sparsecodec.nn.routine import Host, Routine, eagerly, pulling, pushing
@@ -238,7 +239,6 @@ class RTModel(Codec):
         return whole(qp, "qp", self.rates)
 
     @staticmethod
-    def outcome(x: Tensor, x_hat: Tensor, coded: dict[str, Tensor]) -> dict[str, Any]:
+    def outcome(x: Tensor, x_hat: Tensor, coded: Estimate) -> dict[str, Any]:
         """What both `forward`s return of a picture, its reconstruction and what `estimate` gave."""
-        rates = rates_of(x, y=coded.pop("bits_y"), z=coded.pop("bits_z"))
-        return {"x_hat": x_hat, **rates, "latent": coded}
+        return {"x_hat": x_hat, **rates_of(x, y=coded.bits_y, z=coded.bits_z), "latents": {"y": coded.latent}}

@@ -155,16 +155,16 @@ class DCVCRTImage(RTModel):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``;
-            ``latent``: ``y``, ``means``, ``scales``, ``likelihoods``: ``[N, C, H/16, W/16]``, in quantisation steps.
+            ``latents``: ``y``, a `Latent`.
         """
         check_picture(x, STRIDE)
         rate = self.check_rate(rate, x.shape[0])
         y = self.enc(x, rate_rows(self.q_scale_enc, rate)).to(x.dtype)
         z = self.hyper_enc(pad_latent(y)).to(x.dtype)
-        y_hat, coded = estimate(
+        coded = estimate(
             self.prior, y, z, self.bit_estimator_z, rate, training=self.training, skip=self.force_zero_thres
         )
-        x_hat = self.dec(y_hat, rate_rows(self.q_scale_dec, rate)).to(x.dtype)
+        x_hat = self.dec(coded.y_hat, rate_rows(self.q_scale_dec, rate)).to(x.dtype)
         return self.outcome(x, x_hat if self.training else x_hat.clamp(0, 1), coded)
 
     @torch.no_grad()

@@ -245,7 +245,7 @@ class DCVCRTVideo(RTModel):
         y = self.encoder(x, context, rate_rows(self.q_encoder, rate)).to(x.dtype)
         z = self.hyper_encoder(pad_latent(y)).to(x.dtype)
         temporal = self.temporal_prior_encoder(temporal)
-        y_hat, coded = estimate(
+        coded = estimate(
             self.prior,
             y,
             z,
@@ -255,7 +255,7 @@ class DCVCRTVideo(RTModel):
             skip=self.force_zero_thres,
             temporal=temporal,
         )
-        feature = self.decoder(y_hat, context, rate_rows(self.q_decoder, rate))
+        feature = self.decoder(coded.y_hat, context, rate_rows(self.q_decoder, rate))
         x_hat = self.recon_generation_net(feature, rate_rows(self.q_recon, rate)).to(x.dtype)
         outcome = self.outcome(x, x_hat if self.training else x_hat.clamp(0, 1), coded)
         return {**outcome, "state": RTState(feature=feature)}

@@ -84,7 +84,7 @@ class DualPriorImage(Codec):
         x_hat = self.synthesise(coded.y_hat * q).to(x.dtype)
         if not self.training:
             x_hat = x_hat.clamp(0, 1)
-        return {"x_hat": x_hat, **rates_of(x, y=coded.bits_y, z=coded.bits_z), "latent": coded.latent}
+        return {"x_hat": x_hat, **rates_of(x, y=coded.bits_y, z=coded.bits_z), "latents": {"y": coded.latent}}
 
     @torch.no_grad()
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:

@@ -173,8 +173,7 @@ class EVC(DualPriorImage):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp``, ``bpp_y``, ``bpp_z`` ``[N]``; ``bit``;
-            ``latent``: what the entropy model sees, ``[N, C, H/16, W/16]`` in quantisation steps: ``y`` before it is
-            quantised, its ``means`` and ``scales``, and the ``likelihoods`` that the rate is taken from.
+            ``latents``: ``y``, a `Latent`.
         """
         check_picture(x, STRIDE)
         return self._code(x, self.enc(x), q_scale)

@@ -146,19 +146,24 @@ class FVC(Codec):
 
         Returns:
             ``x_hat`` ``[N, 3, H, W]``, in [0, 1] in eval mode; ``bpp`` and its parts ``bpp_mv_y``, ``bpp_mv_z``,
-            ``bpp_y``, ``bpp_z``, each ``[N]``; ``bit``; ``state``: of this frame.
+            ``bpp_y``, ``bpp_z``, each ``[N]``; ``bit``; ``latents``: ``mv_y`` and ``y``, each a `Latent`; ``state``: of
+            this frame.
         """
         check_picture(x, STRIDE)
         self._check_state(state, x.shape, None)
         if rate is not None:
             raise UsageError(f"rate={rate}: an FVC model has one rate (needs None)")
         feature, reference = self.extraction(x), state.features[0]
-        motion, bits_mv_y, bits_mv_z = self.motion_codec(self._motion(feature, reference))
+        motion, of_motion = self.motion_codec(self._motion(feature, reference))
         predicted = self.compensation(motion, reference)
-        residual, bits_y, bits_z = self.residual_codec(feature - predicted)
+        residual, coded = self.residual_codec(feature - predicted)
         x_hat, state = self._finish(predicted + residual, state)
-        rates = rates_of(x, mv_y=bits_mv_y, mv_z=bits_mv_z, y=bits_y, z=bits_z)
-        return {"x_hat": x_hat if self.training else x_hat.clamp(0, 1), **rates, "state": state}
+        return {
+            "x_hat": x_hat if self.training else x_hat.clamp(0, 1),
+            **rates_of(x, mv_y=of_motion.bits_y, mv_z=of_motion.bits_z, y=coded.bits_y, z=coded.bits_z),
+            "latents": {"mv_y": of_motion.latent, "y": coded.latent},
+            "state": state,
+        }
 
     def _motion(self, feature: Tensor, reference: Tensor) -> Tensor:
         """Features of a frame and of the one before -> the motion feature, of their size."""

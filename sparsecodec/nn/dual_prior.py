@@ -14,7 +14,7 @@ from torch import Tensor
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
 from sparsecodec.nn.layers import lower_bound
-from sparsecodec.nn.likelihood import BitEstimator, round_ste
+from sparsecodec.nn.likelihood import BitEstimator, Estimate, Latent, laplace_likelihood, round_ste
 from sparsecodec.nn.routine import Coding, Known, Routine, channel_indexes, drive, pulling, pushing
 from sparsecodec.ops import evc_scale_thresholds
 from sparsecodec.ops._registry import deferred
@@ -45,23 +45,6 @@ def first_pass(latent: Tensor) -> Tensor:
     even = (rows + columns) % 2 == 0
     half = channels // 2
     return torch.cat([even.expand(half, -1, -1), ~even.expand(channels - half, -1, -1)])[None]
-
-
-@dataclass(frozen=True)
-class Estimate:
-    """One differentiable pass through the entropy model.
-
-    Attributes:
-        y_hat: ``[N, C, H, W]``. Quantised latent, times the step.
-        bits_y, bits_z: ``[N]``.
-        latent: what the model saw, each ``[N, C, H, W]`` in quantisation steps: ``y`` before it was quantised, its
-            ``means`` and ``scales``, and the ``likelihoods`` that `bits_y` is taken from.
-    """
-
-    y_hat: Tensor
-    bits_y: Tensor
-    bits_z: Tensor
-    latent: dict[str, Tensor]
 
 
 class DualPrior:
@@ -132,7 +115,7 @@ class DualPrior:
             y_hat * step,
             -likelihoods.log2().sum((1, 2, 3)),
             -z_model.likelihood(coded_z).log2().sum((1, 2, 3)),
-            {"y": y, "means": means, "scales": scales, "likelihoods": likelihoods},
+            Latent(y, likelihoods, means, scales, likelihood is laplace_likelihood),
         )
 
     def refine(self, y_hat_first: Tensor, step: Tensor, scales: Tensor, means: Tensor) -> tuple[Tensor, Tensor]:

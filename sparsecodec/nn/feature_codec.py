@@ -6,7 +6,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables
-from sparsecodec.nn.likelihood import BitEstimator, gaussian_likelihood, round_ste
+from sparsecodec.nn.likelihood import BitEstimator, Estimate, Latent, gaussian_likelihood, round_ste
 from sparsecodec.nn.routine import Coding, Known, Routine, channel_indexes
 from sparsecodec.ops import entropy_parameters, quantize_latent, restore_latent
 
@@ -70,14 +70,14 @@ class FeatureCodec(nn.Module):
         self.estimator = BitEstimator(latent)
         self.latent_channels = latent
 
-    def forward(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(self, x: Tensor) -> tuple[Tensor, Estimate]:
         """One pass with an estimated rate; in training the rate is taken at uniform noise around the residual.
 
         Args:
             x: ``[N, channels, H, W]`` float, H and W multiples of 32.
 
         Returns:
-            The decoded map, same shape; the bits of the latent and of the hyper-latent, each ``[N]``.
+            The decoded map, same shape, and what it was decoded from.
         """
         y = self.analysis(x)
         z = self.hyper_analysis(y)
@@ -87,9 +87,10 @@ class FeatureCodec(nn.Module):
         y_hat = round_ste(residual) + means
         if self.training:
             residual, z_hat = (values + torch.rand_like(values) - 0.5 for values in (residual, z))
-        bits_y = -gaussian_likelihood(residual if self.training else residual.round(), scales).log2().sum((1, 2, 3))
+        likelihoods = gaussian_likelihood(residual if self.training else residual.round(), scales)
+        bits_y = -likelihoods.log2().sum((1, 2, 3))
         bits_z = -self.estimator.likelihood(z_hat).log2().sum((1, 2, 3))
-        return self.synthesis(y_hat), bits_y, bits_z
+        return self.synthesis(y_hat), Estimate(y_hat, bits_y, bits_z, Latent(y, likelihoods, means, scales))
 
     def encoding(self, x: Tensor, thresholds: Tensor, y_tables: EntropyTables, z_tables: EntropyTables) -> Routine:
         """The coding calls of a map ``[1, channels, H, W]``: hyper-latent, then latent; returns the decoded map.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -13,6 +15,51 @@ from sparsecodec.entropy import EntropyTables, evc_factorized_tables, rt_factori
 SCALE_MIN = 0.11
 LAPLACE_SCALE_MIN = 1e-5
 PROBABILITY_FLOOR = 1e-5
+
+
+@dataclass(frozen=True)
+class Latent:
+    """What an entropy model was given, and what it made of it, in quantisation steps.
+
+    Attributes:
+        y: ``[N, C, h, w]`` float, before it is quantised.
+        likelihoods: ``[N, C, h, w]`` float; the rate is taken from them.
+        means, scales: ``[N, C, h, w]`` float; None for an entropy model that predicts no distributions.
+        laplace: they are those of Laplace distributions, not of Gaussians.
+    """
+
+    y: Tensor
+    likelihoods: Tensor
+    means: Tensor | None = None
+    scales: Tensor | None = None
+    laplace: bool = False
+
+    def map(self, function: Callable[[Tensor], Tensor]) -> Latent:
+        """`function` of each tensor."""
+        values = (self.y, self.likelihoods, self.means, self.scales)
+        return Latent(*(None if value is None else function(value) for value in values), self.laplace)
+
+    @staticmethod
+    def cat(latents: Sequence[Latent]) -> Latent:
+        """Those of several pictures as one, along the first dimension."""
+        parts = zip(*((latent.y, latent.likelihoods, latent.means, latent.scales) for latent in latents), strict=True)
+        return Latent(*(None if part[0] is None else torch.cat(part) for part in parts), latents[0].laplace)
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """One differentiable pass through the entropy model.
+
+    Attributes:
+        y_hat: ``[N, C, H, W]``. Quantised latent, times the step.
+        bits_y, bits_z: ``[N]``.
+        latent: what the model saw; `bits_y` is taken from its likelihoods.
+    """
+
+    y_hat: Tensor
+    bits_y: Tensor
+    bits_z: Tensor
+    latent: Latent
 
 
 def round_ste(x: Tensor) -> Tensor:

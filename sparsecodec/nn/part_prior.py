@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from sparsecodec.nn.likelihood import BitEstimator, gaussian_likelihood, round_ste
+from sparsecodec.nn.likelihood import BitEstimator, Estimate, Latent, gaussian_likelihood, round_ste
 from sparsecodec.ops._spatial_prior import active_group, groups_of
 
 TWO_PASSES = ("even", "odd")
@@ -93,7 +93,7 @@ def estimate(
     training: bool,
     skip: float | None = None,
     temporal: Tensor | None = None,
-) -> tuple[Tensor, dict[str, Tensor]]:
+) -> Estimate:
     """A latent as the decoder will have it, and what it costs; differentiable.
 
     Args:
@@ -106,9 +106,6 @@ def estimate(
         skip: scales up to here are not coded.
         temporal: as for `PartPrior.parameters`.
 
-    Returns:
-        ``y_hat`` times its step, ``[N, C, H, W]``; and ``bits_y``, ``bits_z`` ``[N]``, ``y`` before it is quantised,
-        ``means``, ``scales``, ``likelihoods`` ``[N, C, H, W]``.
     """
     z_hat = bounded(z)
     parameters = prior.parameters(z_hat, (y.shape[2], y.shape[3]), temporal)
@@ -132,6 +129,6 @@ def estimate(
     likelihoods = gaussian_likelihood(coded_y, scales.clamp(max=SCALE_MAX))
     if skip is not None:
         likelihoods = torch.where(scales > skip, likelihoods, 1)
-    latent = {"y": y, "means": means, "scales": scales, "likelihoods": likelihoods}
+    bits_y = -likelihoods.log2().sum((1, 2, 3))
     bits_z = -estimator.likelihood(coded_z, rate).log2().sum((1, 2, 3))
-    return y_hat * parameters.step, {"bits_y": -likelihoods.log2().sum((1, 2, 3)), "bits_z": bits_z, **latent}
+    return Estimate(y_hat * parameters.step, bits_y, bits_z, Latent(y, likelihoods, means, scales))

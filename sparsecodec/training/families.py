@@ -14,7 +14,7 @@ from sparsecodec.models.description import COMPRESSAI
 from sparsecodec.models.evc import EVC, LAMBDAS
 from sparsecodec.models.scalable import ScalableEVC
 from sparsecodec.models.video import VideoCodec
-from sparsecodec.training.video import Image, Inter, Shape, draw_rates, roll_out
+from sparsecodec.training.video import Image, Inter, Shape, draw_rates, draw_resets, roll_out
 from sparsecodec.training.video_families import IMAGES, INTERS, image_of, inter_of
 
 PARTS = ("decoder", "encoder", "all")
@@ -43,7 +43,8 @@ class Family(Protocol):
         Returns:
             ``x_hat`` in the shape of `x` and ``bpp`` ``[N]``, both float32, and the rates ``[N]`` int64. A codec whose
             colours are not those of `x`, or whose frames do not weigh alike, adds what `rate_distortion` is to take:
-            ``distortion`` ``[N]``, and ``mse`` ``[N]`` without the weights of frames.
+            ``distortion`` ``[N]``, and ``mse`` ``[N]`` without the weights of frames. All but CompressAI's add
+            ``latents``: by name, a `Latent` each.
         """
         ...
 
@@ -104,6 +105,7 @@ class _Clips:
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         clips = x if x.ndim == 5 else x[:, None]
+        resets = draw_resets(self.inter, model if self.intra is None else model.inter, clips.shape[1])
         if self.intra is None:
             rates = draw_rates(len(x), len(self.lambdas or (0,)), rate, x.device)
             zero = x.new_zeros(len(x))
@@ -116,8 +118,9 @@ class _Clips:
             if "mse" not in first:
                 first = {**first, "mse": (first["x_hat"] - clips[:, 0]).square().mean((1, 2, 3))}
             follow = model.inter
-        out = roll_out(self.inter, follow, clips, first, rates)
-        return {**out, "x_hat": out["x_hat"].view(x.shape)}, rates
+        out = roll_out(self.inter, follow, clips, first, rates, resets)
+        latents = {**{f"intra_{name}": latent for name, latent in first.get("latents", {}).items()}, **out["latents"]}
+        return {**out, "x_hat": out["x_hat"].view(x.shape), "latents": latents}, rates
 
     def transforms(self, model: nn.Module, part: str, side: int = 256) -> dict[str, Shape | tuple[Shape, ...]]:
         if self.intra is None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import math
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 
 from sparsecodec.data.bt709 import halved_chroma, rgb_to_ycbcr, yuv_error
@@ -21,7 +20,6 @@ from sparsecodec.training.video import Image, Inter, Shape, Shapes, draw_rates
 RT_LAMBDAS = (0.002, 0.064)  # of the lowest and the highest quality; log-spaced between them
 HEM_LAMBDAS = (0.0022, 0.0050, 0.012, 0.027)  # of its four anchors; EVC's
 RT_FRAME_WEIGHTS = (0.5, 1.2, 0.9)  # of the distortion, by feature adaptor: what is coded well helps the frames behind
-RESETS = 0.1  # share of the frames of a training clip at which RT drops its feature
 
 
 def to_planes(x: Tensor) -> Tensor:
@@ -69,13 +67,15 @@ class RTVideo:
     model = DCVCRTVideo
     colour = staticmethod(to_planes)
     error = staticmethod(yuv_error)
+    resets = 0.1
 
     def weight(self, index: int) -> float:
         return RT_FRAME_WEIGHTS[SHIFT_OF_FRAME[index % 8]]
 
+    def reset(self, model: nn.Module, state: Any, rates: Tensor, index: int) -> Any:
+        return model.reset(state, rates + _shift(index - 1))
+
     def step(self, model: nn.Module, x: Tensor, state: Any, rates: Tensor, index: int) -> dict[str, Any]:
-        if model.training and index > 1 and float(torch.rand(())) < RESETS:
-            state = model.reset(state, rates + _shift(index - 1))
         return model(x, state, rates + _shift(index))
 
     def transforms(self, model: nn.Module, side: int) -> tuple[Shapes, Shapes]:
@@ -127,6 +127,7 @@ class _InRGB:
     """Inter models of R'G'B' whose frames weigh alike."""
 
     stride = 64
+    resets = 0.0
 
     @staticmethod
     def colour(x: Tensor) -> Tensor:
@@ -138,6 +139,9 @@ class _InRGB:
 
     def weight(self, index: int) -> float:
         return 1.0
+
+    def reset(self, model: nn.Module, state: Any, rates: Tensor, index: int) -> Any:
+        raise NotImplementedError(f"{type(model).__name__} is trained without resets")
 
 
 class HEMVideo(_InRGB):

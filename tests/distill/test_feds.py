@@ -7,16 +7,18 @@ from typing import Any
 
 import pytest
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.distributions import Normal, kl_divergence
+from torch.distributions import Laplace, Normal, kl_divergence
 
 from sparsecodec._compat import import_compressai
-from sparsecodec.distill import FEDS, stages_of
+from sparsecodec.distill import FEDS, channel_divergence, stages_of
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
+from sparsecodec.nn.likelihood import Latent
 
 RATE = 0.7
+EVC = ("enc", "hyper_enc", "hyper_dec", "dec")
+COMPRESSAI = ("g_a", "h_a", "h_s", "g_s")
 
 
 def forward(model: nn.Module, x: Tensor) -> tuple[dict[str, Any], Tensor]:
@@ -61,7 +63,7 @@ def batches() -> list[Tensor]:
 
 @pytest.fixture(scope="module")
 def feds(student: nn.Module, teacher: nn.Module, batches: list[Tensor]) -> FEDS:
-    return FEDS(student, teacher, forward, batches)
+    return FEDS(student, teacher, forward, EVC, batches)
 
 
 # --- limits -------------------------------------------------------------------------------------------------------
@@ -75,7 +77,7 @@ def test_student_equal_to_its_teacher_has_no_loss(
     """In training: CompressAI's networks read noisy latents, so the noise must be the same on both sides."""
     teacher = teacher if family == "evc" else _louder(compressai(family, 8, 12))
     student = copy.deepcopy(teacher).train()
-    feds = FEDS(student, teacher, forward, batches, entropy_loss)
+    feds = FEDS(student, teacher, forward, EVC if family == "evc" else COMPRESSAI, batches, entropy_loss)
     torch.manual_seed(5)
     feds(student, batches[0])
     assert feds.feature_loss() == 0 and feds.channel_loss() == 0
@@ -86,30 +88,30 @@ def test_student_equal_to_its_teacher_has_no_loss(
 
 
 def test_student_as_wide_as_its_teacher_follows_all_channels_in_order(teacher: nn.Module, batches: list[Tensor]):
-    feds = FEDS(copy.deepcopy(teacher), teacher, forward, batches)
-    assert feds.pairing.tolist() == list(range(96))
+    feds = FEDS(copy.deepcopy(teacher), teacher, forward, EVC, batches)
+    assert feds.channels["y"].pairing.tolist() == list(range(96))
 
 
 def test_weights_are_shares_of_the_entropy_and_sum_to_one(feds: FEDS):
-    assert feds.weights.sum().item() == pytest.approx(1, abs=1e-6)
-    ratio = feds.weights.double() / feds.entropies[feds.pairing]
+    assert feds.channels["y"].weights.sum().item() == pytest.approx(1, abs=1e-6)
+    ratio = feds.channels["y"].weights.double() / feds.channels["y"].entropies[feds.channels["y"].pairing]
     torch.testing.assert_close(ratio, ratio[:1].expand_as(ratio), rtol=1e-5, atol=0)
 
 
 def test_narrower_student_follows_the_most_informative_channels(feds: FEDS):
-    ranked = sorted(range(96), key=lambda c: -feds.entropies[c].item())
-    assert len(feds.pairing) == 64 and set(feds.pairing.tolist()) == set(ranked[:64])
-    assert feds.pairing.tolist() == sorted(ranked[:64])
+    ranked = sorted(range(96), key=lambda c: -feds.channels["y"].entropies[c].item())
+    assert len(feds.channels["y"].pairing) == 64 and set(feds.channels["y"].pairing.tolist()) == set(ranked[:64])
+    assert feds.channels["y"].pairing.tolist() == sorted(ranked[:64])
 
 
 def test_entropies_are_the_bits_that_the_latent_costs(teacher: nn.Module, batches: list[Tensor]):
     def one_rate(model: nn.Module, x: Tensor) -> tuple[dict[str, Any], Tensor]:
         return model(x, RATE), torch.zeros(len(x))
 
-    feds = FEDS(copy.deepcopy(teacher), teacher, one_rate, batches)
+    feds = FEDS(copy.deepcopy(teacher), teacher, one_rate, EVC, batches)
     with torch.no_grad():
         bpp = torch.cat([teacher.eval()(x, RATE)["bpp_y"] for x in batches]).mean()
-    assert feds.entropies.sum().item() / 16**2 == pytest.approx(bpp.item(), rel=1e-3)
+    assert feds.channels["y"].entropies.sum().item() / 16**2 == pytest.approx(bpp.item(), rel=1e-3)
 
 
 # --- the two distances, by hand -----------------------------------------------------------------------------------
@@ -129,18 +131,18 @@ def _outputs(model: nn.Module, paths: list[str], x: Tensor) -> tuple[list[Tensor
 
 
 ENDS = {
-    "evc-nano": "enc.1 enc.3 enc.5 enc.6 hyper_enc.0 hyper_enc.2 hyper_enc.3 hyper_dec.0 hyper_dec.2 "
-    "dec.0 dec.2 dec.4 dec.6 dec.7",
-    "evc-tiny-swin": "enc.1 enc.3 enc.5 enc.10 hyper_enc.0 hyper_enc.2 hyper_enc.3 hyper_dec.0 hyper_dec.2 "
-    "dec.0 dec.2 dec.4 dec.6 dec.7",
-    "MeanScaleHyperprior": "g_a.1 g_a.3 g_a.5 g_a.6 h_a.1 h_a.3 h_a.4 h_s.1 h_s.4 g_s.1 g_s.3 g_s.5 g_s.6",
+    "evc-nano": "enc.1 enc.3 enc.5 enc hyper_enc.0 hyper_enc.2 hyper_enc hyper_dec.0 hyper_dec "
+    "dec.0 dec.2 dec.4 dec.6 dec",
+    "evc-tiny-swin": "enc.1 enc.3 enc.5 enc hyper_enc.0 hyper_enc.2 hyper_enc hyper_dec.0 hyper_dec "
+    "dec.0 dec.2 dec.4 dec.6 dec",
+    "MeanScaleHyperprior": "g_a.1 g_a.3 g_a.5 g_a h_a.1 h_a.3 h_a h_s.1 h_s g_s.1 g_s.3 g_s.5 g_s",
 }
 
 
 @pytest.mark.parametrize("name", ENDS)
 def test_stages_end_where_the_size_changes(name: str):
     model = create(name) if name.startswith("evc") else compressai(name, 8, 12)
-    stages = stages_of(forward, model, torch.rand(1, 3, 64, 64))
+    stages = stages_of(forward, model, torch.rand(1, 3, 64, 64), EVC if name.startswith("evc") else COMPRESSAI)
     assert [stage.path for stage in stages] == ENDS[name].split()
 
 
@@ -160,25 +162,36 @@ def test_losses_are_the_stated_ones(feds: FEDS, student: nn.Module, teacher: nn.
     feds(student, x)
     assert feds.feature_loss().item() == pytest.approx(expected, rel=1e-5)
 
-    difference = (out_s["latent"]["y"] - out_t["latent"]["y"][:, feds.pairing]).square().sum((2, 3)) / (4 * 4)
-    weights = feds.entropies[feds.pairing] / feds.entropies[feds.pairing].sum()
+    pairing, entropies = feds.channels["y"].pairing, feds.channels["y"].entropies
+    difference = (out_s["latents"]["y"].y - out_t["latents"]["y"].y[:, pairing]).square().sum((2, 3)) / (4 * 4)
+    weights = entropies[pairing] / entropies[pairing].sum()
     assert feds.channel_loss().item() == pytest.approx((weights * difference.mean(0)).sum().item(), rel=1e-5)
 
 
 def test_divergence_is_that_of_the_gaussians(feds: FEDS, student: nn.Module, teacher: nn.Module, batches: list[Tensor]):
-    by_divergence = FEDS(student, teacher, forward, batches, "kl")
+    by_divergence = FEDS(student, teacher, forward, EVC, batches, "kl")
     torch.manual_seed(7)
     by_divergence(student, batches[0])
-    s, t = (run.latent for run in by_divergence._last())
-    theirs = Normal(t.means[:, feds.pairing], t.scales[:, feds.pairing].clamp(min=0.11))
+    s, t = (run.latents["y"] for run in by_divergence._last())
+    channels = feds.channels["y"]
+    theirs = Normal(t.means[:, channels.pairing], t.scales[:, channels.pairing].clamp(min=0.11))
     expected = kl_divergence(theirs, Normal(s.means, s.scales.clamp(min=0.11))).mean((0, 2, 3))
-    assert by_divergence.channel_loss().item() == pytest.approx((feds.weights * expected).sum().item(), rel=1e-4)
+    assert by_divergence.channel_loss().item() == pytest.approx((channels.weights * expected).sum().item(), rel=1e-4)
+
+
+def test_divergence_of_laplace_distributions_is_theirs():
+    draw = torch.Generator().manual_seed(0)
+    means, scales = torch.randn(2, 1, 5, 4, 4, generator=draw), torch.rand(2, 1, 5, 4, 4, generator=draw) + 1e-3
+    s, t = (Latent(means[i], means[i], means[i], scales[i], laplace=True) for i in range(2))
+    expected = kl_divergence(Laplace(means[1], scales[1]), Laplace(means[0], scales[0])).mean((0, 2, 3))
+    torch.testing.assert_close(channel_divergence(s, t), expected, rtol=1e-4, atol=1e-5)
+    assert channel_divergence(t, t).abs().max() < 1e-6
 
 
 def test_latent_s_adapter_starts_as_the_pairing(feds: FEDS):
     latent = feds.adapters[3].weight[:, :, 0, 0]  # enc.6, 64 to 96
     assert latent.shape == (96, 64) and latent.sum() == 64
-    assert torch.equal(latent[feds.pairing], torch.eye(64))
+    assert torch.equal(latent[feds.channels["y"].pairing], torch.eye(64))
     picture = feds.adapters[-1].weight[:, :, 0, 0]
     assert torch.equal(picture, torch.eye(3))
 
@@ -218,18 +231,17 @@ def test_nothing_is_left_in_the_student(student: nn.Module, feds: FEDS):
 def test_adapters_are_all_that_trains_and_the_teacher_s_weights_do_not_travel(feds: FEDS):
     names = {name.partition(".")[0] for name, _ in feds.named_parameters()}
     assert names == {"adapters"}
-    assert {name.partition(".")[0] for name in feds.state_dict()} == {
-        *("adapters", "entropies", "pairing", "teacher_hash")
-    }
+    assert {name.partition(".")[0] for name in feds.state_dict()} == {*("adapters", "channels", "teacher_hash")}
 
 
 def test_pairing_is_the_stored_one_whatever_a_new_calibration_says(
     feds: FEDS, student: nn.Module, teacher: nn.Module, batches: list[Tensor]
 ):
-    other = FEDS(student, teacher, forward, [x * 0.2 for x in batches])
-    assert not torch.equal(other.entropies, feds.entropies)
+    other = FEDS(student, teacher, forward, EVC, [x * 0.2 for x in batches])
+    assert not torch.equal(other.channels["y"].entropies, feds.channels["y"].entropies)
     other.load_state_dict(feds.state_dict())
-    assert torch.equal(other.pairing, feds.pairing) and torch.equal(other.weights, feds.weights)
+    theirs, ours = feds.channels["y"], other.channels["y"]
+    assert torch.equal(ours.pairing, theirs.pairing) and torch.equal(ours.weights, theirs.weights)
 
 
 def test_state_of_another_teacher_is_refused(feds: FEDS, student: nn.Module, teacher: nn.Module, batches: list[Tensor]):
@@ -237,7 +249,7 @@ def test_state_of_another_teacher_is_refused(feds: FEDS, student: nn.Module, tea
     with torch.no_grad():
         changed.dec[0].block[0].conv1[0].bias[0] += 1
     with pytest.raises(UsageError, match="another teacher"):
-        FEDS(student, changed, forward, batches).load_state_dict(feds.state_dict())
+        FEDS(student, changed, forward, EVC, batches).load_state_dict(feds.state_dict())
 
 
 # --- errors -------------------------------------------------------------------------------------------------------
@@ -245,29 +257,34 @@ def test_state_of_another_teacher_is_refused(feds: FEDS, student: nn.Module, tea
 
 def test_codecs_that_do_not_fit_are_refused(teacher: nn.Module, student: nn.Module, batches: list[Tensor]):
     with pytest.raises(UsageError, match="96 latent channels, its teacher 64"):
-        FEDS(teacher, student, forward, batches)
-    with pytest.raises(UsageError, match=r"enc 32.*g_a 32.*one family"):
-        FEDS(student, compressai("ScaleHyperprior", 8, 12), forward, batches)
-    with pytest.raises(UsageError, match="Linear has none of the transforms"):
-        stages_of(lambda model, x: (model(x), x), nn.Linear(3, 3), batches[0])
+        FEDS(teacher, student, forward, EVC, batches)
+    with pytest.raises(UsageError, match="ScaleHyperprior has no enc, hyper_enc, hyper_dec, dec"):
+        FEDS(student, compressai("ScaleHyperprior", 8, 12), forward, EVC, batches)
+    flatter = copy.deepcopy(student)
+    flatter.enc.append(nn.Conv2d(64, 64, 3, padding=1)), flatter.enc.append(nn.AvgPool2d(2))
+    flatter.enc.append(nn.Upsample(scale_factor=2))
+    with pytest.raises(UsageError, match=r"ends? at rows enc 32.*the teacher's at enc 32.*needs one family"):
+        FEDS(flatter, teacher, forward, EVC, batches)
 
 
 def test_bad_settings_are_named(teacher: nn.Module, student: nn.Module, batches: list[Tensor]):
     with pytest.raises(UsageError, match="'l1'.*mse, kl"):
-        FEDS(student, teacher, forward, batches, "l1")
+        FEDS(student, teacher, forward, EVC, batches, "l1")
     with pytest.raises(UsageError, match="calibration set is empty"):
-        FEDS(student, teacher, forward, [])
+        FEDS(student, teacher, forward, EVC, [])
     factorized = compressai("FactorizedPrior", 8, 12)
-    with pytest.raises(UsageError, match="FactorizedPrior has no Gaussians"):
-        FEDS(copy.deepcopy(factorized), factorized, forward, batches, "kl")
-    assert FEDS(copy.deepcopy(factorized), factorized, forward, batches).pairing.tolist() == list(range(12))
+    with pytest.raises(UsageError, match="FactorizedPrior predicts no distributions"):
+        FEDS(copy.deepcopy(factorized), factorized, forward, ("g_a", "g_s"), batches, "kl")
+    same = FEDS(copy.deepcopy(factorized), factorized, forward, ("g_a", "g_s"), batches)
+    assert same.channels["y"].pairing.tolist() == list(range(12))
     with pytest.raises(UsageError, match="no forward"):
-        FEDS(student, teacher, forward, batches).feature_loss()
+        FEDS(student, teacher, forward, EVC, batches).feature_loss()
 
 
-def test_layer_that_does_not_run_is_named(teacher: nn.Module, batches: list[Tensor]):
+def test_transforms_that_none_runs_are_named(teacher: nn.Module, batches: list[Tensor]):
     def encoder_alone(model: nn.Module, x: Tensor) -> tuple[dict[str, Any], Tensor]:
-        return {"latent": {"y": model.enc(x), "likelihoods": F.sigmoid(x)}}, x
+        return {"y": model.enc(x)}, x
 
-    with pytest.raises(UsageError, match=r"hyper_enc\.0, .*of EVC did not run"):
-        stages_of(encoder_alone, teacher, batches[0])
+    assert {stage.transform for stage in stages_of(encoder_alone, teacher, batches[0], EVC)} == {"enc"}
+    with pytest.raises(UsageError, match="none of the transforms hyper_dec, dec of EVC runs"):
+        stages_of(encoder_alone, teacher, batches[0], ("hyper_dec", "dec"))

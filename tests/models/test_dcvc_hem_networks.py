@@ -192,7 +192,7 @@ def test_single_frames_are_coded_as_described(hem: VideoCodec, clip: list[Tensor
     x_hat, bits = described_image(hem.intra.state_dict(), clip[0], 0.8)
     torch.testing.assert_close(out["x_hat"], x_hat, atol=1e-5, rtol=1e-5)
     assert float(out["bpp_y"]) * clip[0][0, 0].numel() == pytest.approx(float(bits), rel=1e-5)
-    assert out["latent"]["y"].sub(out["latent"]["means"]).round().unique().numel() > 5
+    assert out["latents"]["y"].y.sub(out["latents"]["y"].means).round().unique().numel() > 5
 
 
 @torch.no_grad()

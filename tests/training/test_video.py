@@ -9,6 +9,7 @@ import pytest
 import torch
 
 import sparsecodec
+from sparsecodec import zoo
 from sparsecodec.data import RandomClips
 from sparsecodec.data.bt709 import halved_chroma, rgb_to_ycbcr, ycbcr_to_rgb, yuv_error
 from sparsecodec.errors import UsageError
@@ -85,7 +86,7 @@ def test_each_clip_has_its_quality_and_each_frame_its_shift(codec, monkeypatch):
 
 
 def test_gradients_of_the_last_frame_reach_the_first(codec, monkeypatch):
-    monkeypatch.setattr(rollouts, "RESETS", 0.0)
+    monkeypatch.setattr(rollouts.RTVideo, "resets", 0.0)
     out, _ = family_of(codec).forward(codec.train(), torch.rand(1, 3, 3, 64, 64), 40)
     out["x_hat"][:, 2].sum().backward()
     assert codec.intra.dec.dec_2.ffn[2].weight.grad.abs().sum() > 0
@@ -94,7 +95,7 @@ def test_gradients_of_the_last_frame_reach_the_first(codec, monkeypatch):
 
 
 def test_a_reset_forgets_the_feature_and_keeps_the_picture(codec, monkeypatch):
-    monkeypatch.setattr(rollouts, "RESETS", 1.0)
+    monkeypatch.setattr(rollouts.RTVideo, "resets", 1.0)
     x = torch.rand(1, 3, 3, 64, 64)
     out, _ = family_of(codec).forward(codec.train(), x, 40)
     out["x_hat"][:, 2].sum().backward()
@@ -214,20 +215,21 @@ REDUCTION = {"mac_reduction": 0.3, "transforms": "all", "round_to": 4}
         ("nm", {"transforms": "all", "min_channels": 16}),
         ("plan", {"plan": "uniform", "reduction": 0.3, "transforms": "all", "side": 64, "round_to": 4}),
         ("quantize", {"transforms": "all", "rule": "mse", "calibration_crops": 1}),
+        ("feds", {"teacher": "dcvc-rt-tiny", "channel_steps": 1, "finetune_steps": 1, "calibration_batches": 1}),
     ],
 )
 def test_a_method_leaves_what_is_not_trained_as_it_is(method, settings, pictures, tmp_path):
     values = {"model": "rt", "steps": 2, "batch": 1, "crop": 64, "frames": 3, "warmup": 1, "trains": ["inter"]}
     codec, data = small_codec(), RandomClips(pictures, 64, 3)
     before = {key: value.clone() for key, value in codec.state_dict().items()}
-    state = run(Recipe.from_dict({**values, method: settings}), codec, data, tmp_path).state_dict()
+    state = run(Recipe.from_dict({**values, method: settings}), codec, data, tmp_path, zoo.load).state_dict()
     intra = [key for key in before if key.startswith("intra.")]
     assert all(torch.equal(before[key], state[key]) for key in intra)
     assert any(key not in state or not torch.equal(before[key], state[key]) for key in before)
     for trains in (["inter.q_recon"], ["motion"]):
         wrong = Recipe.from_dict({**values, "trains": trains, method: settings})
         with pytest.raises(UsageError, match=r"trains=.*needs at least one of the transforms .*inter\.decoder"):
-            run(wrong, small_codec(), data, tmp_path / "wrong")
+            run(wrong, small_codec(), data, tmp_path / "wrong", zoo.load)
 
 
 def test_stages_and_plans_that_prune_what_rests_are_refused(pictures, tmp_path):

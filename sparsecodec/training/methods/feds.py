@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,13 +12,14 @@ from torch import Tensor, nn
 
 from sparsecodec.distill.feds import ENTROPY_LOSSES, FEDS
 from sparsecodec.errors import UsageError
-from sparsecodec.training.families import family_of
+from sparsecodec.training.families import family_of, trained_transforms
 from sparsecodec.training.method import Method
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
 
 COMMAND = "distill"
 FEATURES_LATER = 0.1  # share of the feature loss that stays while channels are distilled
+PARAMETERS = ("y_prior_fusion", "y_spatial_prior", "auto_regressive", "context_prediction", "entropy_parameters")
 
 
 @dataclass(frozen=True)
@@ -101,6 +102,13 @@ class Distillation(Method):
         return self._record
 
 
+def aligned_transforms(model: nn.Module, trains: Sequence[str] | None) -> tuple[str, ...]:
+    """Paths of the trained transforms of `model` but those that only predict distributions; `trains` as of `Recipe`."""
+    return tuple(
+        path for path in trained_transforms(model, "all", trains) if not any(name in path for name in PARAMETERS)
+    )
+
+
 def run(
     recipe: Recipe,
     settings: Settings,
@@ -119,7 +127,8 @@ def run(
     device = next(model.parameters()).device
     teacher = load(settings.teacher).to(device)
     batches = [data.batch(step, recipe.batch).to(device) for step in range(settings.calibration_batches)]
-    feds = FEDS(model, teacher, family_of(model).forward, batches, settings.entropy_loss)
+    transforms = aligned_transforms(model, recipe.trains)
+    feds = FEDS(model, teacher, family_of(model).forward, transforms, batches, settings.entropy_loss)
     a, b, adapter_lr = settings.a, settings.b, settings.adapter_learning_rate
 
     averaged = Trainer(recipe, model, data, folder / "features", Distillation(feds, a, 0.0, adapter_lr)).run()
