@@ -1,6 +1,6 @@
 """Entropy coding: tables, rANS streams and the container file."""
 
-from sparsecodec.entropy.bitstream import DEFAULT_MAX_PIXELS, Container, Header, crc32c
+from sparsecodec.entropy.bitstream import Container, Header, crc32c
 from sparsecodec.entropy.coder import (
     Decoder,
     Encoder,
@@ -14,6 +14,7 @@ from sparsecodec.entropy.coder import (
 from sparsecodec.entropy.frame_files import FrameFile
 from sparsecodec.entropy.groups import DecoderGroup, EncoderGroup
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
+from sparsecodec.entropy.limits import DEFAULT_MAX_PIXELS, check_limit
 from sparsecodec.entropy.nal import NalFrame, NalReader, NalWriter
 from sparsecodec.entropy.rans32 import Decoder32, Encoder32, join_pairs, split_pairs
 from sparsecodec.entropy.stored_tables import (
@@ -41,6 +42,7 @@ __all__ = [
     "CodedFrame",
     "Container",
     "DEFAULT_MAX_PIXELS",
+    "check_limit",
     "Decoder",
     "Decoder32",
     "DecoderGroup",

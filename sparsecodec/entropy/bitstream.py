@@ -6,6 +6,7 @@ import struct
 from dataclasses import dataclass
 from itertools import accumulate
 
+from sparsecodec.entropy.limits import DEFAULT_MAX_PIXELS, check_limit
 from sparsecodec.entropy.native import native
 from sparsecodec.entropy.tiling import MAX_TILE_SIDE, OVERLAP_UNIT, SIDE_UNIT, Tiling
 from sparsecodec.entropy.varint import pack_varint, unpack_varint
@@ -17,7 +18,6 @@ MODEL_HASH_BYTES = 8
 MAX_PAYLOADS = 16  # of a tile
 MAX_SIDE = (1 << 24) - 1
 MAX_PAYLOAD_BYTES = (1 << 32) - 1
-DEFAULT_MAX_PIXELS = 1 << 28  # 16384 x 16384
 
 _EXACT, _TILED, _RESERVED, _COUNT_SHIFT = 1, 2, 0b1100, 4  # the flags of version 2
 _ENTRY_BYTES = 5  # of the least that the chunk table holds per payload
@@ -179,7 +179,9 @@ class Container:
         Raises:
             BitstreamError: not such a file, an unknown version of it, or a byte is damaged, missing or too many.
             ResourceLimitError: the picture has more than `max_pixels` pixels. Nothing was allocated for it.
+            UsageError: `max_pixels` is no positive, finite number.
         """
+        check_limit(max_pixels, "max_pixels")
         header = Header.read(data)
         if header.height * header.width > max_pixels:
             raise ResourceLimitError(f"picture of {header.width} x {header.height} pixels (limit: {max_pixels} pixels)")

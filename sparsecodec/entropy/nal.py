@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import BinaryIO
 
-from sparsecodec.entropy.bitstream import DEFAULT_MAX_PIXELS
+from sparsecodec.entropy.limits import DEFAULT_MAX_PIXELS, check_limit
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 
 FAMILIES = ("fm", "rt", "uf")
@@ -121,11 +121,12 @@ class NalReader:
     Raises (also while iterating):
         BitstreamError: bytes that no encoder of this family writes; the message says where.
         ResourceLimitError: a picture of more than `max_pixels`.
-        UsageError: no such family.
+        UsageError: no such family, or `max_pixels` is no positive, finite number.
     """
 
     def __init__(self, family: str, source: BinaryIO, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
         self._family = _checked_family(family)
+        check_limit(max_pixels, "max_pixels")
         self._source = source
         self._max_pixels = max_pixels
         self._position = 0

@@ -49,12 +49,13 @@ class Tiling:
     overlap: int
 
     def __post_init__(self) -> None:
-        if not SIDE_UNIT <= self.side <= MAX_TILE_SIDE or self.side % SIDE_UNIT:
-            raise UsageError(f"tile side {self.side} (needs a multiple of {SIDE_UNIT}, up to {MAX_TILE_SIDE})")
-        if not 0 <= self.overlap <= self.side // 2 or self.overlap % OVERLAP_UNIT:
+        if not (isinstance(self.side, int) and SIDE_UNIT <= self.side <= MAX_TILE_SIDE) or self.side % SIDE_UNIT:
+            raise UsageError(f"tile side {self.side!r} (needs a multiple of {SIDE_UNIT}, up to {MAX_TILE_SIDE})")
+        most = self.side // 2
+        if not (isinstance(self.overlap, int) and 0 <= self.overlap <= most) or self.overlap % OVERLAP_UNIT:
             raise UsageError(
-                f"overlap {self.overlap} of tiles of {self.side} pixels (needs a multiple of {OVERLAP_UNIT}, "
-                f"0 to {self.side // 2})"
+                f"overlap {self.overlap!r} of tiles of {self.side} pixels (needs a multiple of {OVERLAP_UNIT}, "
+                f"0 to {most})"
             )
 
     @property

@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from sparsecodec.entropy.bitstream import DEFAULT_MAX_PIXELS, crc32c
+from sparsecodec.entropy.bitstream import crc32c
+from sparsecodec.entropy.limits import DEFAULT_MAX_PIXELS, check_limit
 from sparsecodec.entropy.video_bitstream import (
     FOOTER,
     FOOTER_MAGIC,
@@ -113,6 +114,7 @@ class VideoReader:
     """
 
     def __init__(self, source: BinaryIO, max_pixels: int = DEFAULT_MAX_PIXELS) -> None:
+        check_limit(max_pixels, "max_pixels")
         self._source = source
         self.seekable = source.seekable()
         self.position = 0

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from statistics import fmean
 
 import torch
@@ -172,6 +172,8 @@ def _integer_tables(model: nn.Module) -> IntegerTables:
 
 def _pictures(images: Tensor | Sequence[Tensor]) -> list[Tensor]:
     """Checked pictures, each ``[N, 3, H, W]`` float32, cut to multiples of the stride."""
+    if not isinstance(images, Iterable):
+        raise UsageError(f"calibration: {type(images).__name__} (needs a tensor or a sequence of them)")
     pictures = [images] if isinstance(images, Tensor) else list(images)
     if not pictures:
         raise UsageError("calibration: no image")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Sequence
@@ -13,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecodec.entropy import Container, Header, Tiling
+from sparsecodec.entropy import DEFAULT_MAX_PIXELS, Container, Header, Tiling, check_limit
 from sparsecodec.errors import UsageError
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.runtime.batch import BATCH, Decoded, check_batch, check_encodable, decode_each, runs
@@ -27,8 +26,6 @@ from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.sparsity.macs import count
 from sparsecodec.sparsity.rules import is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
-
-MAX_PIXELS = 2**28
 
 
 def finished(x_hat: Tensor, height: int, width: int) -> Tensor:
@@ -160,6 +157,8 @@ class CompiledCodec(ABC):
             UsageError: wrong shape, dtype or range; the message names the picture.
         """
         check_batch(batch)
+        if not isinstance(pictures, Iterable):
+            raise UsageError(f"pictures is a {type(pictures).__name__} (needs a tensor or a sequence of them)")
         pictures = [x[None] for x in pictures] if isinstance(pictures, Tensor) else list(pictures)
         for index, x in enumerate(pictures):
             check_encodable(x, f"picture {index}")
@@ -217,7 +216,7 @@ class CompiledCodec(ABC):
     def decode(
         self,
         data: bytes,
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         region: Sequence[int] | None = None,
         max_memory: int | None = None,
     ) -> Tensor:
@@ -257,7 +256,7 @@ class CompiledCodec(ABC):
     def decode_batch(
         self,
         blobs: Iterable[bytes],
-        max_pixels: int = MAX_PIXELS,
+        max_pixels: int = DEFAULT_MAX_PIXELS,
         on_error: str = "raise",
         batch: int = BATCH,
         max_memory: int | None = None,
@@ -281,8 +280,9 @@ class CompiledCodec(ABC):
             UsageError: no sequence of bytes, another `on_error`, or a limit that is no positive number.
         """
         check_batch(batch)
-        if not isinstance(max_pixels, int | float) or not 0 < max_pixels < math.inf:  # also false for NaN
-            raise UsageError(f"max_pixels={max_pixels!r} (needs a positive, finite number)")
+        check_limit(max_pixels, "max_pixels")
+        if max_memory is not None:
+            check_limit(max_memory, "max_memory")
 
         def most(header: Header) -> int:
             count = min(batch, int(together(header, max_pixels)))

@@ -68,7 +68,10 @@ def compile_codec(
         raise UsageError("calibration is for stream='portable'")
     if dtype is not None and dtype not in DTYPES:
         raise UsageError(f"dtype={dtype!r} (one of {', '.join(map(str, DTYPES))})")
-    device = torch.device(device)
+    try:
+        device = torch.device(device)
+    except (RuntimeError, TypeError) as error:
+        raise UsageError(f"device={device!r} (needs one that torch knows, such as 'cpu' or 'cuda')") from error
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={device}: torch sees no CUDA device")
     sample = torch.full((1, 3, 64, 64), 0.5) if sample is None else sample

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from sparsecodec.entropy import Tiling, Window
+from sparsecodec.entropy import Tiling, Window, check_limit
 from sparsecodec.errors import ResourceLimitError
 from sparsecodec.runtime.tiles import SIDES, tiling_of, windows
 
@@ -43,9 +43,11 @@ def fitting_tiling(
 
     Raises:
         ResourceLimitError: the tiles that were asked for, or even the smallest ones, need more.
+        UsageError: `limit` is no positive, finite number.
     """
     if limit is None:
         return tiling_of(height, width, side, overlap)
+    check_limit(limit, "max_memory")
     choice = (None, *SIDES) if side is None and overlap is None else SIDES if side is None else (side,)
     for candidate in choice:
         tiling = tiling_of(height, width, candidate, overlap)
@@ -63,6 +65,7 @@ def check_decoding(codec: CompiledCodec, region: Window, parts: Iterable[Window]
         ResourceLimitError: it does.
     """
     if limit is not None:
+        check_limit(limit, "max_memory")
         needed = decoding_bytes(codec, region, parts)
         if needed > limit:
             raise _too_much(f"decoding {region.width} x {region.height} pixels", needed, limit)

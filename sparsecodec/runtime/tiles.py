@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from sparsecodec.entropy import Header, Tiling, Window
+from sparsecodec.entropy import Header, Tiling, Window, check_limit
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 
 # Pixels that neighbours share. Of evc-tiny-sparse on Kodak in tiles of 512, against one tile, 16 cost no picture PSNR,
@@ -113,6 +113,7 @@ def check_pixels(header: Header, region: Window, max_pixels: int) -> None:
     Raises:
         ResourceLimitError: it does.
     """
+    check_limit(max_pixels, "max_pixels")
     parts = list(touched(header, region).values())
     needed = max([region, *parts], key=lambda window: window.pixels)
     if needed.pixels > max_pixels:

@@ -13,10 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecodec._clip_format import ClipFormat
-from sparsecodec.entropy import CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
+from sparsecodec.entropy import DEFAULT_MAX_PIXELS, CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models.inputs import whole
-from sparsecodec.runtime.codec import MAX_PIXELS, finished
+from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
 QPS = 64
@@ -138,7 +138,7 @@ class CompiledVideo(ABC):
         return VideoEncoder(self, form, qp, intra_period)
 
     def decoder(
-        self, source: bytes | BinaryIO | VideoReader, start: int = 0, max_pixels: int = MAX_PIXELS
+        self, source: bytes | BinaryIO | VideoReader, start: int = 0, max_pixels: int = DEFAULT_MAX_PIXELS
     ) -> VideoDecoder:
         """A session that gives the frames of an ``.spv`` file, one after another.
 

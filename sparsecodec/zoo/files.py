@@ -157,6 +157,8 @@ def _stem(path: str | Path) -> Path:
 
 def _paths(name: str | Path) -> tuple[Path, Path]:
     """(weights, description); a bare name that ships with the package wins over files of that name."""
+    if not isinstance(name, str | Path):
+        raise UsageError(f"model is a {type(name).__name__} (needs a name or a path)")
     stem = FOLDER / name if str(name) in names() else _stem(name)
     weights, description = (stem.with_name(stem.name + suffix) for suffix in (".safetensors", ".json"))
     found = [path.exists() for path in (weights, description)]

@@ -10,11 +10,11 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import EntropyTables, decode, encode
+from sparsecodec.entropy import DEFAULT_MAX_PIXELS, EntropyTables, decode, encode
 from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 from sparsecodec.nn.routine import Coding, Routine
 from sparsecodec.ops import entropy_parameters, quantize_latent, restore_latent, scale_table_thresholds
-from sparsecodec.runtime.codec import MAX_PIXELS, CompiledCodec, finished
+from sparsecodec.runtime.codec import CompiledCodec, finished
 
 Network = Callable[[Tensor], Tensor]
 MAX_SYMBOL = 2**24  # float32 holds every integer up to here; the family does not clip
@@ -107,8 +107,9 @@ class CompressAICodec(CompiledCodec):
         if len(shape) != 2 or min(shape) < 1:
             raise UsageError(f"shape={tuple(shape)} (needs two numbers, at least 1)")
         pixels = shape[0] * shape[1] * self.STRIDE**2
-        if pixels > MAX_PIXELS:
-            raise ResourceLimitError(f"shape={tuple(shape)} is a picture of {pixels} pixels (limit: {MAX_PIXELS})")
+        if pixels > DEFAULT_MAX_PIXELS:
+            what = f"shape={tuple(shape)} is a picture of {pixels} pixels"
+            raise ResourceLimitError(f"{what} (limit: {DEFAULT_MAX_PIXELS})")
         return shape[0] * self.STRIDE, shape[1] * self.STRIDE
 
     def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:

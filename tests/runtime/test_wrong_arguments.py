@@ -1,0 +1,70 @@
+"""Arguments of the wrong kind: one sentence that names the value and what would be right, whatever is called."""
+
+from __future__ import annotations
+
+import io
+import re
+
+import pytest
+import torch
+
+from sparsecodec import compile_codec, load
+from sparsecodec.entropy import Container, NalReader, VideoReader
+from sparsecodec.errors import UsageError
+from sparsecodec.models import create
+
+X = torch.full((1, 3, 64, 64), 0.5)
+
+
+@pytest.fixture(scope="module")
+def codec():
+    torch.manual_seed(0)
+    return compile_codec(create("evc-nano"))
+
+
+@pytest.mark.parametrize("limit", ["1G", -5, 0, float("nan"), float("inf"), True, [1]])
+def test_limits_that_are_no_numbers_are_named(codec, limit):
+    blob = codec.encode(X)
+    calls = {
+        "max_memory": [
+            lambda: codec.encode(X, max_memory=limit),
+            lambda: codec.decode(blob, max_memory=limit),
+            lambda: codec.decode_batch([blob], max_memory=limit),
+        ],
+        "max_pixels": [
+            lambda: codec.decode(blob, max_pixels=limit),
+            lambda: codec.decode_batch([blob], max_pixels=limit),
+            lambda: Container.from_bytes(blob, max_pixels=limit),
+            lambda: VideoReader(io.BytesIO(), max_pixels=limit),
+            lambda: NalReader("rt", io.BytesIO(), max_pixels=limit),
+        ],
+    }
+    for name, functions in calls.items():
+        for function in functions:
+            with pytest.raises(UsageError, match=re.escape(f"{name}={limit!r} (needs a positive, finite number)")):
+                function()
+
+
+@pytest.mark.parametrize("side", [64.0, "64", True, 63, -64, 2**24])
+def test_sides_of_tiles_that_the_format_does_not_hold_are_named(codec, side):
+    with pytest.raises(UsageError, match=re.escape(f"tile side {side!r} (needs a multiple of 64")):
+        codec.encode(X, tile=side)
+
+
+@pytest.mark.parametrize("overlap", [16.0, "16", 15, -16, 48])
+def test_overlaps_that_the_format_does_not_hold_are_named(codec, overlap):
+    with pytest.raises(
+        UsageError, match=re.escape(f"overlap {overlap!r} of tiles of 64 pixels (needs a multiple of 16")
+    ):
+        codec.encode(X, tile=64, overlap=overlap)
+
+
+def test_what_is_no_sequence_no_model_and_no_device_is_named(codec):
+    with pytest.raises(UsageError, match="pictures is a NoneType"):
+        codec.encode_batch(None)
+    with pytest.raises(UsageError, match="model is a int .needs a name or a path"):
+        load(5)
+    with pytest.raises(UsageError, match="device='gpu' .needs one that torch knows"):
+        compile_codec(create("evc-nano"), device="gpu")
+    with pytest.raises(UsageError, match="calibration: int .needs a tensor or a sequence"):
+        compile_codec(create("evc-nano"), stream="portable", calibration=5)
