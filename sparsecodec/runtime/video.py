@@ -20,6 +20,7 @@ from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
 QPS = 64
+FRAMES = 1 << 31  # of a clip, fewer
 INTRA_PERIOD = 250  # frames; what x264 takes, too
 
 
@@ -152,10 +153,14 @@ class CompiledVideo(ABC):
             BitstreamError: not such a file, or its header is damaged.
             ModelMismatchError: another model made it, or other numerics.
             ResourceLimitError: a frame has more than `max_pixels` pixels. Nothing was allocated for it.
-            UsageError: there is no frame `start`.
+            UsageError: there is no frame `start`; or no bytes, file or limit.
         """
+        if isinstance(source, bytes | bytearray | memoryview):
+            source = io.BytesIO(source)
         if not isinstance(source, VideoReader):
-            source = VideoReader(io.BytesIO(source) if isinstance(source, bytes) else source, max_pixels)
+            if not hasattr(source, "read"):
+                raise UsageError(f"a {type(source).__name__} (needs bytes, a binary file or a reader)")
+            source = VideoReader(source, max_pixels)
         return VideoDecoder(self, source, start)
 
 
@@ -167,9 +172,7 @@ class VideoEncoder:
     """
 
     def __init__(self, codec: CompiledVideo, form: ClipFormat, qp: int, intra_period: int) -> None:
-        if intra_period < 0:
-            raise UsageError(f"intra_period={intra_period} (needs at least 0; 0: only the first frame)")
-        self._codec, self._qp, self._period = codec, whole(qp, "qp", QPS), intra_period
+        self._codec, self._qp, self._period = codec, whole(qp, "qp", QPS), whole(intra_period, "intra_period", FRAMES)
         self._size = (form.height, form.width)
         header = VideoHeader(codec.model_hash, codec.numerics.tag, form, codec.exact_pictures)
         self._writer = VideoWriter(header)
@@ -232,9 +235,7 @@ class VideoDecoder:
     """
 
     def __init__(self, codec: CompiledVideo, reader: VideoReader, start: int) -> None:
-        if start < 0:
-            raise UsageError(f"start={start} (needs at least 0)")
-        self._codec, self._reader, self._start = codec, reader, start
+        self._codec, self._reader, self._start = codec, reader, whole(start, "start", FRAMES)
         self.header = reader.header
         check_made_here(self.header, codec.model_hash, codec.numerics, codec.exact_pictures)
         if start and reader.seekable:

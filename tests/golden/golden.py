@@ -19,13 +19,15 @@ sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from make import NATIVE, integer_rows, integers, native_model, picture, portable_model
+from make import NATIVE, integer_rows, integers, moving, native_model, picture, portable_model, portable_video
 
+from sparsecodec._clip_format import ClipFormat
 from sparsecodec.cli.options import usual_stream
 from sparsecodec.entropy import Container, Decoder, Encoder, EntropyTables, LaneDecoder, LaneEncoder, Tiling
 from sparsecodec.entropy import evc_gaussian_tables as evc_rows
 from sparsecodec.entropy.coder import observing
 from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.zoo import load
 
 MANIFEST = Path(__file__).parent / "streams.json"
@@ -35,7 +37,8 @@ ZOO = ("evc-tiny", "evc-tiny-sparse")
 ZOO_LATER = ("evc-tiny-sparse-feds", "evc-tiny-sparse-portable", "evc-tiny-sparse-int8", "evc-tiny-sparse-exact")
 PORTABLE = ("evc-nano", "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
 BATCHED = (*ZOO, *ZOO_LATER, *(f"portable/{name}" for name in PORTABLE), *(f"native/{name}" for name in NATIVE))
-RESULTS = ("sha256", "data", "symbols", "mean", "picture")
+CLIPS = ("portable/dcvc-rt",)
+RESULTS = ("sha256", "data", "symbols", "mean", "picture", "frames")
 TOGETHER = 3  # pictures of a batch
 LARGEST_KEPT = 4000  # bytes; of longer streams (not files) only the hash is kept, and the encoder makes them again
 
@@ -91,7 +94,9 @@ def container(entry: Entry) -> Container:
 
 
 @cache
-def codec(name: str) -> CompiledCodec:
+def codec(name: str) -> CompiledCodec | CompiledVideo:
+    if name == "portable/dcvc-rt":
+        return compile_codec(portable_video(), stream="portable")
     if name.startswith("portable/"):
         return compile_codec(portable_model(name.removeprefix("portable/")), stream="portable")
     if name.startswith("native/"):
@@ -122,6 +127,14 @@ def decode_file(entry: Entry, data: bytes) -> tuple[str, torch.Tensor]:
     with observing(lambda symbols: digest.update(symbols.astype("<i4").tobytes())):
         x = decode(data)
     return digest.hexdigest(), x
+
+
+def decode_clip(entry: Entry, data: bytes) -> tuple[str, list[str]]:
+    """SHA-256 of the symbols of all coding calls of a clip, and of each frame: no rounding is left to the device."""
+    digest, decoder = hashlib.sha256(), codec(entry["model"]).decoder
+    with observing(lambda symbols: digest.update(symbols.astype("<i4").tobytes())):
+        frames = list(decoder(data))
+    return digest.hexdigest(), [hashlib.sha256(x.numpy().astype("<f4").tobytes()).hexdigest() for x in frames]
 
 
 def seen(model: str, x: torch.Tensor) -> Entry:
@@ -167,9 +180,23 @@ def wanted() -> Iterator[Entry]:
         for quality in (10, 90) if "evc" in name else (None,):
             yield {"kind": "batch", "model": name, "size": (65, 33), "quality": quality, "count": TOGETHER}
 
+    for name in CLIPS:
+        for size, frames, quality, period in (
+            ((64, 64), 4, 63, 0),
+            ((1, 1), 3, 32, 2),
+            ((50, 83), 5, 0, 3),
+            ((97, 16), 3, 20, 0),
+        ):
+            yield {"kind": "clip", "model": name, "size": size, "count": frames, "quality": quality, "period": period}
+
 
 def made(entry: Entry) -> Entry:
     """An entry with its bytes and what they must decode to."""
+    if entry["kind"] == "clip":
+        height, width = entry["size"]
+        encoder = codec(entry["model"]).encoder(ClipFormat(height, width), entry["quality"], entry["period"])
+        x = torch.from_numpy(moving(entry["count"], height, width))
+        return sealed(entry, b"".join([*(encoder.push(frame[None]) for frame in x), encoder.finish()]))
     if entry["kind"] == "batch":
         pictures = [picture(*entry["size"], seed=100 * k + sum(entry["size"])) for k in range(entry["count"])]
         x = torch.from_numpy(np.concatenate(pictures))
@@ -188,11 +215,13 @@ def made(entry: Entry) -> Entry:
 def sealed(entry: Entry, data: bytes) -> Entry:
     """`entry` with these bytes."""
     entry = {**entry, "sha256": hashlib.sha256(data).hexdigest()}
-    if entry["kind"] in ("file", "container") or len(data) <= LARGEST_KEPT:
+    if entry["kind"] in ("file", "container", "clip") or len(data) <= LARGEST_KEPT:
         entry["data"] = base64.b64encode(data).decode()
     if entry["kind"] == "file":
         entry["symbols"], x = decode_file(entry, data)
         entry |= seen(entry["model"], x)
+    elif entry["kind"] == "clip":
+        entry["symbols"], entry["frames"] = decode_clip(entry, data)
     elif entry["kind"] != "container":
         entry["symbols"] = hashlib.sha256(decoded(entry, data).astype("<i4").tobytes()).hexdigest()
     return entry

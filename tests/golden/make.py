@@ -9,8 +9,12 @@ import torch
 from torch import nn
 
 from sparsecodec._compat import import_compressai
+from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
+from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.description import from_description
+from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import portable
+from sparsecodec.quant.tables import NEVER
 
 
 def integers(count: int, seed: int) -> np.ndarray:
@@ -28,6 +32,12 @@ def picture(height: int, width: int, seed: int) -> np.ndarray:
     noise = (integers(height * width, seed) & np.uint64(15)).astype(np.int64).reshape(height, width)
     planes = [3 * y + 2 * x + noise, (x // 9 + y // 7) % 2 * 140 + noise + y, 200 - 2 * x + noise * (x // 16 % 2)]
     return (np.stack(planes) & 255)[None].astype(np.float32) / 256
+
+
+def moving(frames: int, height: int, width: int, seed: int = 0) -> np.ndarray:
+    """``[frames, 3, height, width]``: a window that moves over a `picture`, three pixels right and two down a frame."""
+    large = picture(height + 2 * frames, width + 3 * frames, seed)[0]
+    return np.stack([large[:, 2 * t : 2 * t + height, 3 * t : 3 * t + width] for t in range(frames)])
 
 
 def integer_rows(rows: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
@@ -66,6 +76,8 @@ def seeded(name: str, tensor: torch.Tensor) -> torch.Tensor:
         values = (random >> np.uint64(48)).astype(np.int64) - 32768
     elif name == "q_scale":  # of EVC, from the coarsest rate to the finest
         values = np.array([2.0, 1.5, 1.0, 0.75])
+    elif ".q_" in name:  # of DCVC-RT: a row of factors for each quality, 1/2 to 3/2
+        values = 0.5 + (random >> np.uint64(52)).astype(np.float64) * 2.0**-12
     elif name == "q_basic":
         values = 16 + (random >> np.uint64(60)).astype(np.float64)
     elif tensor.ndim >= 2 and tensor.numel() > tensor.shape[0]:
@@ -116,6 +128,29 @@ def portable_model(name: str) -> nn.Module:
     tensors |= {f"portable.{key}": value for key, value in tables.items()}
     tensors["portable.z_medians"] = torch.arange(rows, dtype=torch.int32) * 997 - 3000
     tensors["portable.thresholds"] = torch.arange(1, len(model.portable.thresholds) + 1, dtype=torch.int32) * 12000
+    return _filled(model, tensors)
+
+
+def portable_video() -> nn.Module:
+    """A portable DCVC-RT as `portable_model` makes its codecs; activations neither die away nor run over."""
+    with torch.random.fork_rng(devices=[]):
+        intra = DCVCRTImage(RTImageWidths(16, 8, 24, 1, 1, fusion_blocks=1, spatial_blocks=1))
+        inter = DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, shared_blocks=1, context_blocks=1, recon_blocks=1))
+        model = portable(VideoCodec(intra, inter), [torch.from_numpy(moving(3, 64, 64))])
+    tensors = {key: seeded(key, value) for key, value in model.state_dict().items()}
+    for key in [key for key in tensors if key.endswith(".weight_scale")]:
+        fan_in = tensors[f"{key.removesuffix('_scale')}"][0].numel()
+        tensors[key] *= 2.0 ** (7 - round(np.log2(fan_in) / 2))  # 18 of 127 is the mean of a byte's magnitude
+    last = f"enc.enc_2.{len(intra.enc.enc_2) - 1}"
+    for half, layer, gain, exponents in (("intra", last, 2.0, [-10]), ("inter", "encoder.down", 0.5, [-12, -11])):
+        tensors[f"{half}.{layer}.weight"] *= gain  # so that the latent fills several symbols
+        rows = len(tensors[f"{half}.portable.z_lengths"])
+        tables = (np.resize(table, (rows, *table.shape[1:])) for table in integer_rows(8))
+        names = ("z_cdf", "z_lengths", "z_offsets")
+        tensors |= {f"{half}.portable.{key}": torch.from_numpy(of) for key, of in zip(names, tables, strict=True)}
+        steps = torch.arange(1, len(model.get_submodule(half).portable.thresholds), dtype=torch.int32) * 3000
+        tensors[f"{half}.portable.thresholds"] = torch.cat([torch.tensor([NEVER], dtype=torch.int32), steps])
+        tensors[f"{half}.portable.exponents"] = torch.tensor(exponents, dtype=torch.int32)
     return _filled(model, tensors)
 
 

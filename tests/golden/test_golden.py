@@ -84,6 +84,17 @@ def test_each_file_beside_itself(model):
                 check_picture(entry, x, entry["size"])
 
 
+@pytest.mark.parametrize("model", golden.CLIPS)
+def test_clips(model):
+    """Symbols, States and frames: all of them are integers, so there is nothing that a device may round."""
+    entries = [entry for entry in of("clip") if entry["model"] == model]
+    assert entries
+    for entry in entries:
+        symbols, frames = golden.decode_clip(entry, stored(entry))
+        assert symbols == entry["symbols"], golden.key(entry)
+        assert frames == entry["frames"] and len(set(frames)) > 1, golden.key(entry)
+
+
 @pytest.mark.parametrize("model", golden.BATCHED)
 def test_batches(model):
     """Different pictures that were encoded at once: each decodes beside its neighbours to what it is alone."""

@@ -9,9 +9,13 @@ import pytest
 import torch
 
 from sparsecodec import compile_codec, load
+from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import Container, NalReader, VideoReader
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
+from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
+from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
+from sparsecodec.models.video import VideoCodec
 
 X = torch.full((1, 3, 64, 64), 0.5)
 
@@ -68,3 +72,22 @@ def test_what_is_no_sequence_no_model_and_no_device_is_named(codec):
         compile_codec(create("evc-nano"), device="gpu")
     with pytest.raises(UsageError, match="calibration: int .needs a tensor or a sequence"):
         compile_codec(create("evc-nano"), stream="portable", calibration=5)
+
+
+def test_sources_and_numbers_of_clips_are_checked():
+    torch.manual_seed(0)
+    intra = DCVCRTImage(RTImageWidths(16, 8, 16, 1, 1, 1, 1))
+    codec = compile_codec(VideoCodec(intra, DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, 1, 1, 1))))
+    encoder = codec.encoder(ClipFormat(64, 64))
+    data = encoder.push(X) + encoder.finish()
+    for kind in (bytes, bytearray, memoryview):
+        assert len(list(codec.decoder(kind(data)))) == 1
+    for source in (None, 5, "clip.spv"):
+        with pytest.raises(UsageError, match=f"a {type(source).__name__} .needs bytes, a binary file or a reader"):
+            codec.decoder(source)
+    for start in (-1, 0.5, "1"):
+        with pytest.raises(UsageError, match=re.escape(f"start={start!r} (needs 0 .. ")):
+            codec.decoder(data, start)
+    for period in (-1, 2.0, None):
+        with pytest.raises(UsageError, match=re.escape(f"intra_period={period!r} (needs 0 .. ")):
+            codec.encoder(ClipFormat(64, 64), intra_period=period)
