@@ -38,9 +38,9 @@ from sparsecodec.data.video import is_clip
 from sparsecodec.entropy import observing
 from sparsecodec.entropy.published_clips import SUFFIX, frame_files, is_frame_folder, summary
 from sparsecodec.errors import BitstreamError, SparseCodecError, UsageError
+from sparsecodec.models.dcvc_rt import RESET_INTERVAL
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.runtime.adapters.published import Published, published
-from sparsecodec.runtime.unit_stream import RESET_INTERVAL
 from sparsecodec.zoo import load
 
 RATES = 64

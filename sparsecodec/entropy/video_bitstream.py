@@ -17,7 +17,7 @@ from sparsecodec.entropy.varint import pack_varint, unpack_varint
 from sparsecodec.errors import BitstreamError, UsageError
 
 VIDEO_MAGIC = b"SPV"
-VIDEO_VERSION = 1
+VIDEO_VERSIONS = (1, 2)  # those that are read; the last one is written
 FOOTER_MAGIC = b"/SPV"
 MAX_FRAMES = (1 << 32) - 1
 MAX_QP = 255
@@ -41,12 +41,15 @@ class VideoHeader:
         numerics: tag of the arithmetic of the whole loop from frame to frame; files open only where it is the same.
         form: of the clip that was encoded, which the decoded one has, too.
         exact: True promises the same pictures on every device, False the same where the numerics are.
+        stream_id: CRC-32C of the first frame's payload, which tells clips of one model and format apart; None: a file
+            of version 1, which has none, and whose frames never drop a memory.
     """
 
     model_hash: bytes
     numerics: int
     form: ClipFormat
     exact: bool = False
+    stream_id: int | None = None
 
     def __post_init__(self) -> None:
         if len(self.model_hash) != MODEL_HASH_BYTES:
@@ -55,13 +58,14 @@ class VideoHeader:
             raise UsageError(f"numerics = {self.numerics} (needs 0 to 65535)")
 
     def to_bytes(self) -> bytes:
-        """The header; at most 48 bytes, most clips' have 30."""
+        """The header; at most 52 bytes, most clips' have 34."""
         form = self.form
         flags = _EXACT * self.exact | _FULL_RANGE * form.full_range | _TEN_BITS * (form.depth == 10)
         flags |= SITINGS.index(form.siting) << _SITING_SHIFT
-        data = _START.pack(VIDEO_MAGIC, VIDEO_VERSION)
+        data = _START.pack(VIDEO_MAGIC, VIDEO_VERSIONS[self.stream_id is not None])
         data += _FIXED.pack(self.model_hash, self.numerics, flags, CODES[form.matrix])
         data += b"".join(map(pack_varint, (form.height, form.width, *form.rate, *form.aspect)))
+        data += b"" if self.stream_id is None else _CRC.pack(self.stream_id)
         return data + _CRC.pack(crc32c(data))
 
     @classmethod
@@ -78,8 +82,9 @@ class VideoHeader:
         magic, version = _START.unpack(data)
         if magic != VIDEO_MAGIC:
             raise BitstreamError(f"not an .spv file: it starts with {magic.hex()}")
-        if version != VIDEO_VERSION:
-            raise BitstreamError(f".spv version {version} (this reader knows version {VIDEO_VERSION})")
+        if version not in VIDEO_VERSIONS:
+            known = " and ".join(map(str, VIDEO_VERSIONS))
+            raise BitstreamError(f".spv version {version} (this reader knows versions {known})")
         data += take(_FIXED.size)
         model_hash, numerics, flags, code = _FIXED.unpack(data[_START.size :])
 
@@ -93,6 +98,8 @@ class VideoHeader:
             height, width, *ratios = [unpack_varint(byte, limit) for limit in limits]
         except ValueError as error:
             raise BitstreamError(f"byte {len(data) - 1} of the header is {error}") from None
+        data += take(_CRC.size) if version > 1 else b""
+        stream_id = _CRC.unpack(data[-_CRC.size :])[0] if version > 1 else None
         if take(_CRC.size) != _CRC.pack(crc32c(data)):
             raise BitstreamError("the header is damaged: its checksum does not match")
         matrices = {value: name for name, value in CODES.items()}
@@ -105,7 +112,7 @@ class VideoHeader:
             form = ClipFormat(height, width, rate, aspect, depth, matrices[code], full_range, siting)
         except UsageError as error:
             raise BitstreamError(f"the header describes no clip: {error}") from error
-        return cls(model_hash, numerics, form, bool(flags & _EXACT))
+        return cls(model_hash, numerics, form, bool(flags & _EXACT), stream_id)
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import BinaryIO
 
 from sparsecodec.entropy.bitstream import crc32c
@@ -48,50 +48,56 @@ def _link(header: bytes) -> int:
 
 
 class VideoWriter:
-    """The bytes of a file, piece by piece: `begin`, a `frame` for each, `end`.
+    """The bytes of a file, piece by piece: a `frame` for each, `end`.
+
+    Args:
+        header: of the file; its `stream_id` follows from the first frame.
 
     Attributes:
         frames: written so far.
+        ended: whether `end` was called.
     """
 
     def __init__(self, header: VideoHeader) -> None:
-        self._header = header.to_bytes()
-        self._position = len(self._header)
-        self._link = _link(self._header)
-        self._chain = 0
+        self._header = header
+        self._header_link = self._link = self._chain = self._position = 0
         self._intra: list[tuple[int, int]] = []
         self.frames = 0
-
-    def begin(self) -> bytes:
-        """What stands in front of the first frame."""
-        return self._header
+        self.ended = False
 
     def frame(self, intra: bool, qp: int, fingerprint: int, payload: bytes) -> bytes:
-        """The record of the next frame.
+        """The record of the next frame, behind the header if it is the first.
 
         Raises:
-            UsageError: the first frame is none that stands alone, or the file is full.
+            UsageError: the first frame is none that stands alone, the file is full, or it has its end.
         """
+        if self.ended:
+            raise UsageError(f"frame {self.frames}: the clip has ended")
         if self.frames == MAX_FRAMES or not (intra or self._intra):
             raise UsageError(f"frame {self.frames}: needs an I frame first, and at most {MAX_FRAMES} frames")
+        head = b""
+        if not self.frames:
+            head = replace(self._header, stream_id=crc32c(payload)).to_bytes()
+            self._position, self._header_link = len(head), _link(head)
         if intra:
             self._intra.append((self.frames, self._position))
-        link = _link(self._header) if intra else self._link
+        link = self._header_link if intra else self._link
         record, self._link = pack_record(b"I" if intra else b"P", self.frames, qp, fingerprint, payload, link)
         self._chain = crc32c(self._link.to_bytes(4, "little"), self._chain)
         self._position += len(record)
         self.frames += 1
-        return record
+        return head + record
 
     def end(self) -> bytes:
         """What stands behind the last frame.
 
         Raises:
-            UsageError: there was none.
+            UsageError: there was none, or the file has its end.
         """
-        if not self.frames:
-            raise UsageError("a clip without frames (needs at least 1)")
-        record, _ = pack_record(b"E", self.frames, 0, self._chain, pack_index(self._intra), _link(self._header))
+        if not self.frames or self.ended:
+            raise UsageError("the clip has ended" if self.ended else "a clip without frames (needs at least 1)")
+        self.ended = True
+        record, _ = pack_record(b"E", self.frames, 0, self._chain, pack_index(self._intra), self._header_link)
         return record + FOOTER.pack(len(record), FOOTER_MAGIC)
 
 
@@ -188,7 +194,10 @@ class VideoReader:
             if reason is not None:
                 raise BitstreamError(f"frame {frame} is not there: {reason}")
             raise UsageError(f"frame {frame} of a clip that has frames 0 to {frames - 1}")
-        self.next, self.position = max(entry for entry in intra if entry[0] <= frame)
+        found = max(entry for entry in intra if entry[0] <= frame)
+        if reason is None and not self._holds(*found):  # pieces were put in or taken out before the index
+            found = max((entry for entry in self._walk(frame)[0] if entry[0] <= frame), default=found)
+        self.next, self.position = found
         self._source.seek(self.position)
         self._intra, self._chain = [], None
 
@@ -240,6 +249,15 @@ class VideoReader:
         if intra[0] != (0, self._begin) or intra[-1][1] >= end:
             raise BitstreamError("the index is not that of this file")
         return intra, head.number
+
+    def _holds(self, number: int, position: int) -> bool:
+        """Whether the record of the I frame of that number stands there."""
+        self._source.seek(position)
+        try:
+            head = read_head(self._take)
+        except BitstreamError:
+            return False
+        return head.kind == b"I" and head.number == number
 
     def _walk(self, frame: int) -> tuple[list[tuple[int, int]], int, str]:
         """I frames up to `frame`, how many frames there are at least, and what stands behind them."""

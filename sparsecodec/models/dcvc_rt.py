@@ -23,6 +23,7 @@ from sparsecodec.nn.part_prior import PartPrior
 from sparsecodec.nn.routine import Host, Routine, eagerly, pulling, pushing
 from sparsecodec.ops import rt_scale_thresholds
 
+RESET_INTERVAL = 32  # P frames from one that starts from the picture to the next, as the published script has it
 STRIDE = 16  # of the latent: pictures are padded to multiples of it
 HYPER = 4  # positions of the latent per position of the hyper-latent, per side
 QUALITIES = 64

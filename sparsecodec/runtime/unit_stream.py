@@ -16,11 +16,10 @@ from torch import Tensor
 from sparsecodec.entropy import DEFAULT_MAX_PIXELS, NalFrame, NalReader, NalWriter
 from sparsecodec.entropy.published_clips import numbered
 from sparsecodec.errors import BitstreamError, UsageError
-from sparsecodec.models.dcvc_rt import SHIFT_OF_FRAME
+from sparsecodec.models.dcvc_rt import RESET_INTERVAL, SHIFT_OF_FRAME
 
 _STRIDE = 16
 _TWO_STREAMS_ABOVE = 1280 * 720  # pixels
-RESET_INTERVAL = 32  # frames, as the published script has it
 
 
 @torch.no_grad()

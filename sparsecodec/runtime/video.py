@@ -20,6 +20,7 @@ from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
 QPS = 64
+DROP = 128  # beside the qp of a P frame: the memory is dropped before it
 FRAMES = 1 << 31  # of a clip, fewer
 INTRA_PERIOD = 250  # frames; what x264 takes, too
 
@@ -51,6 +52,7 @@ class CompiledVideo(ABC):
     stride: ClassVar[int]
     colour: ClassVar[str]
     exact_pictures: ClassVar[bool] = False  # the synthesis is integers, too: the same picture on every device
+    RESET_INTERVAL: ClassVar[int] = 0  # P frames from one that drops a memory to the next; 0: there is none to drop
 
     def __init__(self, model_hash: bytes, device: torch.device) -> None:
         self.model_hash = model_hash
@@ -96,6 +98,15 @@ class CompiledVideo(ABC):
         self, payload: bytes, state: VideoState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, VideoState]:
         """Payload of `inter_encode` -> frame and State, as for `intra_decode`."""
+
+    def reset(self, state: VideoState, qp: int, index: int) -> VideoState:
+        """The State with the picture in place of a memory that goes back further, so that its errors end there.
+
+        Args:
+            state: after a frame; not changed.
+            qp, index: that frame was coded with.
+        """
+        raise NotImplementedError(f"{type(self).__name__} has no memory that can be dropped")
 
     def warm_up(self, sample: Tensor) -> None:
         """Codes `sample` as three frames, so that every layer has its kernel and its buffers."""
@@ -177,7 +188,7 @@ class VideoEncoder:
         header = VideoHeader(codec.model_hash, codec.numerics.tag, form, codec.exact_pictures)
         self._writer = VideoWriter(header)
         self._state: VideoState | None = None
-        self._index = 0  # of the frame before, counted from its I frame
+        self._index = self._last_qp = 0  # of the frame before; the index is counted from its I frame
         self.frames = 0
 
     @torch.inference_mode()
@@ -198,17 +209,19 @@ class VideoEncoder:
             size = " x ".join(map(str, frame.shape[2:]))
             raise UsageError(f"frame {self.frames} is {size} (needs {self._size[0]} x {self._size[1]})")
         state, index = self._state, self._index + 1
+        interval, drop = self._codec.RESET_INTERVAL, 0
         with self._codec.lock:
             if state is None or intra or index == self._period:
                 index = 0
                 payload, state = self._codec.intra_encode(x, qp)
             else:
+                if interval and index > 1 and index % interval == 1 % interval:
+                    state, drop = self._codec.reset(state, self._last_qp, index - 1), DROP
                 payload, state = self._codec.inter_encode(x, state, qp, index)
-        head = b"" if self.frames else self._writer.begin()
-        record = self._writer.frame(index == 0, qp, fingerprint(state), payload)
-        self._state, self._index = state, index
+        record = self._writer.frame(index == 0, qp | drop, fingerprint(state), payload)
+        self._state, self._index, self._last_qp = state, index, qp
         self.frames += 1
-        return head + record
+        return record
 
     def finish(self) -> bytes:
         """The end of the file, with the index of the frames that can be decoded alone.
@@ -242,27 +255,34 @@ class VideoDecoder:
             reader.seek(start)
 
     def __iter__(self) -> Iterator[Tensor]:
-        state, intra, form = None, 0, self.header.form
+        state, intra, last_qp, form = None, 0, 0, self.header.form
         while (coded := self._reader.read()) is not None:
             if coded.intra:
                 intra = coded.number
-            x, state = self._decode(coded, state, coded.number - intra)
+            x, state = self._decode(coded, state, coded.number - intra, last_qp)
+            last_qp = coded.qp & ~DROP
             if coded.number >= self._start:
                 yield finished(x, form.height, form.width)
         if self._reader.next <= self._start:
             raise UsageError(f"frame {self._start} of a clip that has frames 0 to {self._reader.next - 1}")
 
     @torch.inference_mode()
-    def _decode(self, coded: CodedFrame, state: VideoState | None, index: int) -> tuple[Tensor, VideoState]:
+    def _decode(
+        self, coded: CodedFrame, state: VideoState | None, index: int, last_qp: int
+    ) -> tuple[Tensor, VideoState]:
         codec, size = self._codec, self._codec.padded_size(self.header.form.height, self.header.form.width)
-        if coded.qp >= QPS:
-            raise BitstreamError(f"frame {coded.number}: qp {coded.qp} (needs 0 to {QPS - 1})")
+        qp, drop = coded.qp & ~DROP, coded.qp & DROP
+        if qp >= QPS:
+            raise BitstreamError(f"frame {coded.number}: qp {qp} (needs 0 to {QPS - 1})")
+        if drop and (coded.intra or not codec.RESET_INTERVAL or self.header.stream_id is None):
+            raise BitstreamError(f"frame {coded.number} is to drop a memory that it has not")
         try:
             with codec.lock:
                 if coded.intra:
-                    x, state = codec.intra_decode(coded.payload, *size, coded.qp)
+                    x, state = codec.intra_decode(coded.payload, *size, qp)
                 else:
-                    x, state = codec.inter_decode(coded.payload, state, *size, coded.qp, index)
+                    state = codec.reset(state, last_qp, index - 1) if drop else state
+                    x, state = codec.inter_decode(coded.payload, state, *size, qp, index)
         except BitstreamError as error:
             raise BitstreamError(f"frame {coded.number}: {error}") from error
         found = fingerprint(state)

@@ -20,15 +20,15 @@ from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 HASH = bytes(range(8))
 FORM = ClipFormat(240, 416, (50, 1), (1, 1), 10, "bt709", True, "left")
 GOLDEN = (
-    "535056" "01" "0001020304050607" "0201" "16" "01"  # magic, version, model hash, numerics, flags, matrix
-    "f001" "a003" "32" "01" "01" "01" "edc27e20"  # 240, 416, 50 frames per second, square pixels; checksum
-    "49" "00" "20" "07" "04030201" "9492ac3b" "f9b2"  # I, number, qp, size, fingerprint, checksum, check
+    "535056" "02" "0001020304050607" "0201" "16" "01"  # magic, version, model hash, numerics, flags, matrix
+    "f001" "a003" "32" "01" "01" "01" "7069e3f4" "f1a2b279"  # 240, 416, 50 fps, square pixels; stream; checksum
+    "49" "00" "20" "07" "04030201" "0494ec89" "d6f8"  # I, number, qp, size, fingerprint, checksum, check
     "7061796c6f6164"
-    "50" "01" "28" "00" "ffffffff" "c3b7bf52" "8744"
+    "50" "01" "28" "00" "ffffffff" "39312013" "e029"
 )  # fmt: skip
 GOLDEN_END = (
-    "45" "05" "00" "06" "6f9f9146" "096074d8" "72c3"  # E, frames, 0, size, checksum of checksums, checksum, check
-    "02" "00" "1c" "03" "fa01"  # two I frames: 0 at byte 28, 3 at byte 28 + 250
+    "45" "05" "00" "06" "086a0729" "4a9ca5b3" "766b"  # E, frames, 0, size, checksum of checksums, checksum, check
+    "02" "00" "20" "03" "fa01"  # two I frames: 0 at byte 32, 3 at byte 32 + 250
     "14000000" "2f535056"
 )  # fmt: skip
 FRAMES = [
@@ -42,7 +42,7 @@ FRAMES = [
 
 def written(frames=FRAMES, form: ClipFormat = FORM, exact: bool = False) -> bytes:
     writer = VideoWriter(VideoHeader(HASH, 0x0102, form, exact))
-    return b"".join([writer.begin(), *(writer.frame(*frame) for frame in frames), writer.end()])
+    return b"".join([*(writer.frame(*frame) for frame in frames), writer.end()])
 
 
 def read(data: bytes) -> list[tuple[bool, int, int, bytes]]:
@@ -57,7 +57,29 @@ def read(data: bytes) -> list[tuple[bool, int, int, bytes]]:
 def test_what_goes_in_comes_out():
     assert read(written()) == FRAMES
     header = VideoReader(io.BytesIO(written(exact=True))).header
-    assert header == VideoHeader(HASH, 0x0102, FORM, True)
+    assert header == VideoHeader(HASH, 0x0102, FORM, True, stream_id=crc32c(FRAMES[0][3]))
+
+
+def test_a_file_of_version_1_is_read():
+    header = VideoHeader(HASH, 0x0102, FORM)
+    data, link, chain, intra = header.to_bytes(), crc32c(header.to_bytes()[:-4]), 0, []
+    start = link
+    for number, (alone, *frame) in enumerate(FRAMES):
+        intra += [(number, len(data))] if alone else []
+        record, link = pack_record(b"I" if alone else b"P", number, *frame, start if alone else link)
+        data, chain = data + record, crc32c(link.to_bytes(4, "little"), chain)
+    record, _ = pack_record(b"E", len(FRAMES), 0, chain, pack_index(intra), start)
+    data += record + FOOTER.pack(len(record), FOOTER_MAGIC)
+    assert data[3] == 1 and read(data) == FRAMES
+    assert [(kind == b"I", *rest) for kind, *rest in parse(data).frames] == FRAMES
+
+
+def test_nothing_is_written_behind_the_end():
+    writer = VideoWriter(VideoHeader(HASH, 1, FORM))
+    writer.frame(*FRAMES[0]), writer.end()
+    for call in (lambda: writer.frame(*FRAMES[0]), writer.end):
+        with pytest.raises(UsageError, match="the clip has ended"):
+            call()
 
 
 def test_the_bytes_are_those_of_the_specification():
@@ -139,7 +161,8 @@ def test_an_index_of_another_file_is_not_believed():
     end_a, end_b = (data.rindex(b"E\x05") for data in (a, b))
     reader = VideoReader(io.BytesIO(a[:end_a] + b[end_b:]))
     reader.seek(4)
-    with pytest.raises(BitstreamError):
+    assert [reader.read().number, reader.read().number] == [3, 4]  # found from head to head
+    with pytest.raises(BitstreamError, match="end record behind frame 4 is damaged"):
         reader.read()
 
 

@@ -187,7 +187,11 @@ def wanted() -> Iterator[Entry]:
             ((50, 83), 5, 0, 3),
             ((97, 16), 3, 20, 0),
         ):
-            yield {"kind": "clip", "model": name, "size": size, "count": frames, "quality": quality, "period": period}
+            entry = {"kind": "clip", "model": name, "size": size, "count": frames, "quality": quality, "period": period}
+            yield from ([entry] if name == CLIPS[0] else [])  # which were made when version 1 was written
+            yield {**entry, "container": 2}
+        long = {"size": (33, 16), "count": 35, "quality": 40, "period": 0}
+        yield {"kind": "clip", "model": name, **long, "container": 2}  # frame 33 drops the memory
 
 
 def made(entry: Entry) -> Entry:

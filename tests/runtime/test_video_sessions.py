@@ -186,8 +186,12 @@ def test_frames_of_another_clip_are_found():
     here, there = (encoded(ToyVideo(), moving(12, seed=seed), intra_period=4) for seed in (0, 3))
     count, error = decoded_until(b"".join([*here[:6], there[6], *here[7:]]))
     assert count == 6 and "frame 6 is damaged or of another stream" in str(error)
-    with pytest.raises(BitstreamError, match="not that of these frames"):  # whole periods, so every frame is right
-        list(ToyVideo().decoder(b"".join([*here[:4], *there[4:8], *here[8:]])))
+    spliced = b"".join([*here[:4], *there[4:8], *here[8:]])  # a whole period
+    for start, whole in ((0, 4), (4, 0)):
+        count, error = decoded_until(spliced, start=start)
+        assert count == whole and "frame 4 is damaged or of another stream" in str(error)
+    count, error = decoded_until(spliced, start=8)
+    assert (count, error) == (4, None)
 
 
 @pytest.mark.parametrize("cut", ["footer", "end", "frame"])

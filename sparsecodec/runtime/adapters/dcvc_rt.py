@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import dcvc_gaussian16_tables
-from sparsecodec.models.dcvc_rt import SHIFT_OF_FRAME, STRIDE, RTModel
+from sparsecodec.models.dcvc_rt import RESET_INTERVAL, SHIFT_OF_FRAME, STRIDE, RTModel
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
 from sparsecodec.nn.fingerprint import model_hash
@@ -170,6 +170,7 @@ class DCVCRTCodec(TwoModels):
     MODELS: ClassVar = (DCVCRTImage, DCVCRTVideo)
     COMPILED: ClassVar = (CompiledRTImage, CompiledRTVideo)
     FIRST: ClassVar = "feature_adaptor_i"
+    RESET_INTERVAL: ClassVar = RESET_INTERVAL
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, RTState]:
@@ -192,6 +193,11 @@ class DCVCRTCodec(TwoModels):
         self, payload: bytes, state: RTState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, RTState]:
         return self.inter.decompress_frame(payload, state, _parameter_set(height, width), self.shifted(qp, index))
+
+    @torch.inference_mode()
+    def reset(self, state: RTState, qp: int, index: int) -> RTState:
+        dropped = self.inter.reset(state, self.shifted(qp, index))
+        return dropped if dropped is state else RTState(frame=dropped.frame.clone())  # out of the network's own buffer
 
     def shifted(self, qp: int, index: int) -> int:
         """The quality at which a predicted frame is coded, 0 .. 71; `index`: frames since the I frame."""

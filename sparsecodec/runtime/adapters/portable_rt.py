@@ -14,7 +14,7 @@ from sparsecodec.entropy import dcvc_gaussian16_tables
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
 from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, lane_words, prefers_device
 from sparsecodec.errors import UsageError
-from sparsecodec.models.dcvc_rt import HYPER, SHIFT_OF_FRAME, STRIDE, pad_latent
+from sparsecodec.models.dcvc_rt import HYPER, RESET_INTERVAL, SHIFT_OF_FRAME, STRIDE, pad_latent
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.integer_part import IntegerInterPrior, IntegerIntraPrior, IntegerPartCoder, with_skip_row
 from sparsecodec.nn.integer_prior import ONE, as_float, narrowed
@@ -176,6 +176,7 @@ class PortableRTCodec(CompiledVideo):
     stride = STRIDE
     colour = "ycbcr"
     exact_pictures: ClassVar[bool] = True
+    RESET_INTERVAL: ClassVar[int] = RESET_INTERVAL
 
     @staticmethod
     def matches(model: nn.Module) -> bool:
@@ -253,6 +254,12 @@ class PortableRTCodec(CompiledVideo):
         y_hat = self._decoded(self._model.inter, parts.coder, payload, height, width, rate, temporal)
         feature = parts.feature(y_hat, context, rate)
         return as_float(parts.picture(feature, rate)), IntegerState(feature=feature)
+
+    @torch.inference_mode()
+    def reset(self, state: IntegerState, qp: int, index: int) -> IntegerState:
+        if state.feature is None:
+            return state
+        return self._started(self._inter.picture(state.feature, self._rate(qp, index)))
 
     def _rate(self, qp: int, index: int) -> int:
         """At which a predicted frame is coded, 0 .. 71."""

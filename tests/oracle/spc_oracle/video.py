@@ -29,12 +29,15 @@ class Clip:
 def parse(data: bytes) -> Clip:
     """All of section 4b but what belongs to a model."""
     reader = _Reader(data)
-    if reader.take(4) != b"SPV\x01":
+    version = {b"SPV\x01": 1, b"SPV\x02": 2}.get(reader.take(4))
+    if version is None:
         raise Damaged("magic or version")
     model_hash, numerics, flags, matrix = reader.take(8), reader.number(2), reader.number(1), reader.number(1)
     height, width = reader.varint(1, MAX_SIDE), reader.varint(1, MAX_SIDE)
     rate = reader.varint(1, RATIO), reader.varint(1, RATIO)
     aspect = reader.varint(0, RATIO), reader.varint(0, RATIO)
+    if version == 2:
+        reader.number(4)  # the stream's id
     start = crc32c(data[: reader.position])
     if flags >= 32 or matrix not in (1, 2, 6, 9) or reader.number(4) != start:
         raise Damaged("header")
