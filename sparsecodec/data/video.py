@@ -6,7 +6,6 @@ window of a frame is the same whether it is cut before or after the conversion.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from sparsecodec._clip_format import HD_HEIGHT, LUMA_WEIGHTS, ClipFormat
 from sparsecodec.data.clip_headers import LINE_BYTES, raw_format, y4m_format
+from sparsecodec.data.coded_video import decoded_frames, opened_video, why_no_pyav
 from sparsecodec.errors import SparseCodecError, UsageError, reason
 
 RAW_SUFFIX, Y4M_SUFFIX = ".yuv", ".y4m"
@@ -124,10 +124,7 @@ def is_clip(path: str | Path) -> bool:
 
 def why_not_decodable(path: str | Path) -> str | None:
     """None if the packages that read files like `path` are installed, else the sentence that says what is missing."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in (RAW_SUFFIX, Y4M_SUFFIX) and importlib.util.find_spec("av") is None:
-        return f"clips such as {Path(path).name} need the extra sparsecodec[video]"
-    return None
+    return None if Path(path).suffix.lower() in (RAW_SUFFIX, Y4M_SUFFIX) else why_no_pyav(path)
 
 
 def has_video(path: str | Path) -> bool:
@@ -204,34 +201,19 @@ def _read_y4m(path: Path) -> tuple[np.ndarray, int, int, None]:
 
 def _decode(path: Path) -> tuple[np.ndarray, int, int, str | None]:
     """Frames of the first video stream through PyAV."""
-    reason = why_not_decodable(path)
-    if reason is not None:
-        raise UsageError(reason)
-    import av
-
     with tempfile.TemporaryFile() as store:
-        try:
-            with av.open(str(path)) as container:
-                if not container.streams.video:
-                    raise UsageError(f"{path} has no video stream")
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                size, told, count = None, None, 0
-                for frame in container.decode(stream):
-                    if size is None:
-                        size, told = (frame.height, frame.width), _matrix_of(frame)
-                    if (frame.height, frame.width) != size:
-                        found = f"{frame.width}x{frame.height} after {size[1]}x{size[0]}"
-                        raise UsageError(f"{path}: frame {count} is {found} (needs one size)")
-                    _store(store, path, _planes(frame))
-                    count += 1
-                expected = stream.frames
-        except av.FFmpegError as error:
-            raise UsageError(f"{path} cannot be decoded: {error.strerror}") from error
-        if size is None or count < expected:
-            raise UsageError(
-                f"{path}: {count} of {expected or 'at least 1'} frames can be decoded (cut off, or damaged)"
-            )
+        with opened_video(path) as (container, stream):
+            size, told, count = None, None, 0
+            for frame in decoded_frames(path, container, stream):
+                if size is None:
+                    size, told = (frame.height, frame.width), _matrix_of(frame)
+                if (frame.height, frame.width) != size:
+                    found = f"{frame.width}x{frame.height} after {size[1]}x{size[0]}"
+                    raise UsageError(f"{path}: frame {count} is {found} (needs one size)")
+                _store(store, path, _planes(frame))
+                count += 1
+        if size is None:
+            raise UsageError(f"{path} has no frames")
         store.flush()
         frames = np.memmap(store, np.uint8, "r").reshape(count, ClipFormat(*size).frame_bytes)
     return frames, *size, told

@@ -14,9 +14,10 @@ import numpy as np
 
 from sparsecodec._clip_format import SITINGS, ClipFormat
 from sparsecodec.data.clip_headers import LINE_BYTES, Y4M_MAGIC, Y4M_SPACES, raw_format, y4m_format
+from sparsecodec.data.coded_video import decoded_frames, opened_video, shown_frames
 from sparsecodec.data.colour import Planes, Samples
 from sparsecodec.data.picture_folders import RATE, folder_format, list_frames, read_frames
-from sparsecodec.data.video import RAW_SUFFIX, Y4M_SUFFIX, why_not_decodable
+from sparsecodec.data.video import RAW_SUFFIX, Y4M_SUFFIX
 from sparsecodec.errors import UsageError
 
 MATRIX_OF_CODE = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # FFmpeg's numbers are those of ITU-T H.273
@@ -181,39 +182,13 @@ def _split(data: bytes, form: ClipFormat) -> Planes:
 @contextmanager
 def _decoded(path: Path) -> Iterator[ClipStream]:
     """The first video stream of a file through PyAV."""
-    reason = why_not_decodable(path)
-    if reason is not None:
-        raise UsageError(reason)
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UsageError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            frames = _decoded_frames(path, container, stream)
-            first = next(frames, None)
-            if first is None:
-                raise UsageError(f"{path} has no frames")
-            form = _format_of(first, stream)
-            yield ClipStream(form, _converted(path, form, first, frames), stream.frames or None)
-    except av.FFmpegError as error:
-        raise UsageError(f"{path} cannot be decoded: {error.strerror}") from error
-
-
-def _decoded_frames(path: Path, container: Any, stream: Any) -> Iterator[Any]:
-    import av
-
-    number = 0
-    try:
-        for frame in container.decode(stream):
-            yield frame
-            number += 1
-    except av.FFmpegError as error:
-        raise UsageError(f"{path}: frame {number} cannot be decoded: {error.strerror}") from error
-    if number < stream.frames:
-        raise UsageError(f"{path}: {number} of {stream.frames} frames can be decoded (cut off, or damaged)")
+    with opened_video(path) as (container, stream):
+        frames = decoded_frames(path, container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise UsageError(f"{path} has no frames")
+        form = _format_of(first, stream)
+        yield ClipStream(form, _converted(path, form, first, frames), shown_frames(container, stream))
 
 
 def _format_of(frame: Any, stream: Any) -> ClipFormat:
