@@ -5,9 +5,13 @@ from __future__ import annotations
 import importlib.util
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from sparsecodec.data.colour import Planes
 from sparsecodec.errors import UsageError
 
 
@@ -81,3 +85,71 @@ def _edited_index(container: Any, stream: Any) -> Any | None:
     """
     index = getattr(stream, "index_entries", None)
     return index if index and "mp4" in container.format.name.split(",") else None
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What a display matrix does to a picture, in this order; each of the eight is exact on samples."""
+
+    transposed: bool = False
+    rows_flipped: bool = False
+    columns_flipped: bool = False
+
+    @property
+    def is_none(self) -> bool:
+        """Whether the picture stays as it is."""
+        return self == Turn()
+
+    def size(self, frame: Any) -> tuple[int, int]:
+        """Height and width of a frame of PyAV after it."""
+        return (frame.width, frame.height) if self.transposed else (frame.height, frame.width)
+
+    def __call__(self, plane: np.ndarray) -> np.ndarray:
+        """A view of ``[H, W]`` samples."""
+        plane = plane.T if self.transposed else plane
+        return plane[:: -1 if self.rows_flipped else 1, :: -1 if self.columns_flipped else 1]
+
+
+def turn_of(path: Path, frame: Any) -> Turn:
+    """What a player does to a frame before it shows it: phones store turned pictures, and say so beside them.
+
+    Raises:
+        UsageError: by other angles than multiples of 90 degrees, or scaled.
+    """
+    matrices = [np.frombuffer(data, "=i4") for data in frame.side_data if data.type.name == "DISPLAYMATRIX"]
+    if not matrices:
+        return Turn()
+    # dx = a x + c y, dy = b x + d y for a sample at (x, y), in 16.16 fixed point
+    a, b, c, d = (int(matrices[0][i]) for i in (0, 1, 3, 4))
+    if b == c == 0 and abs(a) == abs(d) > 0:
+        return Turn(False, d < 0, a < 0)
+    if a == d == 0 and abs(b) == abs(c) > 0:
+        return Turn(True, b < 0, c < 0)
+    raise UsageError(
+        f"{path} is to be shown turned by {frame.rotation} degrees, matrix {a / 65536:g} {b / 65536:g} {c / 65536:g} "
+        f"{d / 65536:g} (needs a multiple of 90; ffmpeg -display_rotation 0 -i {path.name} -c copy drops it)"
+    )
+
+
+def planes_of(frame: Any, turn: Turn, depth: int = 8, full_range: bool = False) -> Planes:
+    """Planes Y, U, V of 4:2:0 as they are shown, without the padding of their lines; RGB becomes BT.601.
+
+    Args:
+        frame: of PyAV.
+        turn: by `turn_of`.
+        depth: of the samples, 8 (uint8) or 10 (uint16) bits.
+        full_range: of the samples; else limited.
+    """
+    frame = frame.reformat(
+        format="yuv420p" if depth == 8 else "yuv420p10le",
+        dst_colorspace="ITU601" if frame.format.is_rgb else None,
+        dst_color_range="JPEG" if full_range else "MPEG",
+    )
+    planes = []
+    for plane in frame.planes:
+        samples = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size]
+        lines = samples.view(np.uint8 if depth == 8 else "<u2").reshape(plane.height, -1)
+        lines = turn(lines[:, : plane.width])
+        planes.append(lines if turn.is_none else np.ascontiguousarray(lines))  # torch takes no negative strides
+    y, u, v = planes
+    return y, u, v

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import struct
+from fractions import Fraction
 from pathlib import Path
 
 import numpy as np
 import pytest
 
-from sparsecodec.data import open_clip, read_clip
+from sparsecodec.data import open_clip, read_clip, to_frame
 from sparsecodec.errors import UsageError
 
 from .test_video import encode, needs_av
@@ -77,3 +78,56 @@ def _offsets(path: Path) -> list[int]:
 
     with av.open(str(path)) as container:
         return [packet.pos for packet in container.demux(video=0) if packet.size]
+
+
+MATRICES = {
+    "90": ((0, 1, -1, 0), lambda plane: np.rot90(plane, -1)),  # clockwise, a phone that is held upright
+    "180": ((-1, 0, 0, -1), lambda plane: np.rot90(plane, 2)),
+    "270": ((0, -1, 1, 0), np.rot90),
+    "mirrored": ((-1, 0, 0, 1), np.fliplr),
+    "upside down": ((1, 0, 0, -1), np.flipud),
+    "transposed": ((0, 1, 1, 0), np.transpose),
+}
+
+
+def turned(path: Path, matrix: tuple[float, float, float, float]) -> Path:
+    """Writes the matrix into the header of the track of an MP4."""
+    data = bytearray(path.read_bytes())
+    a, b, c, d = (round(value * 65536) for value in matrix)
+    struct.pack_into(">9i", data, data.index(b"tkhd") + 44, a, b, 0, c, d, 0, 0, 0, 1 << 30)
+    path.with_name("turned.mp4").write_bytes(data)
+    return path.with_name("turned.mp4")
+
+
+@pytest.mark.parametrize(("matrix", "expected"), MATRICES.values(), ids=MATRICES)
+def test_frames_are_turned_as_players_turn_them(matrix, expected, tmp_path):
+    path = mp4(tmp_path / "a.mp4")
+    with open_clip(path) as clip, open_clip(turned(path, matrix)) as other:
+        assert (other.form.height, other.form.width) == ((64, 48) if matrix[0] == 0 else (48, 64))
+        for before, after in zip(clip.frames, other.frames, strict=True):
+            assert all(np.array_equal(expected(x), y) for x, y in zip(before, after, strict=True))
+            assert to_frame(after, other.form, "ycbcr").shape[2:] == (other.form.height, other.form.width)
+    for before, after in zip(read_clip(path).yuv(2), read_clip(tmp_path / "turned.mp4").yuv(2), strict=True):
+        assert np.array_equal(expected(before), after)
+
+
+def test_pixels_are_turned_with_the_picture(tmp_path):
+    import av
+
+    with av.open(str(tmp_path / "a.mp4"), "w") as container:
+        stream = container.add_stream("libx264", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuv420p"
+        stream.codec_context.sample_aspect_ratio = Fraction(4, 3)
+        for frame in (av.VideoFrame(64, 48, "yuv420p"), None):
+            container.mux(stream.encode(frame))
+    with open_clip(tmp_path / "a.mp4") as clip:
+        assert clip.form.aspect == (4, 3)
+    with open_clip(turned(tmp_path / "a.mp4", MATRICES["90"][0])) as clip:
+        assert clip.form.aspect == (3, 4)
+
+
+def test_other_angles_are_refused(tmp_path):
+    path = turned(mp4(tmp_path / "a.mp4"), (0.8, 0.6, -0.6, 0.8))
+    for read in (greys, read_clip):
+        with pytest.raises(UsageError, match="turned.mp4 is to be shown turned by -3[67] degrees.*multiple of 90"):
+            read(path)
