@@ -28,6 +28,8 @@ from sparsecodec.cli.files import VIDEO_SUFFIX, Codecs
 from sparsecodec.cli.options import DEFAULT_VIDEO_MODEL, compute_options
 from sparsecodec.cli.progress import Progress
 from sparsecodec.data.colour import to_frame
+from sparsecodec.data.images import SUFFIXES as PICTURE_SUFFIXES
+from sparsecodec.data.training_files import OTHER_SUFFIXES
 from sparsecodec.data.video import is_clip, list_clips
 from sparsecodec.data.video_io import open_clip
 from sparsecodec.entropy import VIDEO_MAGIC, CodedFrame, VideoReader
@@ -43,11 +45,16 @@ CLIPS_ONLY = ("qp", "intra_period", "start", "frames", "size", "rate", "depth", 
 def is_clip_to_encode(arguments: argparse.Namespace) -> bool:
     """Whether ``encode`` was given a clip.
 
-    By its suffix, ``-``, because the size of raw frames was given, or because a folder is to become an ``.spv`` file.
+    By its suffix, ``-``, because the size of raw frames was given, or because it is to become an ``.spv`` file and is
+    not known as a picture, a text or the like: whether PyAV reads it is seen when it is opened.
     """
+    wanted = Path(arguments.output).suffix.lower() == VIDEO_SUFFIX and not Path(arguments.output).is_dir()
     if Path(arguments.input).is_dir():
-        return Path(arguments.output).suffix.lower() == VIDEO_SUFFIX and not Path(arguments.output).is_dir()
-    return arguments.input == PIPE or is_clip(arguments.input) or arguments.size is not None
+        return wanted
+    if arguments.input == PIPE or is_clip(arguments.input) or arguments.size is not None:
+        return True
+    suffix = Path(arguments.input).suffix.lower()
+    return wanted and (not suffix or (suffix not in PICTURE_SUFFIXES and suffix not in OTHER_SUFFIXES))
 
 
 def is_coded_clip(path: str | Path) -> bool:

@@ -35,7 +35,8 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     import av
 
     try:
-        with av.open(str(path)) as container:
+        # playlists are files, too; what they link to elsewhere is not fetched
+        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
             if not container.streams.video:
                 raise UsageError(f"{path} has no video stream")
             stream = container.streams.video[0]
