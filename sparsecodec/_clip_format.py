@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from sparsecodec.errors import UsageError
 
@@ -26,6 +28,9 @@ class ClipFormat:
         matrix: "bt601", "bt709", "bt2020", or None if the source does not say.
         full_range: 0 to 2^depth - 1; else 16 to 235 and 240 (times 4 for 10 bits).
         siting: where chroma samples lie, one of `SITINGS`; carried, not used.
+
+    Raises:
+        UsageError: a value that is none of these; the message has it.
     """
 
     height: int
@@ -41,17 +46,17 @@ class ClipFormat:
         for name, value, low, high in (
             ("height", self.height, 1, MAX_SIDE),
             ("width", self.width, 1, MAX_SIDE),
-            *((f"rate[{i}]", part, 1, MAX_RATIO_PART) for i, part in enumerate(self.rate)),
-            *((f"aspect[{i}]", part, 0, MAX_RATIO_PART) for i, part in enumerate(self.aspect)),
+            *_parts("rate", self.rate, 1, "(25, 1)"),
+            *_parts("aspect", self.aspect, 0, "(4, 3)"),
         ):
-            if not low <= value <= high:
-                raise UsageError(f"{name} = {value} (needs {low} to {high})")
+            if not (_is_whole(value) and low <= value <= high):
+                raise UsageError(f"{name} = {value!r} (needs a whole number, {low} to {high})")
         for name, value, known in (
             ("depth", self.depth, DEPTHS),
             ("matrix", self.matrix, (None, *LUMA_WEIGHTS)),
             ("siting", self.siting, SITINGS),
         ):
-            if value not in known:
+            if value not in known or isinstance(value, float):
                 raise UsageError(f"{name} = {value!r} (needs one of {', '.join(map(str, known))})")
 
     @property
@@ -79,3 +84,15 @@ class ClipFormat:
     def luma_weights(self) -> tuple[float, float]:
         """Of red and of blue in the luma; where the source does not say, as players guess from the height."""
         return LUMA_WEIGHTS[self.matrix or ("bt709" if self.height >= HD_HEIGHT else "bt601")]
+
+
+def _parts(name: str, value: Any, low: int, example: str) -> Iterator[tuple[str, Any, int, int]]:
+    """Rows of the table of numbers for a fraction."""
+    if not (isinstance(value, tuple) and len(value) == 2):
+        raise UsageError(f"{name} = {value!r} (needs a fraction as two whole numbers, as {example})")
+    return ((f"{name}[{i}]", part, low, MAX_RATIO_PART) for i, part in enumerate(value))
+
+
+def _is_whole(value: Any) -> bool:
+    """Whether it is an int, of Python or NumPy; a bool is none."""
+    return hasattr(value, "__index__") and not isinstance(value, bool)

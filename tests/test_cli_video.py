@@ -139,6 +139,36 @@ def test_a_coded_clip_is_encoded(capsys, tmp_path):
     assert (form.height, form.width, form.rate) == (48, 64, (25, 1))
 
 
+@needs_av
+@pytest.mark.parametrize(
+    ("name", "codec", "form"),
+    [("a.flv", "flv", "flv"), ("a.gif", "gif", "gif"), ("a.m2ts", "libx264", "mpegts"), ("clip", "ffv1", "matroska")],
+)
+def test_whatever_pyav_reads_becomes_a_clip(name, codec, form, capsys, tmp_path):
+    import av
+
+    with av.open(str(tmp_path / name), "w", format=form) as container:
+        stream = container.add_stream(codec, rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "rgb8" if codec == "gif" else "yuv420p"
+        for grey in (20, 120, 220):
+            pixels = np.full((48, 64, 3), grey, np.uint8)
+            container.mux(stream.encode(av.VideoFrame.from_ndarray(pixels, format="rgb24")))
+        container.mux(stream.encode())
+    code, out, err = run(capsys, "encode", tmp_path / name, tmp_path / "a.spv", "-m", "toy", "--json")
+    assert code == 0, err
+    assert (json.loads(out)["frames"], json.loads(out)["width"]) == (3, 64)
+
+
+@needs_av
+@pytest.mark.parametrize(
+    ("name", "words"), [("a", "cannot be decoded"), ("a.mkw", "cannot be decoded"), ("a.txt", ".spv is for clips")]
+)
+def test_what_pyav_does_not_read_is_2(name, words, capsys, tmp_path):
+    (tmp_path / name).write_bytes(b"no clip\n" * 99)
+    code, message = complaint(capsys, "encode", tmp_path / name, tmp_path / "a.spv", "-m", "toy")
+    assert code == 2 and words in message and not (tmp_path / "a.spv").exists()
+
+
 def test_parts_of_a_clip(clip, coded, capsys, tmp_path):
     whole = tmp_path / "whole.y4m"
     run(capsys, "decode", coded, whole, "-m", "toy")

@@ -110,6 +110,24 @@ def test_anchors_give_a_packet_a_frame_and_one_intra_frame(folder, name):
         list(anchor.encode(FORM, frames, 52))
 
 
+@pytest.mark.parametrize("size", [(1, 1), (7, 64), (47, 63), (48, 15)], ids=str)
+@pytest.mark.parametrize("name", CLIP_ANCHORS)
+def test_anchors_take_any_size(name, size, tmp_path, capsys):
+    if CLIP_ANCHORS[name].why_not():
+        pytest.skip(CLIP_ANCHORS[name].why_not())
+    height, width = size
+    frames = []
+    for t in range(3):
+        y, u, v = planes(t)
+        half = slice((height + 1) // 2), slice((width + 1) // 2)
+        frames += [plane.tobytes() for plane in (y[:height, :width], u[half], v[half])]
+    (tmp_path / f"a_{width}x{height}.yuv").write_bytes(b"".join(frames))
+    assert main(["eval", name, str(tmp_path), "-q", "12", "--json"]) == 0
+    result = json.loads(capsys.readouterr().out)
+    (quality,) = result["results"]["psnr-yuv"]  # null: one sample is met exactly
+    assert result["per_clip"][0]["results"]["frames"] == [3] and (quality is None or quality > 42)
+
+
 def test_eval_and_bdrate_of_clips_on_the_command_line(folder, tmp_path, capsys):
     if CLIP_ANCHORS["x264"].why_not():
         pytest.skip("no x264")

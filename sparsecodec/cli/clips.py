@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from itertools import chain, islice
 from pathlib import Path
 from typing import BinaryIO
@@ -27,9 +28,11 @@ from sparsecodec.cli.files import VIDEO_SUFFIX, Codecs
 from sparsecodec.cli.options import DEFAULT_VIDEO_MODEL, compute_options
 from sparsecodec.cli.progress import Progress
 from sparsecodec.data.colour import to_frame
+from sparsecodec.data.images import SUFFIXES as PICTURE_SUFFIXES
+from sparsecodec.data.training_files import OTHER_SUFFIXES
 from sparsecodec.data.video import is_clip, list_clips
 from sparsecodec.data.video_io import open_clip
-from sparsecodec.entropy import VIDEO_MAGIC, VideoReader
+from sparsecodec.entropy import VIDEO_MAGIC, CodedFrame, VideoReader
 from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.runtime.video import INTRA_PERIOD, CompiledVideo
 
@@ -42,11 +45,16 @@ CLIPS_ONLY = ("qp", "intra_period", "start", "frames", "size", "rate", "depth", 
 def is_clip_to_encode(arguments: argparse.Namespace) -> bool:
     """Whether ``encode`` was given a clip.
 
-    By its suffix, ``-``, because the size of raw frames was given, or because a folder is to become an ``.spv`` file.
+    By its suffix, ``-``, because the size of raw frames was given, or because it is to become an ``.spv`` file and is
+    not known as a picture, a text or the like: whether PyAV reads it is seen when it is opened.
     """
+    wanted = Path(arguments.output).suffix.lower() == VIDEO_SUFFIX and not Path(arguments.output).is_dir()
     if Path(arguments.input).is_dir():
-        return Path(arguments.output).suffix.lower() == VIDEO_SUFFIX and not Path(arguments.output).is_dir()
-    return arguments.input == PIPE or is_clip(arguments.input) or arguments.size is not None
+        return wanted
+    if arguments.input == PIPE or is_clip(arguments.input) or arguments.size is not None:
+        return True
+    suffix = Path(arguments.input).suffix.lower()
+    return wanted and (not suffix or (suffix not in PICTURE_SUFFIXES and suffix not in OTHER_SUFFIXES))
 
 
 def is_coded_clip(path: str | Path) -> bool:
@@ -77,10 +85,11 @@ def encode(arguments: argparse.Namespace) -> None:
             encoder.push(to_frame(samples, clip.form, codec.colour, codec.device))
             for samples in islice(chain([first], frames), arguments.frames)
         )
+        begun = time.perf_counter()
         head = next(pieces)
         with (
             output(arguments.output) as file,
-            Progress("encoded", clip.form, remaining(clip.count, arguments)) as progress,
+            Progress("encoded", clip.form, remaining(clip.count, arguments), begun) as progress,
         ):
             try:
                 for piece in chain([head], pieces):
@@ -100,14 +109,15 @@ def decode(arguments: argparse.Namespace) -> None:
     check_frames_output(arguments)
     codecs = Codecs(arguments.model, compute_options(arguments))
     with opened_stream(arguments.input) as source:
-        reader, codec = opened_reader(source, codecs, arguments.input, arguments.max_pixels)
-        form = reader.header.form
+        reader = _TimedReader(source, arguments.max_pixels, arguments.start)
+        codec = codecs.of_clip(reader.header, arguments.input)
+        form, total = reader.header.form, remaining(reader.count(), arguments)
         frames = islice(codec.decoder(reader, arguments.start), arguments.frames)
-        position = reader.position
         first = next(frames)  # an output is opened once there is something to write
+        position = reader.start_position
         with (
             frame_sink(arguments, form, form, codec.colour) as write,
-            Progress("decoded", form, arguments.frames) as progress,
+            Progress("decoded", form, total, reader.start_time) as progress,
         ):
             try:
                 for frame in chain([first], frames):
@@ -118,6 +128,20 @@ def decode(arguments: argparse.Namespace) -> None:
                 raise type(error)(f"{error}; {progress.frames} frames before it were decoded") from error
     name = codecs.name(reader.header, arguments.input)
     report(arguments, {"output": arguments.output, "model": name, **progress.result()})
+
+
+class _TimedReader(VideoReader):
+    """Notes when and where frame `start` begins: those before it are decoded to get there, and dropped."""
+
+    def __init__(self, source: BinaryIO, max_pixels: int, start: int) -> None:
+        super().__init__(source, max_pixels)
+        self._start = start
+        self.start_time, self.start_position = time.perf_counter(), self.position
+
+    def read(self) -> CodedFrame | None:
+        if self.next == self._start:
+            self.start_time, self.start_position = time.perf_counter(), self.position
+        return super().read()
 
 
 def opened_reader(

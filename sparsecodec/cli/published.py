@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from itertools import chain, islice
@@ -82,9 +83,10 @@ def encode(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--start {arguments.start} is behind the last frame of {arguments.input}")
         tensors = (to_frame(samples, clip.form, codec.colour) for samples in chain([first], frames))
         pieces = codec.encode(tensors, **settings)
+        begun = time.perf_counter()
         head = next(pieces)
         count = remaining(clip.count, arguments)
-        with _sink(arguments, codec) as write, Progress("encoded", clip.form, count) as progress:
+        with _sink(arguments, codec) as write, Progress("encoded", clip.form, count, begun) as progress:
             for piece in chain([head], pieces):
                 write(piece)
                 progress.add(len(piece))
@@ -98,21 +100,22 @@ def decode(arguments: argparse.Namespace) -> None:
     fps = rate(arguments.rate or DEFAULT_RATE)
     codec = published_codec(arguments)
     with opened_source(arguments.input, codec) as source:
-        end = None if arguments.frames is None else arguments.start + arguments.frames
-        frames = islice(codec.decode(source, arguments.max_pixels), arguments.start, end)
+        decoded = iter(codec.decode(source, arguments.max_pixels))
+        frames = islice(decoded, arguments.frames)
         try:
+            next(islice(decoded, arguments.start, arguments.start), None)  # those before it are decoded and dropped
+            begun, counted = time.perf_counter(), source.bytes
             first = next(frames, None)
         except BitstreamError as error:
             raise BitstreamError(f"{arguments.input}: {_explained(error)}") from error
         if first is None:
             raise UsageError(f"--start {arguments.start} is behind the last frame of {arguments.input}")
-        counted = 0
         height, width = first.shape[2:]
         form = ClipFormat(height, width, fps)
         of_pictures = ClipFormat(height, width, fps, matrix="bt709", full_range=True)
         with (
             frame_sink(arguments, form, of_pictures, codec.colour) as write,
-            Progress("decoded", form, arguments.frames) as progress,
+            Progress("decoded", form, arguments.frames, begun) as progress,
         ):
             try:
                 for frame in chain([first], frames):

@@ -10,6 +10,7 @@ from sparsecodec._clip_format import DEPTHS, ClipFormat
 from sparsecodec.errors import UsageError
 
 Y4M_MAGIC = b"YUV4MPEG2"
+UNKNOWN_RATE, DEFAULT_RATE = "0:0", "25:1"  # of a y4m header; the first is y4m's convention, the second FFmpeg's guess
 LINE_BYTES = 1024  # that a y4m header may have
 DEPTH_WORDS = {"8bit": 8, "yuv420p": 8, "10bit": 10, "yuv420p10le": 10}
 # colour spaces of y4m: depth and siting
@@ -55,7 +56,7 @@ def raw_format(path: Path, depths: tuple[int, ...] = DEPTHS) -> tuple[ClipFormat
 
 
 def y4m_format(header: bytes, name: str | Path, depths: tuple[int, ...] = DEPTHS) -> ClipFormat:
-    """Format of a clip by the first line of a y4m file.
+    """Format of a clip by the first line of a y4m file; an unknown rate becomes 25 frames per second.
 
     Raises:
         UsageError: no such line, or samples that are not progressive 4:2:0 of one of `depths`.
@@ -77,7 +78,9 @@ def y4m_format(header: bytes, name: str | Path, depths: tuple[int, ...] = DEPTHS
         )
     aspect = tuple(int(part) for part in values["A"].split(":")) if _is_ratio(values.get("A", "")) else (0, 0)
     full_range = b"XCOLORRANGE=FULL" in fields
-    frames_per_s = values.get("F", "25:1")
+    frames_per_s = values.get("F", UNKNOWN_RATE)
+    if frames_per_s == UNKNOWN_RATE:
+        frames_per_s = DEFAULT_RATE
     if not _is_ratio(frames_per_s):
         raise UsageError(f"{name} has {frames_per_s} frames per second (needs a ratio, as 30000:1001)")
     return ClipFormat(height, width, rate(frames_per_s), aspect, depth, None, full_range, siting)

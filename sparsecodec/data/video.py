@@ -6,7 +6,6 @@ window of a frame is the same whether it is cut before or after the conversion.
 
 from __future__ import annotations
 
-import importlib.util
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ import numpy as np
 
 from sparsecodec._clip_format import HD_HEIGHT, LUMA_WEIGHTS, ClipFormat
 from sparsecodec.data.clip_headers import LINE_BYTES, raw_format, y4m_format
+from sparsecodec.data.coded_video import decoded_frames, opened_video, planes_of, turn_of, why_no_pyav
 from sparsecodec.errors import SparseCodecError, UsageError, reason
 
 RAW_SUFFIX, Y4M_SUFFIX = ".yuv", ".y4m"
@@ -124,10 +124,7 @@ def is_clip(path: str | Path) -> bool:
 
 def why_not_decodable(path: str | Path) -> str | None:
     """None if the packages that read files like `path` are installed, else the sentence that says what is missing."""
-    suffix = Path(path).suffix.lower()
-    if suffix not in (RAW_SUFFIX, Y4M_SUFFIX) and importlib.util.find_spec("av") is None:
-        return f"clips such as {Path(path).name} need the extra sparsecodec[video]"
-    return None
+    return None if Path(path).suffix.lower() in (RAW_SUFFIX, Y4M_SUFFIX) else why_no_pyav(path)
 
 
 def has_video(path: str | Path) -> bool:
@@ -146,7 +143,8 @@ def read_clip(path: str | Path, matrix: str | None = None) -> Clip:
 
     Raw files say their size in their name, as ``pass_416x240_50fps_8bit_420_100f.yuv`` does; a number of frames there
     is checked. Clips that PyAV decodes go, as raw frames, to an unnamed file in the folder for temporary files, and
-    leave with the `Clip`; depths and samplings other than 8-bit 4:2:0 are converted, rotation is not applied.
+    leave with the `Clip`; depths and samplings other than 8-bit 4:2:0 are converted, and frames are turned
+    as the file says they are shown.
 
     Args:
         path: ``.yuv``, ``.y4m``, or anything PyAV reads.
@@ -204,34 +202,21 @@ def _read_y4m(path: Path) -> tuple[np.ndarray, int, int, None]:
 
 def _decode(path: Path) -> tuple[np.ndarray, int, int, str | None]:
     """Frames of the first video stream through PyAV."""
-    reason = why_not_decodable(path)
-    if reason is not None:
-        raise UsageError(reason)
-    import av
-
     with tempfile.TemporaryFile() as store:
-        try:
-            with av.open(str(path)) as container:
-                if not container.streams.video:
-                    raise UsageError(f"{path} has no video stream")
-                stream = container.streams.video[0]
-                stream.thread_type = "AUTO"
-                size, told, count = None, None, 0
-                for frame in container.decode(stream):
-                    if size is None:
-                        size, told = (frame.height, frame.width), _matrix_of(frame)
-                    if (frame.height, frame.width) != size:
-                        found = f"{frame.width}x{frame.height} after {size[1]}x{size[0]}"
-                        raise UsageError(f"{path}: frame {count} is {found} (needs one size)")
-                    _store(store, path, _planes(frame))
-                    count += 1
-                expected = stream.frames
-        except av.FFmpegError as error:
-            raise UsageError(f"{path} cannot be decoded: {error.strerror}") from error
-        if size is None or count < expected:
-            raise UsageError(
-                f"{path}: {count} of {expected or 'at least 1'} frames can be decoded (cut off, or damaged)"
-            )
+        with opened_video(path) as (container, stream):
+            size, told, count = None, None, 0
+            for frame in decoded_frames(path, container, stream):
+                turn = turn_of(path, frame)
+                height, width = turn.size(frame)
+                if size is None:
+                    size, told = (height, width), _matrix_of(frame)
+                if (height, width) != size:
+                    found = f"{width}x{height} after {size[1]}x{size[0]}"
+                    raise UsageError(f"{path}: frame {count} is {found} (needs one size)")
+                _store(store, path, b"".join(plane.tobytes() for plane in planes_of(frame, turn)))
+                count += 1
+        if size is None:
+            raise UsageError(f"{path} has no frames")
         store.flush()
         frames = np.memmap(store, np.uint8, "r").reshape(count, ClipFormat(*size).frame_bytes)
     return frames, *size, told
@@ -248,17 +233,6 @@ def _store(store: Any, path: Path, planes: bytes) -> None:
 def _matrix_of(frame: Any) -> str | None:
     """What the stream says of its matrix, in FFmpeg's numbers: 1 is BT.709, 5 and 6 are BT.601's two regions.
 
-    Frames that are RGB leave `_planes` as BT.601.
+    Frames that are RGB leave `planes_of` as BT.601.
     """
     return "bt601" if frame.format.is_rgb else {1: "bt709", 5: "bt601", 6: "bt601"}.get(int(frame.colorspace))
-
-
-def _planes(frame: Any) -> bytes:
-    """Planes Y, U, V in limited range without the padding of their lines."""
-    matrix = "ITU601" if frame.format.is_rgb else None
-    frame = frame.reformat(format="yuv420p", dst_colorspace=matrix, dst_color_range="MPEG")
-    planes = []
-    for plane in frame.planes:
-        lines = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size]
-        planes.append(lines.reshape(plane.height, plane.line_size)[:, : plane.width].tobytes())
-    return b"".join(planes)

@@ -14,9 +14,10 @@ import numpy as np
 
 from sparsecodec._clip_format import SITINGS, ClipFormat
 from sparsecodec.data.clip_headers import LINE_BYTES, Y4M_MAGIC, Y4M_SPACES, raw_format, y4m_format
+from sparsecodec.data.coded_video import Turn, decoded_frames, opened_video, planes_of, shown_frames, turn_of
 from sparsecodec.data.colour import Planes, Samples
 from sparsecodec.data.picture_folders import RATE, folder_format, list_frames, read_frames
-from sparsecodec.data.video import RAW_SUFFIX, Y4M_SUFFIX, why_not_decodable
+from sparsecodec.data.video import RAW_SUFFIX, Y4M_SUFFIX
 from sparsecodec.errors import UsageError
 
 MATRIX_OF_CODE = {1: "bt709", 5: "bt601", 6: "bt601", 9: "bt2020"}  # FFmpeg's numbers are those of ITU-T H.273
@@ -181,80 +182,39 @@ def _split(data: bytes, form: ClipFormat) -> Planes:
 @contextmanager
 def _decoded(path: Path) -> Iterator[ClipStream]:
     """The first video stream of a file through PyAV."""
-    reason = why_not_decodable(path)
-    if reason is not None:
-        raise UsageError(reason)
-    import av
-
-    try:
-        with av.open(str(path)) as container:
-            if not container.streams.video:
-                raise UsageError(f"{path} has no video stream")
-            stream = container.streams.video[0]
-            stream.thread_type = "AUTO"
-            frames = _decoded_frames(path, container, stream)
-            first = next(frames, None)
-            if first is None:
-                raise UsageError(f"{path} has no frames")
-            form = _format_of(first, stream)
-            yield ClipStream(form, _converted(path, form, first, frames), stream.frames or None)
-    except av.FFmpegError as error:
-        raise UsageError(f"{path} cannot be decoded: {error.strerror}") from error
+    with opened_video(path) as (container, stream):
+        frames = decoded_frames(path, container, stream)
+        first = next(frames, None)
+        if first is None:
+            raise UsageError(f"{path} has no frames")
+        form = _format_of(first, stream, turn_of(path, first))
+        yield ClipStream(form, _converted(path, form, chain([first], frames)), shown_frames(container, stream))
 
 
-def _decoded_frames(path: Path, container: Any, stream: Any) -> Iterator[Any]:
-    import av
-
-    number = 0
-    try:
-        for frame in container.decode(stream):
-            yield frame
-            number += 1
-    except av.FFmpegError as error:
-        raise UsageError(f"{path}: frame {number} cannot be decoded: {error.strerror}") from error
-    if number < stream.frames:
-        raise UsageError(f"{path}: {number} of {stream.frames} frames can be decoded (cut off, or damaged)")
-
-
-def _format_of(frame: Any, stream: Any) -> ClipFormat:
+def _format_of(frame: Any, stream: Any, turn: Turn) -> ClipFormat:
     rate = stream.average_rate or stream.guessed_rate or 25
     aspect = stream.sample_aspect_ratio or 0
+    ratio = (aspect.numerator, aspect.denominator) if aspect else (0, 0)
+    siting = SITING_OF_CODE.get(int(getattr(stream.codec_context, "chroma_location", 0) or 0), SITINGS[0])
     form = ClipFormat(
-        frame.height,
-        frame.width,
+        *turn.size(frame),
         (rate.numerator, rate.denominator),
-        (aspect.numerator, aspect.denominator) if aspect else (0, 0),
+        ratio[::-1] if turn.transposed else ratio,
         depth=10 if frame.format.components[0].bits > 8 else 8,
-        siting=SITING_OF_CODE.get(int(getattr(stream.codec_context, "chroma_location", 0) or 0), SITINGS[0]),
+        siting=siting if turn.is_none or siting == "center" else SITINGS[0],  # what was left is at another side
     )
-    if frame.format.is_rgb:  # converted by `_planes_of`
+    if frame.format.is_rgb:  # converted by `planes_of`
         return replace(form, matrix="bt601")
     full = int(frame.color_range) == FULL_RANGE or frame.format.name.startswith("yuvj")
     return replace(form, matrix=MATRIX_OF_CODE.get(int(frame.colorspace)), full_range=full)
 
 
-def _converted(path: Path, form: ClipFormat, first: Any, rest: Iterator[Any]) -> Iterator[Planes]:
-    number = 0
-    while first is not None:
-        if (first.height, first.width) != (form.height, form.width):
-            found = f"{first.width}x{first.height} after {form.width}x{form.height}"
-            raise UsageError(f"{path}: frame {number} is {found} (needs one size)")
-        yield _planes_of(first, form)
-        first, number = next(rest, None), number + 1
-
-
-def _planes_of(frame: Any, form: ClipFormat) -> Planes:
-    """Planes without the padding of their lines; RGB becomes BT.601 in limited range."""
-    frame = frame.reformat(
-        format="yuv420p" if form.depth == 8 else "yuv420p10le",
-        dst_colorspace="ITU601" if frame.format.is_rgb else None,
-        dst_color_range="JPEG" if form.full_range else "MPEG",
-    )
-    planes = []
-    for plane in frame.planes:
-        samples = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size].view(
-            np.uint8 if form.depth == 8 else "<u2"
-        )
-        planes.append(samples.reshape(plane.height, -1)[:, : plane.width])
-    y, u, v = planes
-    return y, u, v
+def _converted(path: Path, form: ClipFormat, frames: Iterator[Any]) -> Iterator[Planes]:
+    for number, frame in enumerate(frames):
+        turn = turn_of(path, frame)
+        height, width = turn.size(frame)
+        if (height, width) != (form.height, form.width):
+            raise UsageError(
+                f"{path}: frame {number} is {width}x{height} after {form.width}x{form.height} (needs one size)"
+            )
+        yield planes_of(frame, turn, form.depth, form.full_range)

@@ -175,6 +175,19 @@ class VideoReader:
         self.next += 1
         return CodedFrame(head.number, intra, head.qp, head.fingerprint, payload)
 
+    def count(self) -> int | None:
+        """Frames of the file by the index at its end; None of a pipe, and where the index is missing or damaged."""
+        if not self.seekable:
+            return None
+        here, position, inside = self._source.tell(), self.position, self._inside
+        try:
+            return self._index()[1]
+        except BitstreamError:
+            return None
+        finally:
+            self._source.seek(here)
+            self.position, self._inside = position, inside
+
     def seek(self, frame: int) -> None:
         """Makes the last I frame that is not behind `frame` the next one to read.
 

@@ -32,6 +32,8 @@ class ClipAnchor:
         options: for the encoder.
         preset: effort; the default is "medium".
         curve: quantisers that span the qualities of a small learned codec.
+        least: height and width that the encoder takes; smaller and odd ones are padded with their last samples, whose
+            bits count, and cropped again.
     """
 
     name: str
@@ -40,6 +42,7 @@ class ClipAnchor:
     options: Mapping[str, str]
     preset: str = "medium"
     curve: tuple[int, ...] = (22, 27, 32, 37, 42, 47)
+    least: int = 2
 
     def why_not(self) -> str | None:
         """None if PyAV is installed with this encoder, else the sentence that says why not."""
@@ -64,7 +67,7 @@ class ClipAnchor:
             raise UsageError(f"{self.name} of {form.depth} bits (needs 8)")
         context = self._context(form, qp)
         for number, planes in enumerate(frames):
-            frame = _frame(planes, form)
+            frame = _frame(planes, *self._coded_size(form))
             frame.pts = number
             yield from map(bytes, context.encode(frame))
         yield from map(bytes, context.encode(None))
@@ -75,15 +78,18 @@ class ClipAnchor:
 
         with av.open(io.BytesIO(data), format=self.format) as container:
             for frame in container.decode(video=0):
-                if (frame.height, frame.width) != (form.height, form.width):
+                if (frame.height, frame.width) != self._coded_size(form):
                     raise SparseCodecError(f"{self.name} gave {frame.width} x {frame.height}")
-                yield _planes(frame)
+                yield _planes(frame, form)
+
+    def _coded_size(self, form: ClipFormat) -> tuple[int, int]:
+        return tuple(max(side + side % 2, self.least) for side in (form.height, form.width))
 
     def _context(self, form: ClipFormat, qp: int) -> Any:
         import av
 
         context = av.CodecContext.create(self.encoder, "w")
-        context.width, context.height, context.pix_fmt = form.width, form.height, "yuv420p"
+        (context.height, context.width), context.pix_fmt = self._coded_size(form), "yuv420p"
         context.framerate = Fraction(*form.rate)
         context.time_base = 1 / context.framerate
         context.thread_count = 1
@@ -91,22 +97,23 @@ class ClipAnchor:
         return context
 
 
-def _frame(planes: Planes, form: ClipFormat) -> Any:
+def _frame(planes: Planes, height: int, width: int) -> Any:
     import av
 
-    frame = av.VideoFrame(form.width, form.height, "yuv420p")
+    frame = av.VideoFrame(width, height, "yuv420p")
     for plane, samples in zip(frame.planes, planes, strict=True):
+        below, beside = plane.height - samples.shape[0], plane.width - samples.shape[1]
         lines = np.zeros((plane.height, plane.line_size), np.uint8)
-        lines[:, : plane.width] = samples
+        lines[:, : plane.width] = np.pad(samples, ((0, below), (0, beside)), "edge")
         plane.update(lines)
     return frame
 
 
-def _planes(frame: Any) -> Planes:
+def _planes(frame: Any, form: ClipFormat) -> Planes:
     planes = []
-    for plane in frame.planes:
+    for plane, (height, width) in zip(frame.planes, ((form.height, form.width), form.chroma, form.chroma), strict=True):
         lines = np.frombuffer(plane, np.uint8)[: plane.height * plane.line_size]
-        planes.append(lines.reshape(plane.height, plane.line_size)[:, : plane.width].copy())
+        planes.append(lines.reshape(plane.height, plane.line_size)[:height, :width].copy())
     y, u, v = planes
     return y, u, v
 
@@ -115,6 +122,6 @@ CLIP_ANCHORS: dict[str, ClipAnchor] = {
     anchor.name: anchor
     for anchor in (
         ClipAnchor("x264", "libx264", "h264", {**X264, "qp": "{qp}"}),
-        ClipAnchor("x265", "libx265", "hevc", {"x265-params": f"log-level=error:qp={{qp}}:{X265}"}),
+        ClipAnchor("x265", "libx265", "hevc", {"x265-params": f"log-level=error:qp={{qp}}:{X265}"}, least=16),
     )
 }

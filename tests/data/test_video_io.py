@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import io
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -87,7 +88,7 @@ def test_ffmpeg_reads_what_we_write(form, tmp_path):
         (lambda data: data[: data.index(b"FRAME")], "clip has no frames"),
         (lambda data: data.replace(b"C420mpeg2", b"C422"), "colour space 422 .needs 8-bit or 10-bit 4:2:0"),
         (lambda data: data.replace(b" Ip", b" It"), "interlaced, It"),
-        (lambda data: data.replace(b"F30000:1001", b"F0:0"), "0:0 frames per second"),
+        (lambda data: data.replace(b"F30000:1001", b"F0:1"), "0:1 frames per second"),
         (lambda data: data.replace(b"F30000:1001", b"Fast"), "ast frames per second"),
         (lambda data: data.replace(b"W7", b"W-7"), "width -7"),
         (lambda data: data.replace(b"W7", b"W99999999"), "width = 99999999"),
@@ -97,6 +98,35 @@ def test_damaged_y4m_is_named_with_its_frame(change, message):
     data = change(written(FORM, [noise(FORM, seed=seed) for seed in range(3)]))
     with pytest.raises(UsageError, match=message):
         list(read_stream(io.BytesIO(data), "clip").frames)
+
+
+@pytest.mark.parametrize("rate", [b"F0:0 ", b""])
+def test_an_unknown_rate_is_25(rate):
+    data = written(FORM, [noise(FORM)]).replace(b"F30000:1001 ", rate)
+    assert read_stream(io.BytesIO(data), "clip").form == replace(FORM, rate=(25, 1))
+
+
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ({"rate": 25}, r"rate = 25 .needs a fraction as two whole numbers, as \(25, 1\)"),
+        ({"rate": (25,)}, r"rate = \(25,\) .needs a fraction"),
+        ({"rate": (25.5, 1)}, r"rate\[0\] = 25.5 .needs a whole number, 1 to"),
+        ({"rate": (25, 0)}, r"rate\[1\] = 0 .needs a whole number, 1 to"),
+        ({"aspect": None}, "aspect = None .needs a fraction"),
+        ({"height": "8"}, "height = '8' .needs a whole number"),
+        ({"height": 1.5}, "height = 1.5 .needs a whole number"),
+        ({"width": True}, "width = True .needs a whole number"),
+        ({"width": 1 << 24}, "width = 16777216 .needs a whole number, 1 to 16777215"),
+        ({"depth": 8.0}, "depth = 8.0 .needs one of 8, 10"),
+        ({"matrix": []}, r"matrix = \[\] .needs one of None, bt601"),
+    ],
+    ids=str,
+)
+def test_formats_that_are_none_are_refused(values, message):
+    with pytest.raises(UsageError, match=message):
+        ClipFormat(**{"height": 8, "width": 8, **values})
+    assert ClipFormat(np.int64(8), 8).chroma == (4, 4)
 
 
 def test_frames_beyond_all_memory_are_refused(tmp_path):

@@ -155,6 +155,18 @@ def test_seeking_goes_to_the_i_frame_before():
         reader.seek(5)
 
 
+def test_the_frames_of_a_file_are_counted_without_moving_in_it():
+    data = written()
+    reader = VideoReader(io.BytesIO(data))
+    reader.read()
+    position = reader.position
+    assert (reader.count(), reader.position, reader.read().number) == (5, position, 1)
+    assert VideoReader(io.BytesIO(data[:-1])).count() is None
+    pipe = io.BytesIO(data)
+    pipe.seekable = lambda: False
+    assert VideoReader(pipe).count() is None
+
+
 def test_an_index_of_another_file_is_not_believed():
     """Both checksums of the end record are right, the offsets are not."""
     a, b = written(), written([(*frame[:3], frame[3] + b"xy") for frame in FRAMES])
