@@ -88,6 +88,18 @@ def test_lone_models_answer_the_published_calls(model: VideoCodec, original: boo
     assert all(torch.equal(received[key], sent["dbp"][key]) for key in dpb)
 
 
+def test_half_leaves_a_compiled_model_what_it_is(model: VideoCodec):
+    """Channel-wise steps in halves would be other steps, to which no other end listens."""
+    (x, after), steps = moving(2, *SIZE), (1.1, 0.7)
+    intra, inter = compile_codec(model.intra), compile_codec(model.inter)
+    assert compile_codec(model.intra).half().compress(x, 0.8)["bit_stream"] == intra.compress(x, 0.8)["bit_stream"]
+    dpb, halved = (
+        {"ref_frame": x, "ref_feature": None, "ref_y": None, "ref_mv_y": None},
+        compile_codec(model.inter).half(),
+    )
+    assert halved.compress(after, dpb, *steps)["bit_stream"] == inter.compress(after, dpb, *steps)["bit_stream"]
+
+
 def test_every_layer_with_weights_but_the_squeezes_is_on_a_kernel(codec):
     rows = [row for row in codec.report.rows if row.macs]
     assert len(rows) > 150

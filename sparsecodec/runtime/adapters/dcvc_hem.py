@@ -17,7 +17,7 @@ from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.hem_inter import FLOW, HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
 from sparsecodec.nn.routine import Routine, pulling, pushing
-from sparsecodec.runtime.adapters.paired import TwoModels
+from sparsecodec.runtime.adapters.paired import KeepsPrecision, TwoModels
 from sparsecodec.runtime.video import QPS
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks, warp_any
 
@@ -33,7 +33,7 @@ class Picture(nn.Module):
         return self._network(x).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
-class CompiledHEMImage(DCVCHEMImage):
+class CompiledHEMImage(KeepsPrecision, DCVCHEMImage):
     """`DCVCHEMImage` on compiled networks: it answers the same calls.
 
     Args:
@@ -96,7 +96,7 @@ class CompiledHEMImage(DCVCHEMImage):
         return self.synthesise(y_hat.contiguous()).clamp(0, 1)
 
 
-class CompiledHEMVideo(DCVCHEMVideo):
+class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
     """`DCVCHEMVideo` on compiled networks: it answers the same calls. Both ends need the same compiled arithmetic.
 
     Args:

@@ -21,7 +21,7 @@ from sparsecodec.nn.rt_layers import PATCH
 from sparsecodec.nn.rt_prior import IntraPrior
 from sparsecodec.nn.rt_state import RTState
 from sparsecodec.ops import rt_scale_thresholds
-from sparsecodec.runtime.adapters.paired import TwoModels
+from sparsecodec.runtime.adapters.paired import KeepsPrecision, TwoModels
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks
 
 SPLIT_AREA = 1280 * 720  # frames of more pixels have their symbols in two streams
@@ -59,7 +59,7 @@ class CompiledIntraPrior(IntraPrior):
         return PartParameters(scales, means, quality[:, :1], quality[:, 1:], self._reduction(prior))
 
 
-class CompiledRT(RTModel):
+class CompiledRT(KeepsPrecision, RTModel):
     """A model of the family on compiled networks: what it answers, and how, stays the model's own.
 
     Args:
