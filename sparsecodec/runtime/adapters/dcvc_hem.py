@@ -118,6 +118,7 @@ class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
     )
     GENERATOR: ClassVar = "recon_generation_net"
     PICTURE: ClassVar = ("first_conv", "unet_1", "unet_2", "recon_conv")
+    warp = staticmethod(warp_any)
 
     def __init__(self, model: DCVCHEMVideo, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
         with torch.device("meta"):  # for its structure: everything in it is replaced
@@ -139,7 +140,7 @@ class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
         setattr(generator, last, Picture(networks.add(f"{prefix}{self.GENERATOR}.{last}", torch.float32)))
         self.eval().requires_grad_(False)
         of_latents, of_mv_z, of_z = model.tables()
-        nets = HEMInter(self.get_submodule, warp_any)
+        nets = HEMInter(self.get_submodule, self.warp)
         mv, y = (
             DualPriorCoder(prior, of_latents, of_hyper, networks.device, HEM_INTER_LAYOUT)
             for prior, of_hyper in ((nets.mv_prior, of_mv_z), (nets.y_prior, of_z))
