@@ -74,6 +74,37 @@ def test_what_is_no_sequence_no_model_and_no_device_is_named(codec):
         compile_codec(create("evc-nano"), stream="portable", calibration=5)
 
 
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_references_that_are_not_finite_are_refused_by_compiled_models(value):
+    """They would be coded, without an error, into a stream of noise."""
+    torch.manual_seed(0)
+    finite = "needs finite ones"
+    rt, hem, dcvc = (compile_codec(create(name).inter) for name in ("dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny"))
+    bad = X.clone()
+    bad[0, 1, 5, 9] = value
+    with pytest.raises(UsageError, match=f"the reference's frame .*{finite}"):
+        rt.add_ref_frame(None, bad)
+    assert not rt.dpb, "a refused reference must not stay"
+    rt.add_ref_frame(None, X)
+    rt.compress(X, 30)
+    with pytest.raises(UsageError, match=f"the reference's feature .*{finite}"):
+        rt.add_ref_frame(rt.dpb[0].feature * value, None)
+
+    coded = hem.compress(X, hem.dpb_of(hem.start(X)), 1.0, 1.0)
+    for name, field in coded["dbp"].items():
+        dpb = coded["dbp"] | {name: field + value}
+        with pytest.raises(UsageError, match=f"{name} .*{finite}"):
+            hem.compress(X, dpb, 1.0, 1.0)
+        with pytest.raises(UsageError, match=f"{name} .*{finite}"):
+            hem.decompress(dpb, coded["bit_stream"], 64, 64, 1.0, 1.0)
+
+    with pytest.raises(UsageError, match=f"referframe .*{finite}"):
+        dcvc.compress(bad, X)
+    strings = [dcvc.compress(X, X)[f"{name}_string"] for name in ("mv_y", "mv_z", "y", "z")]
+    with pytest.raises(UsageError, match=f"referframe .*{finite}"):
+        dcvc.decompress(bad, *strings, 64, 64)
+
+
 def test_sources_and_numbers_of_clips_are_checked():
     torch.manual_seed(0)
     intra = DCVCRTImage(RTImageWidths(16, 8, 16, 1, 1, 1, 1))

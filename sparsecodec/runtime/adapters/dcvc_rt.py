@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -155,6 +155,10 @@ class CompiledRTVideo(CompiledRT, DCVCRTVideo):
     def __init__(self, model: RTModel, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
         super().__init__(model, networks, prefix, dtype)
         self.decoder = Keeping(self.decoder, dtype)  # its result outlives the frame
+
+    def _check_state(self, state: RTState, shape: Sequence[int], layer: nn.Module | None) -> None:
+        """Kind and shape alone: sessions hold what they made themselves, `add_ref_frame` looked at what was given."""
+        super()._check_state(state, shape, None)
 
 
 class DCVCRTCodec(TwoModels):
