@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 
@@ -11,7 +12,7 @@ import torch
 from sparsecodec import compile_codec, load
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import Container, NalReader, VideoReader
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import NoBackendError, UsageError
 from sparsecodec.models import create
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
@@ -72,6 +73,19 @@ def test_what_is_no_sequence_no_model_and_no_device_is_named(codec):
         compile_codec(create("evc-nano"), device="gpu")
     with pytest.raises(UsageError, match="calibration: int .needs a tensor or a sequence"):
         compile_codec(create("evc-nano"), stream="portable", calibration=5)
+
+
+@pytest.mark.parametrize("name", ["dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"])
+def test_a_precision_without_kernels_is_refused_when_compiling(name, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model = create(name)
+    for part in (model, model.inter, copy.deepcopy(model.inter).half()):
+        with pytest.raises(
+            NoBackendError, match=r"^dtype=torch.float16 on a CPU .needs torch.float32 or torch.bfloat16"
+        ):
+            compile_codec(part, dtype=torch.float16)
+    assert compile_codec(model.inter, dtype=torch.float16, original=True) is not None
+    assert compile_codec(model.inter, dtype=torch.float16, strict=False) is not None
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
