@@ -111,11 +111,15 @@ class DCVC(Codec):
     Args:
         widths: channels, a `Widths` or a key of `DCVC_WIDTHS`.
 
+    Attributes:
+        warp: as of `DCVCHEMVideo`.
+
     Raises:
         UsageError: unknown preset.
     """
 
     family = "dcvc"
+    warp = staticmethod(warp_by_grid)
     wires = DCVC_WIRES
     SIGNATURE = ("auto_regressive_mv.mask", "contextualDecoder_part2.3.weight", "temporalPriorEncoder.6.weight")
 
@@ -275,13 +279,14 @@ class DCVC(Codec):
             return values + torch.rand_like(values) - 0.5 if self.training else values.round()
 
         def coded(y: Tensor, z: Tensor, prior: Tensor, part: str) -> Estimate:
+            y, z, prior = (value.to(x.dtype) for value in (y, z, prior))  # compiled transforms may be narrower
             context, parameters, estimator = self.entropy_networks(part)
             y_hat = round_ste(y)
             means, scales = parameters(torch.cat([prior, context(y_hat)], 1)).chunk(2, 1)
             latent = Latent(y, laplace_likelihood(noisy(y - means), scales), means, scales, laplace=True)
             return Estimate(y_hat, bits(latent.likelihoods), bits(estimator.likelihood(noisy(z))), latent)
 
-        networks = DCVCPrediction(self.get_submodule)
+        networks = DCVCPrediction(self.get_submodule, self.warp)
         mv_y, mv_z = networks.motion_latents(x, reference)
         motion = coded(mv_y, mv_z, networks.motion_prior(round_ste(mv_z)), MOTION)
         flow = networks.flow(motion.y_hat, reference)
@@ -295,7 +300,7 @@ class DCVC(Codec):
             **rates_of(x, mv_y=motion.bits_y, mv_z=motion.bits_z, y=frame.bits_y, z=frame.bits_z),
             "latents": {"mv_y": motion.latent, "y": frame.latent},
             "state": state,
-            "warped": warp_by_grid(reference, flow),
+            "warped": self.warp(reference, flow),
         }
 
     def entropy_networks(self, part: str) -> tuple[MaskedConv2d, nn.Module, BitEstimator]:

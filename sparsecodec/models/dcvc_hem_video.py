@@ -90,9 +90,13 @@ class DCVCHEMVideo(VideoScripts, Codec):
 
     Args:
         widths: of the networks; the published ones by default.
+
+    Attributes:
+        warp: moves features and pictures, for `HEMInter`; a compiled model, whose features are narrower, has its own.
     """
 
     family = "dcvc-hem-video"
+    warp = staticmethod(warp_by_grid)
     wires = HEM_WIRES
     stand_ins = {"feature_adaptor_I": "feature_adaptor_P"}
     SIGNATURE = (
@@ -207,7 +211,7 @@ class DCVCHEMVideo(VideoScripts, Codec):
         """
         check_picture(x, STRIDE)
         self._check_state(state, x.shape, None)
-        nets = HEMInter(self.get_submodule, warp_by_grid)
+        nets = HEMInter(self.get_submodule, self.warp)
         q_mv, q_y = self.curr_q(*self._steps(rate, len(x)))
         mv_y = nets.motion(x, state.frame).to(x.dtype) / q_mv
         mv_z = self.mv_hyper_prior_encoder(mv_y).to(x.dtype)
@@ -233,7 +237,7 @@ class DCVCHEMVideo(VideoScripts, Codec):
             "state": HEMState(clamped, feature, y_hat, mv_hat),
             **rates_of(x, **bits),
             "latents": {"mv_y": motion.latent, "y": coded.latent},
-            "warped": warp_by_grid(state.frame, flow),
+            "warped": self.warp(state.frame, flow),
         }
 
     def tables(self) -> tuple[EntropyTables, EntropyTables, EntropyTables]:
@@ -250,7 +254,7 @@ class DCVCHEMVideo(VideoScripts, Codec):
             UsageError: the weights are not float32.
         """
         check_float32(self.contextual_hyper_prior_decoder)
-        networks = HEMInter(lambda path: contiguous(self.get_submodule(path)), warp_by_grid)
+        networks = HEMInter(lambda path: contiguous(self.get_submodule(path)), self.warp)
         device = self.y_q_basic.device
         of_latents, of_mv_z, of_z = self.tables()
         mv = DualPriorCoder(networks.mv_prior, of_latents, of_mv_z, device, HEM_INTER_LAYOUT)

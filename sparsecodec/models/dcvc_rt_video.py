@@ -13,9 +13,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.models.dcvc_rt import INTER_QUALITIES, QUALITIES, SHIFTS, STRIDE, RTModel, pad_latent, quality_bank
+from sparsecodec.models.dcvc_rt import INTER_QUALITIES, STRIDE, RTModel, pad_latent, quality_bank
+from sparsecodec.models.dcvc_rt_scripts import RTVideoScripts
 from sparsecodec.models.fitting import Weights, filled, numbered
-from sparsecodec.models.inputs import check_coded, check_kind, check_picture, check_state, whole
+from sparsecodec.models.inputs import check_coded, check_kind, check_picture, check_state
 from sparsecodec.nn import BitEstimator
 from sparsecodec.nn.likelihood import rate_rows
 from sparsecodec.nn.part_prior import estimate
@@ -122,7 +123,7 @@ def _run(model: DCVCRTVideo) -> None:
     model(x, model(x, model.start(x), 0)["state"], 0)
 
 
-class DCVCRTVideo(RTModel):
+class DCVCRTVideo(RTVideoScripts, RTModel):
     """DCVC-RT's model of predicted frames (there `DMC`).
 
     Pictures are YCbCr 4:4:4, BT.709, full range, Cb and Cr around 0.5.
@@ -335,65 +336,3 @@ class DCVCRTVideo(RTModel):
         y_hat = yield from self.coder().decoding(z_symbols, (height, width), temporal, dtype=self.q_decoder.dtype)
         feature = self.decoder(y_hat, context, rate_rows(self.q_decoder, rate))
         return self.picture(feature, rate), feature
-
-    # --- the same with the state inside, as the published scripts call it -------------------------------------------
-
-    @property
-    def state(self) -> RTState:
-        """What the next frame is predicted from.
-
-        Raises:
-            UsageError: there is no reference yet.
-        """
-        if not self.dpb:
-            raise UsageError("no reference frame: call add_ref_frame first")
-        last = self.dpb[0]
-        return RTState(frame=last.frame) if last.feature is None else RTState(feature=last.feature)
-
-    def clear_dpb(self) -> None:
-        """Forgets the reference."""
-        self.dpb.clear()
-
-    def add_ref_frame(
-        self, feature: Tensor | None = None, frame: Tensor | None = None, increase_poc: bool = True
-    ) -> None:
-        """Makes `feature` and `frame`, each possibly None, the reference; shapes as in `ReferenceFrame`."""
-        self.dpb[:] = [ReferenceFrame(frame, feature, self.curr_poc)]
-        self.curr_poc += bool(increase_poc)
-
-    def reset_ref_feature(self) -> None:
-        """The next frame is predicted from the picture."""
-        for reference in self.dpb:
-            reference.feature = None
-
-    @torch.no_grad()
-    def prepare_feature_adaptor_i(self, last_qp: int) -> None:
-        """The next frame is predicted from the picture, which an encoder makes here if it has none.
-
-        Args:
-            last_qp: the shifted quality of the frame before.
-        """
-        if self.state.feature is not None and self.dpb[0].frame is None:
-            self.dpb[0].frame = self.reset(self.state, last_qp).frame
-            self.reset_ref_feature()
-
-    def set_curr_poc(self, poc: int) -> None:
-        """The number that the next reference gets."""
-        self.curr_poc = poc
-
-    @staticmethod
-    def shift_qp(qp: int, fa_idx: int) -> int:
-        """The quality 0 .. 71 of a predicted frame in a clip of quality `qp`; `fa_idx` 0 .. 2 (`SHIFT_OF_FRAME`)."""
-        return whole(qp, "qp", QUALITIES) + SHIFTS[whole(fa_idx, "fa_idx", len(SHIFTS))]
-
-    def compress(self, x: Tensor, qp: int) -> dict[str, bytes]:
-        """`compress_frame` against the reference, which the frame then replaces: ``bit_stream``."""
-        payload, state = self.compress_frame(x, self.state, qp)
-        self.add_ref_frame(state.feature, None)
-        return {"bit_stream": payload}
-
-    def decompress(self, bit_stream: bytes, sps: Mapping[str, int], qp: int) -> dict[str, Tensor]:
-        """`decompress_frame` against the reference, which the frame then replaces: ``x_hat``."""
-        x_hat, state = self.decompress_frame(bit_stream, self.state, sps, qp)
-        self.add_ref_frame(state.feature, x_hat)
-        return {"x_hat": x_hat}

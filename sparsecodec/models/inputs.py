@@ -57,9 +57,9 @@ def check_state(
 
     Args:
         values: name -> what is there, and its shape; None is let pass, also for a side.
-        layer: reads them, and they are about to be coded; see `check_reads`.
+        layer: reads them, and they are about to be coded; see `check_reads`. Then NaN is refused as well, which waits
+            for the device. None: they are not coded, or they are a session's own.
     """
-    own = layer is not None and next(layer.parameters(), None) is not None
     for name, (value, shape) in values.items():
         if value is None:
             continue
@@ -67,7 +67,7 @@ def check_state(
         if not fits or any(side not in (None, found) for side, found in zip(shape, value.shape, strict=True)):
             kind = f"{tuple(value.shape)} {value.dtype}" if isinstance(value, Tensor) else type(value).__name__
             raise UsageError(f"{name}: {kind} (this model and size of frame need {shape}, floating point)")
-        if own:  # compiled codecs hold states that they made themselves, and values wait for the device
+        if layer is not None:
             check_reads(layer, value, name)
             check_finite(value, name)
 

@@ -14,7 +14,7 @@ from sparsecodec.quant import is_portable, portable
 from sparsecodec.runtime.adapters import ADAPTERS, FOREIGN_OBJECTS, PORTABLE_ADAPTERS, VIDEO_ADAPTERS
 from sparsecodec.runtime.codec import CompiledCodec
 from sparsecodec.runtime.foreign_object import ForeignCodec, compile_object
-from sparsecodec.runtime.numerics import default_dtype
+from sparsecodec.runtime.numerics import check_kernels, default_dtype
 from sparsecodec.runtime.video import CompiledVideo
 
 STREAMS = {"native": ADAPTERS, "portable": PORTABLE_ADAPTERS}
@@ -58,7 +58,7 @@ def compile_codec(
     Raises:
         UsageError: an argument is wrong, or no family matches the model.
         GraphError: a transform cannot be traced.
-        NoBackendError: see `strict`.
+        NoBackendError: see `strict`; such as for float16 on a CPU, whose kernels compute in float32 and bfloat16.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__} (needs an nn.Module)")
@@ -80,6 +80,8 @@ def compile_codec(
     settings = (device, dtype or default_dtype(device), strict)
     for video in VIDEO_ADAPTERS:
         if stream == "native" and video.matches(model):
+            if strict and not original:  # one model alone is not warmed up, where a missing kernel would be noticed
+                check_kernels(settings[1], device)
             if not isinstance(model, VideoCodec):
                 return video.half(model, *settings, original)
             codec = video(model, *settings, original)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.metadata
+import os
 import zlib
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -10,8 +11,8 @@ from typing import Protocol
 
 import torch
 
-from sparsecodec.errors import ModelMismatchError
-from sparsecodec.ops._registry import resolve
+from sparsecodec.errors import ModelMismatchError, NoBackendError
+from sparsecodec.ops._registry import forced_backend, resolve, why_unavailable
 
 GPU_TAG = 0x4000  # of kernels on a GPU; 0x8000: of a CPU's whose bits differ between CPUs, and of torch's own layers
 BFLOAT16_KERNELS = 2  # raised when the bits of a CPU's bfloat16 kernels change; 2: minimal filtering of 3x3
@@ -23,6 +24,19 @@ def default_dtype(device: torch.device) -> torch.dtype:
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
     return torch.bfloat16 if torch.cpu._is_avx512_bf16_supported() else torch.float32
+
+
+def check_kernels(dtype: torch.dtype, device: torch.device) -> None:
+    """Refuses a precision in which none of the device's kernels computes, before a codec is compiled for it.
+
+    Raises:
+        NoBackendError: float16 on a CPU, unless Triton's interpreter stands in, or there are no kernels at all.
+    """
+    wanted = why_unavailable("cpu") is None and forced_backend() != "reference"
+    if device.type == "cpu" and dtype == torch.float16 and wanted and os.environ.get("TRITON_INTERPRET") != "1":
+        raise NoBackendError(
+            f"dtype={dtype} on a CPU (needs torch.float32 or torch.bfloat16; strict=False runs it without kernels)"
+        )
 
 
 @dataclass(frozen=True)

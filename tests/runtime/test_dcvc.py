@@ -106,6 +106,14 @@ def test_the_inter_model_alone_answers_the_published_calls(model: VideoCodec, cl
     assert torch.equal(decoded, coded["recon_image"])
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_model_estimates_as_the_model(model: VideoCodec, clip: list[Tensor], dtype: torch.dtype):
+    compiled, state = compile_codec(model.inter, dtype=dtype), DCVCState(clip[0])
+    estimate, expected = compiled(clip[1], state), model.inter(clip[1], state)
+    assert abs(float(estimate["bit"] / expected["bit"]) - 1) < (1e-3 if dtype == torch.float32 else 0.1)
+    assert estimate["x_hat"].dtype == torch.float32
+
+
 @pytest.mark.parametrize("native", [True, False])
 def test_original_is_the_model_to_the_byte(model: VideoCodec, clip: list[Tensor], native: bool, monkeypatch):
     if not native:

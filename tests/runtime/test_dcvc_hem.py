@@ -88,6 +88,35 @@ def test_lone_models_answer_the_published_calls(model: VideoCodec, original: boo
     assert all(torch.equal(received[key], sent["dbp"][key]) for key in dpb)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_compiled_model_estimates_as_the_model(model: VideoCodec, dtype: torch.dtype):
+    """`encode_decode` without a path: after a picture, and after frames whose features are narrow."""
+    compiled, (x, *clip) = compile_codec(model.inter, dtype=dtype), moving(3, *SIZE)
+    steps = {"mv_y_q_scale": 1.1, "y_q_scale": 0.7}
+    exact, dpb = dtype == torch.float32, {"ref_frame": x, "ref_feature": None, "ref_y": None, "ref_mv_y": None}
+    for frame in clip:
+        estimate, expected = (end.encode_decode(frame, dpb, **steps) for end in (compiled, model.inter))
+        assert abs(estimate["bit"] / expected["bit"] - 1) < (1e-3 if exact else 0.1)
+        difference = (estimate["dpb"]["ref_frame"] - expected["dpb"]["ref_frame"]).abs().mean()
+        assert difference < (1e-4 if exact else 0.02)
+        coded = compiled.compress(frame, dpb, *steps.values())["dbp"]
+        assert (estimate["dpb"]["ref_frame"] - coded["ref_frame"]).abs().mean() < 1e-4
+        dpb = {key: value.float() for key, value in coded.items()}  # as the model, too, can read them
+    assert compiled.encode_decode(frame, coded, **steps)["bit"] > 0
+
+
+def test_half_leaves_a_compiled_model_what_it_is(model: VideoCodec):
+    """Channel-wise steps in halves would be other steps, to which no other end listens."""
+    (x, after), steps = moving(2, *SIZE), (1.1, 0.7)
+    intra, inter = compile_codec(model.intra), compile_codec(model.inter)
+    assert compile_codec(model.intra).half().compress(x, 0.8)["bit_stream"] == intra.compress(x, 0.8)["bit_stream"]
+    dpb, halved = (
+        {"ref_frame": x, "ref_feature": None, "ref_y": None, "ref_mv_y": None},
+        compile_codec(model.inter).half(),
+    )
+    assert halved.compress(after, dpb, *steps)["bit_stream"] == inter.compress(after, dpb, *steps)["bit_stream"]
+
+
 def test_every_layer_with_weights_but_the_squeezes_is_on_a_kernel(codec):
     rows = [row for row in codec.report.rows if row.macs]
     assert len(rows) > 150

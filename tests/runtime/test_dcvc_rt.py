@@ -114,6 +114,24 @@ def test_lone_models_answer_the_published_calls(model: nn.Module, original: bool
     assert torch.equal(inter.dpb[0].feature, feature)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_half_leaves_a_compiled_model_what_it_is(model: nn.Module, dtype: torch.dtype):
+    """Scripts of the published software call it; the banks in halves would be other banks than the networks'."""
+    (first, *clip), sps = [x.half() for x in moving(4, *SIZE)], {"height": SIZE[0], "width": SIZE[1], "ec_part": 0}
+    sender, receiver = compile_codec(model.inter, dtype=dtype).half(), compile_codec(model.inter, dtype=dtype)
+    intra, halved = compile_codec(model.intra, dtype=dtype), compile_codec(model.intra, dtype=dtype).to(torch.float16)
+    for half in (sender, halved):
+        half.update()  # coding tables are of the weights, which half() must not have rounded
+    payload = halved.compress(first, QP)["bit_stream"]
+    assert payload == intra.compress(first, QP)["bit_stream"]
+    for end in (sender, receiver):
+        end.add_ref_frame(None, first)
+    for x in clip:
+        receiver.decompress(sender.compress(x, QP)["bit_stream"], sps, QP)
+        assert torch.equal(receiver.dpb[0].feature, sender.dpb[0].feature)
+    assert {value.dtype for value in sender.parameters()} == {torch.float32}
+
+
 def test_a_skip_threshold_is_part_of_the_identity(model: nn.Module):
     skipping = copy.deepcopy(model)
     skipping.inter.force_zero_thres = 0.12

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import io
 import re
 
@@ -11,7 +12,7 @@ import torch
 from sparsecodec import compile_codec, load
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import Container, NalReader, VideoReader
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import NoBackendError, UsageError
 from sparsecodec.models import create
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
@@ -72,6 +73,50 @@ def test_what_is_no_sequence_no_model_and_no_device_is_named(codec):
         compile_codec(create("evc-nano"), device="gpu")
     with pytest.raises(UsageError, match="calibration: int .needs a tensor or a sequence"):
         compile_codec(create("evc-nano"), stream="portable", calibration=5)
+
+
+@pytest.mark.parametrize("name", ["dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"])
+def test_a_precision_without_kernels_is_refused_when_compiling(name, monkeypatch):
+    monkeypatch.delenv("TRITON_INTERPRET", raising=False)
+    model = create(name)
+    for part in (model, model.inter, copy.deepcopy(model.inter).half()):
+        with pytest.raises(
+            NoBackendError, match=r"^dtype=torch.float16 on a CPU .needs torch.float32 or torch.bfloat16"
+        ):
+            compile_codec(part, dtype=torch.float16)
+    assert compile_codec(model.inter, dtype=torch.float16, original=True) is not None
+    assert compile_codec(model.inter, dtype=torch.float16, strict=False) is not None
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_references_that_are_not_finite_are_refused_by_compiled_models(value):
+    """They would be coded, without an error, into a stream of noise."""
+    torch.manual_seed(0)
+    finite = "needs finite ones"
+    rt, hem, dcvc = (compile_codec(create(name).inter) for name in ("dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny"))
+    bad = X.clone()
+    bad[0, 1, 5, 9] = value
+    with pytest.raises(UsageError, match=f"the reference's frame .*{finite}"):
+        rt.add_ref_frame(None, bad)
+    assert not rt.dpb, "a refused reference must not stay"
+    rt.add_ref_frame(None, X)
+    rt.compress(X, 30)
+    with pytest.raises(UsageError, match=f"the reference's feature .*{finite}"):
+        rt.add_ref_frame(rt.dpb[0].feature * value, None)
+
+    coded = hem.compress(X, hem.dpb_of(hem.start(X)), 1.0, 1.0)
+    for name, field in coded["dbp"].items():
+        dpb = coded["dbp"] | {name: field + value}
+        with pytest.raises(UsageError, match=f"{name} .*{finite}"):
+            hem.compress(X, dpb, 1.0, 1.0)
+        with pytest.raises(UsageError, match=f"{name} .*{finite}"):
+            hem.decompress(dpb, coded["bit_stream"], 64, 64, 1.0, 1.0)
+
+    with pytest.raises(UsageError, match=f"referframe .*{finite}"):
+        dcvc.compress(bad, X)
+    strings = [dcvc.compress(X, X)[f"{name}_string"] for name in ("mv_y", "mv_z", "y", "z")]
+    with pytest.raises(UsageError, match=f"referframe .*{finite}"):
+        dcvc.decompress(bad, *strings, 64, 64)
 
 
 def test_sources_and_numbers_of_clips_are_checked():

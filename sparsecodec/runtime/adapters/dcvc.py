@@ -113,6 +113,7 @@ class CompiledDCVC(DCVC):
     LATENTS: ClassVar = ("mvEncoder", "mvpriorEncoder", "contextualEncoder", "priorEncoder")
     FEATURES: ClassVar = ("feature_extract", "context_refine", "contextualDecoder_part1")
     PICTURE: ClassVar = tuple(f"contextualDecoder_part2.{i}" for i in range(4))
+    warp = staticmethod(warp_any)
 
     def __init__(self, model: DCVC, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
         with torch.device("meta"):  # for its structure: everything in it is replaced
@@ -133,7 +134,7 @@ class CompiledDCVC(DCVC):
                 setattr(self, f"{name}{part}", module)
         self.eval().requires_grad_(False)
         coders = {part: self._coder_of(part) for part in (MOTION, FRAME)}
-        self._coder = DCVCCoder(self.get_submodule, coders, DCVC.coder(self).z_tables, warp_any)
+        self._coder = DCVCCoder(self.get_submodule, coders, DCVC.coder(self).z_tables, self.warp)
 
     def _coder_of(self, part: str) -> LatentCoder:
         context, parameters, _ = self.entropy_networks(part)

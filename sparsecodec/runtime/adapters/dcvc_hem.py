@@ -17,7 +17,7 @@ from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.hem_inter import FLOW, HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
 from sparsecodec.nn.routine import Routine, pulling, pushing
-from sparsecodec.runtime.adapters.paired import TwoModels
+from sparsecodec.runtime.adapters.paired import KeepsPrecision, TwoModels
 from sparsecodec.runtime.video import QPS
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks, warp_any
 
@@ -33,7 +33,7 @@ class Picture(nn.Module):
         return self._network(x).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
-class CompiledHEMImage(DCVCHEMImage):
+class CompiledHEMImage(KeepsPrecision, DCVCHEMImage):
     """`DCVCHEMImage` on compiled networks: it answers the same calls.
 
     Args:
@@ -96,7 +96,7 @@ class CompiledHEMImage(DCVCHEMImage):
         return self.synthesise(y_hat.contiguous()).clamp(0, 1)
 
 
-class CompiledHEMVideo(DCVCHEMVideo):
+class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
     """`DCVCHEMVideo` on compiled networks: it answers the same calls. Both ends need the same compiled arithmetic.
 
     Args:
@@ -118,6 +118,7 @@ class CompiledHEMVideo(DCVCHEMVideo):
     )
     GENERATOR: ClassVar = "recon_generation_net"
     PICTURE: ClassVar = ("first_conv", "unet_1", "unet_2", "recon_conv")
+    warp = staticmethod(warp_any)
 
     def __init__(self, model: DCVCHEMVideo, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
         with torch.device("meta"):  # for its structure: everything in it is replaced
@@ -139,7 +140,7 @@ class CompiledHEMVideo(DCVCHEMVideo):
         setattr(generator, last, Picture(networks.add(f"{prefix}{self.GENERATOR}.{last}", torch.float32)))
         self.eval().requires_grad_(False)
         of_latents, of_mv_z, of_z = model.tables()
-        nets = HEMInter(self.get_submodule, warp_any)
+        nets = HEMInter(self.get_submodule, self.warp)
         mv, y = (
             DualPriorCoder(prior, of_latents, of_hyper, networks.device, HEM_INTER_LAYOUT)
             for prior, of_hyper in ((nets.mv_prior, of_mv_z), (nets.y_prior, of_z))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, ClassVar
 
 import torch
@@ -21,7 +21,7 @@ from sparsecodec.nn.rt_layers import PATCH
 from sparsecodec.nn.rt_prior import IntraPrior
 from sparsecodec.nn.rt_state import RTState
 from sparsecodec.ops import rt_scale_thresholds
-from sparsecodec.runtime.adapters.paired import TwoModels
+from sparsecodec.runtime.adapters.paired import KeepsPrecision, TwoModels
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks
 
 SPLIT_AREA = 1280 * 720  # frames of more pixels have their symbols in two streams
@@ -59,7 +59,7 @@ class CompiledIntraPrior(IntraPrior):
         return PartParameters(scales, means, quality[:, :1], quality[:, 1:], self._reduction(prior))
 
 
-class CompiledRT(RTModel):
+class CompiledRT(KeepsPrecision, RTModel):
     """A model of the family on compiled networks: what it answers, and how, stays the model's own.
 
     Args:
@@ -155,6 +155,10 @@ class CompiledRTVideo(CompiledRT, DCVCRTVideo):
     def __init__(self, model: RTModel, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
         super().__init__(model, networks, prefix, dtype)
         self.decoder = Keeping(self.decoder, dtype)  # its result outlives the frame
+
+    def _check_state(self, state: RTState, shape: Sequence[int], layer: nn.Module | None) -> None:
+        """Kind and shape alone: sessions hold what they made themselves, `add_ref_frame` looked at what was given."""
+        super()._check_state(state, shape, None)
 
 
 class DCVCRTCodec(TwoModels):

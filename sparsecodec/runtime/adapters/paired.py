@@ -8,7 +8,7 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import get_num_threads, nn
+from torch import Tensor, get_num_threads, nn
 
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Host, Routine, eagerly
@@ -18,6 +18,21 @@ from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.runtime.video_networks import VideoNetworks
 
 Model = TypeVar("Model", bound=nn.Module)
+
+
+class KeepsPrecision(nn.Module):
+    """One compiled model, whose precision `compile_codec` chose once: ``half()`` and ``to(dtype)`` leave its values.
+
+    Programs of the published software call ``half()`` on what they have loaded. The networks do not listen, and steps
+    in another precision than theirs would be other steps: neither end could open what an untouched one wrote.
+    """
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsPrecision:
+        def moved(value: Tensor) -> Tensor:
+            result = fn(value)
+            return result if result.dtype == value.dtype else value.to(result.device)
+
+        return super()._apply(moved, recurse)
 
 
 class PairedVideo(CompiledVideo):
