@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -20,6 +21,9 @@ from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
 QPS = 64
+RUN_AWAY = (
+    4.0  # times what a memory was behind the first P frame; the features of trained codecs stay within a tenth of it
+)
 DROP = 128  # beside the qp of a P frame: the memory is dropped before it
 FRAMES = 1 << 31  # of a clip, fewer
 INTRA_PERIOD = 250  # frames; what x264 takes, too
@@ -108,6 +112,10 @@ class CompiledVideo(ABC):
         """
         raise NotImplementedError(f"{type(self).__name__} has no memory that can be dropped")
 
+    def magnitude(self, state: VideoState) -> float:
+        """Mean magnitude of a memory that goes back further than the last picture; 0 where there is none."""
+        return 0.0
+
     def warm_up(self, sample: Tensor) -> None:
         """Codes `sample` as three frames, so that every layer has its kernel and its buffers."""
         x = self.padded(sample)
@@ -189,6 +197,7 @@ class VideoEncoder:
         self._writer = VideoWriter(header)
         self._state: VideoState | None = None
         self._index = self._last_qp = 0  # of the frame before; the index is counted from its I frame
+        self._usual = 0.0  # magnitude of the memory behind the first P frame
         self.frames = 0
 
     @torch.inference_mode()
@@ -218,10 +227,23 @@ class VideoEncoder:
                 if interval and index > 1 and index % interval == 1 % interval:
                     state, drop = self._codec.reset(state, self._last_qp, index - 1), DROP
                 payload, state = self._codec.inter_encode(x, state, qp, index)
+                if self._ran_away(state, index):
+                    index, drop = 0, 0
+                    payload, state = self._codec.intra_encode(x, qp)
         record = self._writer.frame(index == 0, qp | drop, fingerprint(state), payload)
         self._state, self._index, self._last_qp = state, index, qp
         self.frames += 1
         return record
+
+    def _ran_away(self, state: VideoState, index: int) -> bool:
+        """Whether the memory grows from frame to frame, as it may on content unlike what a codec was trained on.
+
+        Nothing but garbage would follow: the frame is coded alone instead.
+        """
+        now = self._codec.magnitude(state)
+        if index == 1:
+            self._usual = now
+        return not (math.isfinite(now) and now <= RUN_AWAY * self._usual)
 
     def finish(self) -> bytes:
         """The end of the file, with the index of the frames that can be decoded alone.

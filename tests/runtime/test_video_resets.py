@@ -15,6 +15,7 @@ from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import portable
+from sparsecodec.runtime import video
 from sparsecodec.runtime.video import DROP
 
 from ..toy_video import ToyVideo
@@ -95,3 +96,27 @@ def test_codecs_without_a_memory_have_no_marks():
     object.__setattr__(frames[3], "qp", frames[3].qp | DROP)
     with pytest.raises(BitstreamError, match="frame 3 is to drop a memory that it has not"):
         list(ToyVideo().decoder(written(VideoReader(io.BytesIO(data)).header, frames)))
+
+
+def test_a_memory_that_runs_away_gives_way_to_an_intra_frame(monkeypatch):
+    torch.manual_seed(3)
+    inter = DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, shared_blocks=1, context_blocks=1, recon_blocks=1))
+    with torch.no_grad():
+        inter.feature_adaptor_p.weight *= 40
+        inter.decoder.conv2.weight *= 40
+    model = VideoCodec(DCVCRTImage(RTImageWidths(16, 8, 24, 1, 1, fusion_blocks=1, spatial_blocks=1)), inter).eval()
+    codec = compile_codec(model, dtype=torch.float32)
+
+    def alone() -> list[int]:
+        encoder = codec.encoder(FORM, qp=20, intra_period=0)
+        data = b"".join([*(encoder.push(frame[None]) for frame in clip(8)), encoder.finish()])
+        assert all(x.isfinite().all() for x in codec.decoder(data))
+        return [frame.number for frame in coded(data) if frame.intra]
+
+    assert len(alone()) > 1
+    monkeypatch.setattr(video.VideoEncoder, "_ran_away", lambda *_: False)
+    encoder = codec.encoder(FORM, qp=20, intra_period=0)
+    with pytest.raises((UsageError, AssertionError)):  # what stands where nobody looks: infinite features
+        for frame in clip(8):
+            encoder.push(frame[None])
+            assert encoder._state.tensors()[0].isfinite().all()

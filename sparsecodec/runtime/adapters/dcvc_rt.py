@@ -203,6 +203,9 @@ class DCVCRTCodec(TwoModels):
         dropped = self.inter.reset(state, self.shifted(qp, index))
         return dropped if dropped is state else RTState(frame=dropped.frame.clone())  # out of the network's own buffer
 
+    def magnitude(self, state: RTState) -> float:
+        return 0.0 if state.feature is None else float(state.feature.float().abs().mean())
+
     def shifted(self, qp: int, index: int) -> int:
         """The quality at which a predicted frame is coded, 0 .. 71; `index`: frames since the I frame."""
         return self.inter.shift_qp(qp, SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)])

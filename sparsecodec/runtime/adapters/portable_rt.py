@@ -261,6 +261,9 @@ class PortableRTCodec(CompiledVideo):
             return state
         return self._started(self._inter.picture(state.feature, self._rate(qp, index)))
 
+    def magnitude(self, state: IntegerState) -> float:
+        return 0.0 if state.feature is None else float(state.feature.float().abs().mean())
+
     def _rate(self, qp: int, index: int) -> int:
         """At which a predicted frame is coded, 0 .. 71."""
         return self._model.inter.shift_qp(qp, SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)])
