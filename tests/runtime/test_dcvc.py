@@ -112,6 +112,8 @@ def test_a_compiled_model_estimates_as_the_model(model: VideoCodec, clip: list[T
     estimate, expected = compiled(clip[1], state), model.inter(clip[1], state)
     assert abs(float(estimate["bit"] / expected["bit"]) - 1) < (1e-3 if dtype == torch.float32 else 0.1)
     assert estimate["x_hat"].dtype == torch.float32
+    with pytest.raises(UsageError, match="state is a Tensor .*see start"):  # the published order of arguments
+        compiled(clip[0], clip[1])
 
 
 @pytest.mark.parametrize("native", [True, False])
