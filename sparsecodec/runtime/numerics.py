@@ -46,12 +46,15 @@ class Numerics:
     Attributes:
         name: for people.
         tag: 0 to 65535, for streams.
+        unthreaded: `name` without the number of threads behind it, where the bits depend on that; else empty.
     """
 
     name: str
     tag: int
+    unthreaded: str = ""
 
 
+MANY_THREADS = 257  # from here on no encoder is looked for
 PINNED = Numerics("fma32 (our float32 kernels: the same bits on every CPU, batch and thread count)", 1)
 PORTABLE = Numerics("integers only between bytes and symbols: the same symbols on every device and backend", 2)
 PORTABLE_VIDEO = Numerics("integers only between bytes and pictures: no frame differs on any device or backend", 3)
@@ -59,15 +62,15 @@ PORTABLE_VIDEO = Numerics("integers only between bytes and pictures: no frame di
 
 def eager_numerics(device: torch.device) -> Numerics:
     """torch's own layers: the bits depend on the version, the processor and the thread count."""
+    name = f"torch {torch.__version__}"
     if device.type == "cuda":
-        where = torch.cuda.get_device_name(device)
-    else:
-        where = f"{torch.backends.cpu.get_cpu_capability()}, {torch.get_num_threads()} threads"
-    return _unnumbered(f"torch {torch.__version__}, {where}")
+        return _unnumbered(f"{name}, {torch.cuda.get_device_name(device)}")
+    return _unnumbered(f"{name}, {torch.backends.cpu.get_cpu_capability()}", torch.get_num_threads())
 
 
-def _unnumbered(name: str) -> Numerics:
-    return Numerics(name, 0x8000 | zlib.crc32(name.encode()) & 0x7FFF)
+def _unnumbered(name: str, threads: int | None = None) -> Numerics:
+    full = name if threads is None else f"{name}, {threads} threads"
+    return Numerics(full, 0x8000 | zlib.crc32(full.encode()) & 0x7FFF, "" if threads is None else name)
 
 
 def _on_gpu(name: str, dtypes: Collection[str]) -> Numerics:
@@ -114,9 +117,7 @@ def video_numerics(
     name += f", {torch.backends.cpu.get_cpu_capability()}"
     if "bfloat16" in dtypes and "cpu" in backends:
         name += f", {resolve('sparsecodec._C:cpu_isa')()} kernels {BFLOAT16_KERNELS}"
-    if threads is not None:
-        name += f", {threads} threads"
-    return _unnumbered(name)
+    return _unnumbered(name, threads)
 
 
 def described(tag: int) -> str:
@@ -155,7 +156,15 @@ def check_made_here(header: _Header, model_hash: bytes, numerics: Numerics, exac
     if header.numerics != numerics.tag:
         raise ModelMismatchError(
             f"the stream was made with numerics {header.numerics:#06x} ({described(header.numerics)}), "
-            f"this codec computes with {numerics.tag:#06x}: {numerics.name}"
+            f"this codec computes with {numerics.tag:#06x}: {numerics.name}{_with_threads(header.numerics, numerics)}"
         )
     if header.exact and not exact_pictures:
         raise ModelMismatchError("the stream promises exact pictures, this codec's synthesis rounds as its device does")
+
+
+def _with_threads(tag: int, numerics: Numerics) -> str:
+    """How many threads would have the numerics of a stream's `tag`, for people; empty if none would."""
+    if not numerics.unthreaded:
+        return ""
+    found = [str(count) for count in range(1, MANY_THREADS) if _unnumbered(numerics.unthreaded, count).tag == tag]
+    return f"; it opens with {found[0]} threads (--threads {found[0]}, torch.set_num_threads)" if found else ""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec._clip_format import ClipFormat
-from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models import VideoCodec, create
 from sparsecodec.runtime import compile_codec
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
@@ -127,9 +127,13 @@ def test_every_layer_with_weights_but_the_squeezes_is_on_a_kernel(codec):
 def test_the_number_of_threads_is_part_of_the_numerics(codec):
     """Means over pictures are torch's, which may add in another order on more threads."""
     threads, before = torch.get_num_threads(), codec.numerics
+    encoder = codec.encoder(ClipFormat(64, 64))
+    data = encoder.push(moving(1, 64, 64)[0]) + encoder.finish()
     try:
         torch.set_num_threads(threads + 1)
         assert codec.numerics.tag != before.tag and f"{threads + 1} threads" in codec.numerics.name
+        with pytest.raises(ModelMismatchError, match=rf"it opens with {threads} threads \(--threads {threads}, "):
+            codec.decoder(data)
     finally:
         torch.set_num_threads(threads)
 
