@@ -29,8 +29,10 @@ def add_to(subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     anchor, test = (read_result(path) for path in (arguments.anchor, arguments.test))
     of_clips = _of_clips((anchor, test))
-    metric = arguments.metric or usual_metric((anchor, test))
-    measure = f"bd_{metric.removesuffix('-rgb').replace('-', '_')}"
+    usual = usual_metric((anchor, test))
+    metric = arguments.metric or usual
+    # One name for the usual one, whatever was coded; both are a PSNR.
+    measure = "bd_psnr" if metric == usual else f"bd_{metric.removesuffix('-rgb').replace('-', '_')}"
     paths = (arguments.anchor, arguments.test)
     values: dict[str, Any] = {"metric": metric}
     if of_clips:
