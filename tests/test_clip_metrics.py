@@ -142,6 +142,9 @@ def test_eval_and_bdrate_of_clips_on_the_command_line(folder, tmp_path, capsys):
     assert main(["bdrate", str(one), str(other), "--json"]) == 0
     values = json.loads(capsys.readouterr().out)
     assert values["metric"] == "psnr-yuv" and list(values["per_clip"]) == ["a_64x48_10fps.yuv"]
-    assert values["bd_rate"] == pytest.approx(0) and values["bd_psnr_yuv"] == pytest.approx(0)
+    assert values["bd_rate"] == pytest.approx(0) and values["bd_psnr"] == pytest.approx(0)
+    assert set(values["per_clip"]["a_64x48_10fps.yuv"]) == {"bd_rate", "bd_psnr"}
+    assert main(["bdrate", str(one), str(other), "--metric", "psnr-y", "--json"]) == 0
+    assert "bd_psnr_y" in json.loads(capsys.readouterr().out)
     assert main(["eval", "evc-tiny", str(folder)]) == UsageError.exit_code
     assert "is a codec for pictures" in capsys.readouterr().err

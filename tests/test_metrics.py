@@ -305,6 +305,37 @@ def test_bdrate_says_what_is_wrong_with_a_file(results, options, message, tmp_pa
     assert code == 2 and out == "" and message in err and err.count("\n") == 1
 
 
+CLIP = {"clip": "a", "results": MEASURED["results"]}
+CURVE = '{{"results": {{"bpp": [0.1, 0.2, 0.4, 0.8], "psnr-rgb": [28, 30, 32, {}]}}}}'
+
+
+@pytest.mark.parametrize("command", ["bdrate", "plot"])
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("[" * 100_000, "cannot be read as JSON"),
+        (json.dumps({**MEASURED, "per_clip": None}), "'per_clip' is null (needs a list)"),
+        (json.dumps({**MEASURED, "per_clip": [CLIP, {"x": 1}]}), "entry 2 of 'per_clip' is {\"x\": 1} (needs 'clip'"),
+        (json.dumps({**MEASURED, "per_clip": [7]}), "entry 1 of 'per_clip' is 7 (needs 'clip' and 'results')"),
+        (json.dumps({**MEASURED, "per_clip": [{**CLIP, "clip": ["a"]}]}), "entry 1 of 'per_clip'"),
+        (json.dumps({**MEASURED, "per_clip": [{**CLIP, "results": []}]}), "entry 1 of 'per_clip'"),
+        (CURVE.format("1" + 400 * "0"), f"value 4 of 'psnr-rgb' is 1{39 * '0'} (needs a finite number)"),
+        (CURVE.format("NaN"), "value 4 of 'psnr-rgb' is NaN (needs a finite number)"),
+        (CURVE.format("1e999"), "value 4 of 'psnr-rgb' is Infinity (needs a finite number)"),
+    ],
+    ids=["nested", "null", "foreign", "number", "clip", "results", "huge", "nan", "infinite"],
+)
+def test_malformed_results_are_refused_by_name(command, text, message, tmp_path, capsys):
+    if command == "plot":
+        pytest.importorskip("matplotlib")
+    path = tmp_path / "bad.json"
+    path.write_text(text)
+    assert main([command, str(path), str(path), *(("-o", str(tmp_path / "rd.png")) if command == "plot" else ())]) == 2
+    out, err = capsys.readouterr()
+    assert out == "" and f"{path}" in err and message in err and err.count("\n") == 1
+    assert [file.name for file in tmp_path.iterdir()] == ["bad.json"]
+
+
 def test_eval_of_an_anchor_names_the_machine(photo, tmp_path, capsys):
     write_image(photo, tmp_path / "a.png")
     assert main(["eval", "webp", str(tmp_path), "-q", "20,60", "--json"]) == 0

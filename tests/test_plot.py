@@ -156,6 +156,20 @@ def test_curve_of_unequal_lists_is_named(files, capsys):
     assert "c has 2 rates and 1 qualities" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("rates", "qualities", "message"),
+    [
+        ([], [], "c.json has no points to draw"),
+        ([0.1, 0.2], [0.9, 1.0], "c.json has a point of 0.2 bpp and quality inf"),
+        ([0.1, 0.2], [0.9, float("nan")], "c.json: value 2 of 'ms-ssim-rgb' is NaN"),
+    ],
+)
+def test_points_that_a_figure_would_drop_are_refused(rates, qualities, message, files, capsys):
+    (files / "c.json").write_text(json.dumps({"results": {"bpp": rates, "ms-ssim-rgb": qualities}}))
+    assert main(["plot", "a.json", "c.json", "--metric", "ms-ssim-rgb"]) == 2
+    assert message in capsys.readouterr().err and not (files / "rd.png").exists()
+
+
 def test_missing_package_is_named(files, capsys, monkeypatch):
     monkeypatch.setattr(plot, "why_no_plot", lambda: "plots need the extra sparsecodec[plot]")
     assert main(["plot", "a.json"]) == 2

@@ -29,8 +29,10 @@ def add_to(subparsers) -> None:
 def run(arguments: argparse.Namespace) -> None:
     anchor, test = (read_result(path) for path in (arguments.anchor, arguments.test))
     of_clips = _of_clips((anchor, test))
-    metric = arguments.metric or usual_metric((anchor, test))
-    measure = f"bd_{metric.removesuffix('-rgb').replace('-', '_')}"
+    usual = usual_metric((anchor, test))
+    metric = arguments.metric or usual
+    # One name for the usual one, whatever was coded; both are a PSNR.
+    measure = "bd_psnr" if metric == usual else f"bd_{metric.removesuffix('-rgb').replace('-', '_')}"
     paths = (arguments.anchor, arguments.test)
     values: dict[str, Any] = {"metric": metric}
     if of_clips:
@@ -70,14 +72,23 @@ def read_result(path: str) -> dict[str, Any]:
     """A file in CompressAI's shape: ``{"name", "results": {"bpp": [...], "psnr-rgb": [...], ...}}``.
 
     Raises:
-        UsageError: it is none.
+        UsageError: it is none, or its ``per_clip`` is not what eval writes.
     """
     try:
         result = json.loads(Path(path).read_text())
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:  # the last: brackets nested too deep
         raise UsageError(f"{path} cannot be read as JSON: {reason(error)}") from error
     if not isinstance(result, dict) or not isinstance(result.get("results"), dict):
         raise UsageError(f"{path} has no 'results' (needs what eval or CompressAI's eval_model wrote)")
+    rows = result.get("per_clip", [])
+    if not isinstance(rows, list):
+        raise UsageError(f"{path}: 'per_clip' is {json.dumps(rows):.40} (needs a list)")
+    for place, row in enumerate(rows, 1):
+        named = isinstance(row, dict) and isinstance(row.get("clip"), str)
+        if not (named and isinstance(row.get("results"), dict)):
+            raise UsageError(
+                f"{path}: entry {place} of 'per_clip' is {json.dumps(row):.40} (needs 'clip' and 'results')"
+            )
     return result
 
 
@@ -87,7 +98,7 @@ def curve(result: dict[str, Any], metric: str, path: str) -> tuple[list[float], 
     MS-SSIM becomes -10 log10(1 - MS-SSIM), as it is compared everywhere: the scale itself is squeezed towards 1.
 
     Raises:
-        UsageError: the metric is not in it, or a value is missing.
+        UsageError: the metric is not in it, or a value is missing or not finite.
     """
     results = result["results"]
     rates = _numbers(results, ("bpp_file", "bpp"), path)
@@ -109,4 +120,16 @@ def _numbers(results: dict[str, Any], names: tuple[str, ...], path: str) -> list
         if isinstance(value, bool) or not isinstance(value, int | float):
             why = "; null is what eval writes for an infinite PSNR: leave that quality out" if value is None else ""
             raise UsageError(f"{path}: value {place} of {names[0]!r} is {json.dumps(value)} (needs a number{why})")
+        if not _is_finite(value):
+            raise UsageError(
+                f"{path}: value {place} of {names[0]!r} is {json.dumps(value):.40} (needs a finite number)"
+            )
     return values
+
+
+def _is_finite(value: float) -> bool:
+    """False for integers beyond float64, too: JSON's have no end."""
+    try:
+        return math.isfinite(value)
+    except OverflowError:
+        return False

@@ -66,7 +66,7 @@ def run(arguments: argparse.Namespace) -> None:
         results = {path: read_result(path) for path in arguments.results}
         names = _labels({path: str(result.get("name") or Path(path).stem) for path, result in results.items()})
         metric = arguments.metric or usual_metric(results.values())
-        curves = {names[path]: curve(result, metric, path) for path, result in results.items()}
+        curves = {names[path]: _drawable(curve(result, metric, path), path) for path, result in results.items()}
         draw(curves, output, metric, arguments.title)
     elif kind == "macs":
         before, after = (_counted(name, arguments.part) for name in arguments.macs)
@@ -77,6 +77,20 @@ def run(arguments: argparse.Namespace) -> None:
         keys = [_usual_key(logs)] if arguments.key is None else arguments.key.split(",")
         draw_log(logs, keys, output, arguments.title)
     print(output, file=sys.stderr)
+
+
+def _drawable(points: Points, path: str) -> Points:
+    """`points`, none of which a figure would drop silently.
+
+    Raises:
+        UsageError: there is none, or one is not finite, as the decibels of an MS-SSIM of 1.
+    """
+    if not any(points):
+        raise UsageError(f"{path} has no points to draw")
+    for rate, quality in zip(*points, strict=False):  # `draw` compares the lengths
+        if not math.isfinite(quality):
+            raise UsageError(f"{path} has a point of {rate:g} bpp and quality {quality:g} (needs finite numbers)")
+    return points
 
 
 def why_no_plot() -> str | None:

@@ -14,6 +14,9 @@ import numpy as np
 from sparsecodec.data.colour import Planes
 from sparsecodec.errors import UsageError
 
+# Playlists are files, too: what they link to elsewhere is not fetched. Titles, which nobody reads, need not be UTF-8.
+AS_LOCAL_FILE = {"options": {"protocol_whitelist": "file"}, "metadata_errors": "ignore"}
+
 
 def why_no_pyav(path: str | Path) -> str | None:
     """None if PyAV is installed, else the sentence that says what `path` needs."""
@@ -35,8 +38,7 @@ def opened_video(path: Path) -> Iterator[tuple[Any, Any]]:
     import av
 
     try:
-        # playlists are files, too; what they link to elsewhere is not fetched
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+        with av.open(str(path), **AS_LOCAL_FILE) as container:
             if not container.streams.video:
                 raise UsageError(f"{path} has no video stream")
             stream = container.streams.video[0]

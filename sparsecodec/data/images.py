@@ -50,14 +50,31 @@ def read_rgb(path: str | Path) -> np.ndarray:
     """Reads a picture as ``[H, W, 3]`` uint8; see `read_image`."""
     try:
         with Image.open(path) as image:
-            mode = image.mode
-            if not mode.startswith(("I", "F")):
+            mode = _deep_mode(image)
+            if mode is None:
                 return np.array(image.convert("RGB"))
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist") from error
     except DAMAGED as error:
         raise UsageError(f"{path} cannot be read as a picture: {reason(error)}") from error
     raise UsageError(f"{path} has mode {mode!r} (8 bits a sample are supported)")
+
+
+def _deep_mode(image: Image.Image) -> str | None:
+    """What Pillow calls samples of more than 8 bits, None if there are none.
+
+    Pillow has no mode for 16 bits in colour: it drops the lower ones while it decodes, and only what it hands to its
+    decoders tells. ``BGR;16`` of a BMP has 16 bits a pixel.
+    """
+    if image.mode.startswith(("I", "F")):
+        return image.mode
+    for decoder, _, _, told in getattr(image, "tile", ()):
+        layout, *rest = told if isinstance(told, tuple) else (told,)
+        if isinstance(layout, str) and layout.endswith((";16B", ";16L", ";16N")):
+            return layout
+        if decoder in ("ppm", "ppm_plain") and rest and rest[0] > 255:  # the largest value
+            return f"{layout} up to {rest[0]}"
+    return None
 
 
 def size_of(path: str | Path) -> tuple[int, int]:

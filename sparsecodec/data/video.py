@@ -15,7 +15,14 @@ import numpy as np
 
 from sparsecodec._clip_format import HD_HEIGHT, LUMA_WEIGHTS, ClipFormat
 from sparsecodec.data.clip_headers import LINE_BYTES, raw_format, y4m_format
-from sparsecodec.data.coded_video import decoded_frames, opened_video, planes_of, turn_of, why_no_pyav
+from sparsecodec.data.coded_video import (
+    AS_LOCAL_FILE,
+    decoded_frames,
+    opened_video,
+    planes_of,
+    turn_of,
+    why_no_pyav,
+)
 from sparsecodec.errors import SparseCodecError, UsageError, reason
 
 RAW_SUFFIX, Y4M_SUFFIX = ".yuv", ".y4m"
@@ -132,7 +139,7 @@ def has_video(path: str | Path) -> bool:
     import av
 
     try:
-        with av.open(str(path), options={"protocol_whitelist": "file"}) as container:
+        with av.open(str(path), **AS_LOCAL_FILE) as container:
             return bool(container.streams.video)
     except (av.FFmpegError, OSError, ValueError):
         return False

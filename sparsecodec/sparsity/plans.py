@@ -143,20 +143,24 @@ class Plan:
         Raises:
             UsageError: it is something else.
         """
-        try:
-            values = dict(data)
-            if values.pop("format") != FORMAT:
-                raise ValueError(f"format {data['format']!r}, not {FORMAT}")
-            values["transforms"] = tuple(map(str, values["transforms"]))
-            values["kept"] = ChannelMasks.from_json(values["kept"]).to_json()
-            values["widths"] = {name: (int(kept), int(width)) for name, (kept, width) in values["widths"].items()}
-            if values["sensitivity"] is not None:
-                values["sensitivity"] = Sensitivity.from_json(values["sensitivity"])
-            for name in ("alpha", "zeta_joint", "zeta_sum"):
-                values[name] = None if values[name] is None else float(values[name])
-            return cls(**values)
-        except (KeyError, TypeError, ValueError, AttributeError) as error:
-            raise UsageError(f"not a pruning plan: {type(error).__name__}: {error}") from error
+        if not isinstance(data, Mapping):
+            raise UsageError(f"not a pruning plan: {data!r:.60} (needs an object)")
+        values = dict(data)
+        if values.pop("format", None) != FORMAT:
+            raise UsageError(f"not a pruning plan: format {data.get('format')!r:.60}, not {FORMAT}")
+        absent = [name for name in _READERS if name not in values and name not in ("device", "made_by")]
+        if absent:
+            raise UsageError(f"not a pruning plan: it has no {absent[0]!r}")
+        for name, value in values.items():
+            if name not in _READERS:
+                raise UsageError(f"not a pruning plan: {name!r} is none of its keys")
+            try:
+                values[name] = _READERS[name](value)
+            # RuntimeError: a mask of a width that no memory holds
+            except (KeyError, TypeError, ValueError, AttributeError, OverflowError, RuntimeError) as error:
+                why = f": {error}" if isinstance(error, UsageError) else ""
+                raise UsageError(f"not a pruning plan: {name!r} cannot be {value!r:.60}{why}") from error
+        return cls(**values)
 
     def save(self, path: str | os.PathLike[str]) -> None:
         """Writes `to_json` to a file, which appears only when it is whole."""
@@ -171,13 +175,59 @@ class Plan:
         """Reads what `save` wrote.
 
         Raises:
-            UsageError: the file cannot be read or is no plan.
+            UsageError: the file cannot be read or is no plan; the message names it.
         """
         try:
             data = json.loads(Path(path).read_text())
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, RecursionError) as error:  # the last: brackets nested too deep
             raise UsageError(f"plan {path} cannot be read: {reason(error)}") from error
-        return cls.from_json(data)
+        try:
+            return cls.from_json(data)
+        except UsageError as error:
+            raise UsageError(f"{path}: {error}") from error
+
+
+def _an(*kinds: type) -> Callable[[Any], Any]:
+    """Takes values of these types as they are."""
+
+    def read(value: Any) -> Any:
+        if not isinstance(value, kinds) or isinstance(value, bool):
+            raise TypeError
+        return value
+
+    return read
+
+
+def _read_transforms(value: Any) -> tuple[str, ...]:
+    return tuple(map(_an(str), _an(list, tuple)(value)))
+
+
+def _read_widths(value: Any) -> dict[str, tuple[int, int]]:
+    return {name: (int(kept), int(width)) for name, (kept, width) in value.items()}
+
+
+def _read_number(value: Any) -> float | None:
+    """JSON has no infinity, so `Plan.to_json` writes a word."""
+    return None if value is None else float(value)
+
+
+# How each value of a plan's JSON is read; whatever they raise says that it cannot be.
+_READERS: Mapping[str, Callable[[Any], Any]] = {
+    "method": _an(str),
+    "transforms": _read_transforms,
+    "widths": _read_widths,
+    "kept": lambda value: ChannelMasks.from_json(value).to_json(),
+    "criterion": _an(str),
+    "target": _an(str),
+    "reduction": _an(int, float),
+    "reached": _an(int, float),
+    "alpha": _read_number,
+    "sensitivity": lambda value: None if value is None else Sensitivity.from_json(value),
+    "zeta_joint": _read_number,
+    "zeta_sum": _read_number,
+    "device": _an(str, type(None)),
+    "made_by": _an(dict),
+}
 
 
 def best_of(graph: ChannelGraph, scores: Masks, widths: Mapping[str, int]) -> ChannelMasks:

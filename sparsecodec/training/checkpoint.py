@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from sparsecodec._files import replacing, writing
@@ -47,10 +47,7 @@ def write_tensors(path: Path, tensors: dict[str, Tensor], metadata: dict[str, st
         OSError: it cannot be written; what stood there before still does.
     """
     with writing(path), replacing(path) as partial:
-        try:
-            save_file(tensors, partial, metadata=metadata)
-        except SafetensorError as error:  # how the library reports a full disk
-            raise OSError(str(error)) from error
+        partial.write_bytes(serialize(tensors, metadata))  # save_file would make the file private
 
 
 def load(

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from sparsecodec.data import open_clip, read_clip, to_frame
+from sparsecodec.data.video import has_video
 from sparsecodec.errors import UsageError
 
 from .test_video import encode, needs_av
@@ -131,3 +132,22 @@ def test_other_angles_are_refused(tmp_path):
     for read in (greys, read_clip):
         with pytest.raises(UsageError, match="turned.mp4 is to be shown turned by -3[67] degrees.*multiple of 90"):
             read(path)
+
+
+def test_a_title_in_another_encoding_than_utf8_is_no_obstacle(tmp_path):
+    """As old cameras and editors write it into AVI."""
+    import av
+
+    path = tmp_path / "a.avi"
+    with av.open(str(path), "w") as container:
+        container.metadata["title"] = "Caf\u00e9"
+        stream = container.add_stream("mjpeg", rate=25)
+        stream.height, stream.width, stream.pix_fmt = 48, 64, "yuvj420p"
+        for frame in (av.VideoFrame(64, 48, "yuvj420p"), None):
+            container.mux(stream.encode(frame))
+    data = path.read_bytes()
+    assert data.count(b"Caf\xc3\xa9") == 1
+    path.write_bytes(data.replace(b"Caf\xc3\xa9", b"Caf\xe9 "))
+    assert has_video(path) and len(read_clip(path)) == 1
+    with open_clip(path) as clip:
+        assert len(list(clip.frames)) == 1

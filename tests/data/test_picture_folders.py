@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from sparsecodec._clip_format import ClipFormat
-from sparsecodec.data import PictureWriter, open_clip, to_frame, to_planes, to_rgb
+from sparsecodec.data import PictureWriter, open_clip, read_image, to_frame, to_planes, to_rgb
 from sparsecodec.data.colour import planes_of
 from sparsecodec.data.images import to_uint8
 from sparsecodec.data.picture_folders import folder_format, is_picture_folder, list_frames
@@ -102,3 +105,41 @@ def test_pictures_of_another_clip_are_not_mixed_with(tmp_path):
         PictureWriter(tmp_path, form, "rgb")
     with pytest.raises(UsageError, match="is a file"):
         PictureWriter(tmp_path / "im00007.png", form, "rgb")
+
+
+def deep_png(colour: int, channels: int) -> bytes:
+    """Of 4 x 4 pixels with 16 bits a sample; Pillow cannot write one in colour."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        return struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+
+    header = struct.pack(">IIBBBBB", 4, 4, 16, colour, 0, 0, 0)
+    rows = 4 * (b"\0" + 4 * channels * b"\x12\x34")
+    start = b"\x89PNG\r\n\x1a\n"
+    return start + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+@pytest.mark.parametrize(
+    ("name", "data", "mode"),
+    [
+        ("grey.png", deep_png(0, 1), "I;16"),
+        ("rgb.png", deep_png(2, 3), "RGB;16B"),
+        ("grey_alpha.png", deep_png(4, 2), "LA;16B"),
+        ("rgba.png", deep_png(6, 4), "RGBA;16B"),
+        ("raw.ppm", b"P6 4 4 65535\n" + 48 * b"\x12\x34", "RGB up to 65535"),
+        ("plain.ppm", b"P3 4 4 1023\n" + 48 * b"1000 ", "RGB up to 1023"),
+    ],
+)
+def test_more_than_8_bits_a_sample_are_refused(tmp_path, name, data, mode):
+    (tmp_path / name).write_bytes(data)
+    with pytest.raises(UsageError, match=f"{name} has mode '{mode}' .8 bits a sample are supported"):
+        read_image(tmp_path / name)
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGB", "RGBA"])
+@pytest.mark.parametrize("suffix", ["png", "tiff", "bmp", "webp", "ppm"])
+def test_8_bits_a_sample_are_taken(tmp_path, mode, suffix):
+    if (mode, suffix) in {("LA", "bmp"), ("P", "ppm"), ("LA", "ppm")}:
+        pytest.skip("not in this format")
+    Image.new(mode, (5, 4)).save(tmp_path / f"a.{suffix}")
+    assert read_image(tmp_path / f"a.{suffix}").shape == (1, 3, 4, 5)

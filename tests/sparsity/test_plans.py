@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import re
 
 import pytest
 import torch
@@ -118,11 +120,51 @@ def test_a_plan_of_another_architecture_is_refused(case) -> None:
         plan.masks(trace_model(flat, ["first", "second"]))
 
 
-@pytest.mark.parametrize("damage", ["{", "[]", "{}", '{"format": 1}', '{"format": 2, "widths": {"a": 3}}'])
+@pytest.mark.parametrize(
+    "damage", ["{", "[]", "7", "null", "[" * 100_000, "{}", '{"format": 1}', '{"format": 2, "widths": {"a": 3}}']
+)
 def test_a_file_that_is_no_plan_is_refused(tmp_path, damage: str) -> None:
     (tmp_path / "plan.json").write_text(damage)
-    with pytest.raises(UsageError, match=r"plan"):
+    with pytest.raises(UsageError, match=r"plan") as caught:
         Plan.load(tmp_path / "plan.json")
+    assert str(tmp_path / "plan.json") in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"made_by": None}, "'made_by' cannot be None"),
+        ({"made_by": [1]}, "'made_by' cannot be "),
+        ({"transforms": "first"}, "'transforms' cannot be 'first'"),
+        ({"transforms": [1]}, "'transforms' cannot be "),
+        ({"widths": {"a": 3}}, "'widths' cannot be {'a': 3}"),
+        ({"widths": None}, "'widths' cannot be None"),
+        ({"kept": []}, "'kept' cannot be "),
+        ({"kept": {"a": {"width": 4, "kept": [3, 1]}}}, "kept indices are not ascending within width 4"),
+        ({"kept": {"a": {"width": 10**30, "kept": [0]}}}, "'kept' cannot be "),
+        ({"sensitivity": 3}, "'sensitivity' cannot be 3"),
+        ({"alpha": "much"}, "'alpha' cannot be 'much'"),
+        ({"alpha": 10**400}, "'alpha' cannot be 1000"),
+        ({"reached": "0.5"}, "'reached' cannot be '0.5'"),
+        ({"author": "me"}, "'author' is none of its keys"),
+    ],
+)
+def test_a_damaged_plan_is_refused_with_its_path_and_what_is_wrong(case, tmp_path, changes, message) -> None:
+    data = uniform(case.graph, case.ranking, case.cost, 0.5, round_to=4).to_json()
+    path = tmp_path / "plan.json"
+    path.write_text(json.dumps({**data, **changes}))
+    with pytest.raises(UsageError, match=re.escape(message)) as caught:
+        Plan.load(path)
+    assert str(caught.value).startswith(f"{path}: not a pruning plan: ") and "Error" not in str(caught.value)
+
+
+def test_a_plan_without_one_of_its_keys_is_refused(case) -> None:
+    data = uniform(case.graph, case.ranking, case.cost, 0.5, round_to=4).to_json()
+    for name in data.keys() - {"device", "made_by"}:
+        with pytest.raises(UsageError, match=f"not a pruning plan: .*{name}"):
+            Plan.from_json({key: value for key, value in data.items() if key != name})
+    short = {key: value for key, value in data.items() if key not in ("device", "made_by")}
+    assert Plan.from_json(short).made_by == {}
 
 
 def test_a_plan_of_another_format_is_refused(case) -> None:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import errno
 import json
 
 import numpy as np
 import pytest
 import torch
-from safetensors import SafetensorError
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.data import RandomCrops
@@ -145,15 +145,21 @@ def test_full_disk_is_an_error_and_keeps_the_old_checkpoint(pictures, tmp_path, 
     before = trainer.checkpoint_path.read_bytes()
 
     def full(*_, **__):
-        raise SafetensorError("I/O error: No space left on device")
+        raise OSError(errno.ENOSPC, "No space left on device")
 
-    monkeypatch.setattr("sparsecodec.training.checkpoint.save_file", full)
-    with pytest.raises(
-        OSError, match=r"checkpoint\.safetensors cannot be written: I/O error: No space left on device$"
-    ):
+    monkeypatch.setattr("pathlib.Path.write_bytes", full)
+    with pytest.raises(OSError, match=r"checkpoint\.safetensors cannot be written: No space left on device$"):
         trainer.save()
     assert trainer.checkpoint_path.read_bytes() == before
     assert [path.name for path in tmp_path.iterdir()] == ["checkpoint.safetensors"]
+
+
+def test_checkpoint_is_as_readable_as_any_file(pictures, tmp_path):
+    """A folder of runs is shared, and the codec beside it is readable, too."""
+    trainer = _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
+    trainer.save()
+    (tmp_path / "other").touch()
+    assert trainer.checkpoint_path.stat().st_mode == (tmp_path / "other").stat().st_mode
 
 
 def test_damaged_checkpoint_is_refused(pictures, tmp_path):
