@@ -85,7 +85,7 @@ class Recipe:
             if getattr(self, name) < least:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs at least {least})")
         for name in ("warmup", "motion", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs 0 or more)")
         if not 0 <= self.ema < 1:
             raise UsageError(f"recipe: ema={self.ema} (needs 0 <= ema < 1)")

@@ -16,6 +16,7 @@ from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_co
 from sparsecodec.sparsity.energy import channel_energies
 from sparsecodec.sparsity.wiring import LOCKED, STATES
 from sparsecodec.training.families import calibration_loss, check_trained, family_of, trained_transforms
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -80,10 +81,11 @@ class Settings:
         paths = [path for stage in self.stages for path in stage]
         if len(set(paths)) < len(paths) or not all(self.stages):
             raise UsageError(f"stages={self.stages} (needs groups of transforms, each transform in one of them)")
-        if self.finetune_steps < 0 or self.distillation_weight < 0:
-            raise UsageError(
-                f"finetune_steps={self.finetune_steps}, distillation_weight={self.distillation_weight} (need 0 or more)"
-            )
+        check_numbers(
+            self,
+            positive=("finetune_learning_rate", "sparsity_weight", "round_to"),
+            from_zero=("finetune_steps", "distillation_weight"),
+        )
 
 
 class LearntMasks(Masking):

@@ -19,6 +19,7 @@ from torch import nn
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import NM, NMConfig, NMTraining, nm_layers
 from sparsecodec.training.families import trained_transforms
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.method import Method
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -58,11 +59,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end <= 1:
             raise UsageError(f"start={self.start}, end={self.end} (needs 0 <= start < end <= 1)")
-        if min(self.min_channels, self.max_kernel) < 1 or self.finetune_steps < 0:
-            raise UsageError(
-                f"min_channels={self.min_channels}, max_kernel={self.max_kernel}, finetune_steps={self.finetune_steps} "
-                "(need at least 1, 1 and 0)"
-            )
+        check_numbers(
+            self, positive=("min_channels", "max_kernel", "finetune_learning_rate"), from_zero=("finetune_steps",)
+        )
         self.config(steps=1000)
 
     def config(self, steps: int) -> NMConfig:
