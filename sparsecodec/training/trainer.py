@@ -196,7 +196,8 @@ class Trainer:
 
     def _seed(self) -> None:
         """Noise and rates of a step depend on the seed, the step and the process alone."""
-        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 1_009 + distributed.rank())
+        seed = (self.recipe.seed * 1_000_003 + self.step) * 1_009 + distributed.rank()
+        torch.manual_seed(seed % 2**64)  # torch takes no more
 
     def _forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         with planar_inputs(self.model), torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):

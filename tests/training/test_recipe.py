@@ -26,6 +26,7 @@ from sparsecodec.zoo import load, names
         ({"model": "evc-tiny", "steps": 1, "warmup": -1}, "warmup=-1"),
         ({"model": "evc-tiny", "steps": 1, "motion": -0.5}, "motion=-0.5"),
         ({"model": "evc-tiny", "steps": 1, "seed": -1}, "seed=-1"),
+        ({"model": "evc-tiny", "steps": 1, "seed": 2**63}, r"seed=9223372036854775808 .needs less than 2\*\*63"),
         ({"model": "evc-tiny", "steps": 1, "ema": 1.0}, "ema=1.0"),
         ({"model": "evc-tiny", "steps": 1, "learning_rate": float("inf")}, "learning_rate=inf"),
         ({"model": "evc-tiny", "steps": 4.5}, r"steps=4\.5 \(needs a whole number"),
