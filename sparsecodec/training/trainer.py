@@ -187,12 +187,16 @@ class Trainer:
         self.model.eval().requires_grad_(False)
         for path in self.recipe.trains:
             try:
-                self.model.get_submodule(path).train().requires_grad_(True)
+                module = self.model.get_submodule(path)
             except AttributeError as error:
                 children = ", ".join(name for name, _ in self.model.named_children())
                 raise UsageError(
                     f"trains: no module {path!r} in {type(self.model).__name__}; it has {children}"
                 ) from error
+            if next(module.parameters(), None) is None:
+                kind = type(module).__name__
+                raise UsageError(f"trains: {path!r} has nothing to train: {kind} (needs modules with parameters)")
+            module.train().requires_grad_(True)
 
     def _seed(self) -> None:
         """Noise and rates of a step depend on the seed, the step and the process alone."""

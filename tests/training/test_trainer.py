@@ -195,6 +195,13 @@ def test_a_seed_beyond_what_torch_takes_trains(pictures, tmp_path):
     assert len(_losses(tmp_path)) == 1
 
 
+def test_modules_without_parameters_are_not_trained(pictures, tmp_path):
+    values = {**PLAIN, "model": "evc-nano", "steps": 1, "trains": ["enc.0.leaky_relu"]}
+    with pytest.raises(UsageError, match=r"trains: 'enc\.0\.leaky_relu' has nothing to train: LeakyReLU"):
+        _trainer(values, pictures, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_average_keeps_what_the_recipe_says_and_copies_buffers(pictures, tmp_path):
     trainer = _hyperprior({"steps": 200, "ema": 0.5}, pictures, tmp_path)
     trainer.step = 100  # long after the average's own warm-up
