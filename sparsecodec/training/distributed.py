@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -88,6 +89,19 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
         if parameter.grad is None:
             parameter.grad = torch.zeros_like(parameter)
     average(parameter.grad for parameter in used)
+
+
+def gathered(value: Any) -> list[Any]:
+    """`value` of every process, by rank; the same list in all of them.
+
+    Args:
+        value: small, and anything that can be pickled.
+    """
+    if world() == 1:
+        return [value]
+    found: list[Any] = [None] * world()
+    dist.all_gather_object(found, value)
+    return found
 
 
 def wait() -> None:

@@ -204,6 +204,13 @@ def trained_transforms(
     return trained
 
 
+def trains_clips(model: nn.Module, trains: Sequence[str] | None) -> bool:
+    """Whether a recipe with `trains` moves weights that only the second frame of a clip reaches."""
+    if isinstance(model, VideoCodec):
+        return trains is None or any(f"{path}.".startswith("inter.") for path in trains)
+    return inter_of(model) is not None
+
+
 def check_trained(paths: Iterable[str], trains: Sequence[str] | None, where: str) -> None:
     """Raises a UsageError if one of the transforms at `paths`, which `where` names, is none that a recipe trains."""
     for path in paths:

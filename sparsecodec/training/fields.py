@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import types
 import typing
 from collections.abc import Mapping, Sequence
@@ -46,6 +47,24 @@ def checked(cls: type, values: Mapping[str, Any], where: str, tables: Sequence[s
         if key not in given and field.default is dataclasses.MISSING:
             raise UsageError(f"{where}: {key} is missing (needs {_noun(_present(kinds[key]))[0]})")
     return cls(**given)
+
+
+def check_numbers(settings: Any, *, positive: Sequence[str] = (), from_zero: Sequence[str] = ()) -> None:
+    """Refuses fields of `settings` that are out of range, infinite or no number; None, where a field may be it, passes.
+
+    Args:
+        settings: has the fields.
+        positive: names of those that are more than 0.
+        from_zero: names of those that are 0 or more.
+
+    Raises:
+        UsageError: one is not; the message names it.
+    """
+    for name in (*positive, *from_zero):
+        value, noun = getattr(settings, name), "a positive number" if name in positive else "0 or more"
+        if value is None or 0 < value < math.inf or (value == 0 and name in from_zero):
+            continue
+        raise UsageError(f"{name}={value} (needs {noun if -math.inf < value < math.inf else 'a finite number'})")
 
 
 def _present(kind: Any) -> Any:

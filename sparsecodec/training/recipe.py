@@ -19,6 +19,7 @@ else:
     import tomli as tomllib
 
 OPTIMIZERS = ("muon", "adam")
+SEEDS = 2**63  # torch takes up to 2**64, and later phases add to the seed
 INCIDENTAL = ("log_every", "save_every", "tensorboard")  # may change between parts of a run
 
 
@@ -85,8 +86,10 @@ class Recipe:
             if getattr(self, name) < least:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs at least {least})")
         for name in ("warmup", "motion", "seed"):
-            if getattr(self, name) < 0:
+            if not 0 <= getattr(self, name) < math.inf:
                 raise UsageError(f"recipe: {name}={getattr(self, name)} (needs 0 or more)")
+        if self.seed >= SEEDS:
+            raise UsageError(f"recipe: seed={self.seed} (needs less than 2**63)")
         if not 0 <= self.ema < 1:
             raise UsageError(f"recipe: ema={self.ema} (needs 0 <= ema < 1)")
         for name in ("learning_rate", "adam_learning_rate", "gradient_clip"):

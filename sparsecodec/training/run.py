@@ -12,9 +12,10 @@ from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError
 from sparsecodec.models import EVC, create, names
 from sparsecodec.models.description import describe
+from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.training import distributed, methods
-from sparsecodec.training.families import family_of
+from sparsecodec.training.families import family_of, trains_clips
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer
@@ -47,6 +48,12 @@ def run(
     stride = family_of(model).stride
     if recipe.crop % stride:
         raise UsageError(f"crop={recipe.crop} (needs a multiple of {stride} for {recipe.model})")
+    if recipe.frames < 2 and trains_clips(model, recipe.trains):
+        way = ', or trains=["intra"]' if isinstance(model, VideoCodec) else ""
+        raise UsageError(
+            f"frames={recipe.frames} (needs 2 or more: the inter model of {recipe.model} is not run on a crop's first "
+            f"frame{way})"
+        )
     if recipe.command != "quantize" and getattr(model, "quantization", None) is not None:
         name = recipe.start_from or recipe.model
         raise UsageError(f"{name} holds frozen integers, which do not learn (start from the float codec)")

@@ -15,6 +15,7 @@ from tqdm import tqdm
 
 from sparsecodec._files import writing
 from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.training import checkpoint, distributed
 from sparsecodec.training.diagnosis import broken_layer, broken_parameter
 from sparsecodec.training.families import lambdas_for, rate_distortion
@@ -52,7 +53,8 @@ class Trainer:
         behind: steps of the run's earlier phases, whose crops are not drawn again.
 
     Raises:
-        UsageError: the folder's checkpoint belongs to another recipe, or the recipe does not fit the model.
+        UsageError: the folder's checkpoint belongs to another recipe, the recipe does not fit the model, or processes
+            do not start alike.
     """
 
     def __init__(
@@ -84,6 +86,7 @@ class Trainer:
         self.step = 0
         if self.checkpoint_path.exists():
             self.resume()
+        self._start_together()
 
     @property
     def checkpoint_path(self) -> Path:
@@ -92,6 +95,22 @@ class Trainer:
     def resume(self) -> None:
         """Continues from the folder's checkpoint."""
         self.step = checkpoint.load(self.checkpoint_path, self._modules(), self.optimizer, self._made_by())
+
+    def _start_together(self) -> None:
+        """Refuses processes at other steps or weights than the first, whose gradients would be averaged all the same.
+
+        So it is where machines do not share the folder: one finds the checkpoint, another begins anew.
+        """
+        if distributed.world() == 1:
+            return
+        found = distributed.gathered((self.step, model_hash(self.model).hex()[:16]))
+        for rank, (step, weights) in enumerate(found):
+            if (step, weights) != found[0]:
+                raise UsageError(
+                    f"{self.folder}: process {rank} is at step {step} with weights {weights}, process 0 at step "
+                    f"{found[0][0]} with {found[0][1]} (needs one folder that all machines share, and on a first start "
+                    "the same weights on all)"
+                )
 
     def save(self) -> None:
         """Writes the checkpoint; a kill in the middle, or a full disk, leaves the previous one."""
@@ -187,16 +206,21 @@ class Trainer:
         self.model.eval().requires_grad_(False)
         for path in self.recipe.trains:
             try:
-                self.model.get_submodule(path).train().requires_grad_(True)
+                module = self.model.get_submodule(path)
             except AttributeError as error:
                 children = ", ".join(name for name, _ in self.model.named_children())
                 raise UsageError(
                     f"trains: no module {path!r} in {type(self.model).__name__}; it has {children}"
                 ) from error
+            if next(module.parameters(), None) is None:
+                kind = type(module).__name__
+                raise UsageError(f"trains: {path!r} has nothing to train: {kind} (needs modules with parameters)")
+            module.train().requires_grad_(True)
 
     def _seed(self) -> None:
         """Noise and rates of a step depend on the seed, the step and the process alone."""
-        torch.manual_seed((self.recipe.seed * 1_000_003 + self.step) * 1_009 + distributed.rank())
+        seed = (self.recipe.seed * 1_000_003 + self.step) * 1_009 + distributed.rank()
+        torch.manual_seed(seed % 2**64)  # torch takes no more
 
     def _forward(self, x: Tensor) -> tuple[dict[str, Tensor], Tensor]:
         with planar_inputs(self.model), torch.autocast(self.device.type, torch.bfloat16, enabled=self.recipe.bfloat16):

@@ -1,4 +1,4 @@
-"""Several processes take one step: the same weights everywhere, from the mean of their gradients."""
+"""Several processes take one step: the same weights everywhere, from the mean of their gradients, or none at all."""
 
 from __future__ import annotations
 
@@ -62,11 +62,51 @@ with open(f"{sys.argv[2]}/hash-{distributed.rank()}", "w") as file:
 """
 
 
-def test_two_processes_step_alike_by_the_mean_of_their_gradients(tmp_path: Path):
-    (tmp_path / "script.py").write_text(SCRIPT)
+APART = """
+import json, sys
+import torch
+from sparsecodec.errors import UsageError
+from sparsecodec.models import create
+from sparsecodec.training import Recipe, Trainer, distributed
+
+torch.set_num_threads(1)
+distributed.start("cpu")
+rank = distributed.rank()
+recipe = Recipe.from_dict(json.loads(sys.argv[1]))
+for name, seeds in (("steps", (0, 0)), ("weights", (0, 1))):
+    torch.manual_seed(seeds[rank])
+    try:
+        Trainer(recipe, create(recipe.model), None, f"{sys.argv[2]}/{name}-{rank}")
+    except UsageError as error:
+        with open(f"{sys.argv[2]}/{name}-refused-{rank}", "w") as file:
+            file.write(str(error))
+"""
+
+
+def _torchrun(script: str, values: dict, folder: Path) -> subprocess.CompletedProcess[str]:
+    (folder / "script.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc_per_node={WORLD}"]
-    arguments = [str(tmp_path / "script.py"), json.dumps({**VALUES, "gradient_clip": 1e9}), str(tmp_path)]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+    arguments = [str(folder / "script.py"), json.dumps(values), str(folder)]
+    return subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
+
+
+def test_processes_that_do_not_start_alike_are_refused(tmp_path: Path):
+    """As where each machine has a folder of its own, and the first one's run was cut off."""
+    values = {**VALUES, "model": "evc-nano"}
+    torch.manual_seed(0)
+    trainer = Trainer(Recipe.from_dict(values), create("evc-nano"), None, tmp_path / "steps-0")
+    trainer.step = 1
+    trainer.save()
+    done = _torchrun(APART, values, tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    for rank in range(WORLD):
+        steps, weights = ((tmp_path / f"{what}-refused-{rank}").read_text() for what in ("steps", "weights"))
+        assert "process 1 is at step 0" in steps and "process 0 at step 1" in steps and "all machines share" in steps
+        assert "process 1 is at step 0" in weights and "process 0 at step 0" in weights
+
+
+def test_two_processes_step_alike_by_the_mean_of_their_gradients(tmp_path: Path):
+    done = _torchrun(SCRIPT, {**VALUES, "gradient_clip": 1e9}, tmp_path)
     assert done.returncode == 0, done.stderr[-3000:]
 
     hashes = {(tmp_path / f"hash-{rank}").read_text() for rank in range(WORLD)}

@@ -9,9 +9,10 @@ import torch
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.data import RandomCrops
+from sparsecodec.errors import UsageError
 from sparsecodec.models import create
 from sparsecodec.sparsity.rules import is_conv
-from sparsecodec.training import Recipe, Trainer, calibration_loss
+from sparsecodec.training import Recipe, Trainer, calibration_loss, run
 from sparsecodec.training.logs import read_log
 from sparsecodec.training.methods.gradient_decay import LearntMasks
 
@@ -75,3 +76,18 @@ def test_a_stage_distils_its_own_transforms_alone():
     method = LearntMasks(model, recipe.settings, recipe.steps, stage)
     assert {layer.split(".")[0] for layer in method.distillation.layers} == set(stage)
     assert set(method.graph.transforms) == set(stage)
+
+
+@pytest.mark.parametrize(
+    ("stages", "changes", "message"),
+    [
+        ([["dec"], ["y_spatial_piror"]], {}, "no transform 'y_spatial_piror' .there are"),
+        ([["hyper_dec"], ["dec"]], {"round_to": 16, "mac_reduction": 0.8}, r"sparsity=0\.8: .* only 0\.7"),
+    ],
+)
+def test_a_later_stage_is_refused_before_the_first_is_trained(stages, changes, message, pictures, tmp_path):
+    settings = {**PRUNING, **changes, "stages": stages}
+    recipe = Recipe.from_dict({"model": "evc-nano", "steps": 4, "batch": 1, "crop": 64, "gradient_decay": settings})
+    with pytest.raises(UsageError, match=message):
+        run(recipe, create("evc-nano"), RandomCrops(pictures, 64), tmp_path)
+    assert not list(tmp_path.iterdir())

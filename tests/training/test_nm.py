@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import shutil
 from pathlib import Path
 
@@ -64,6 +65,14 @@ def test_result_has_the_pattern_in_wide_1x1_convolutions_of_the_decoder_and_nowh
         if min(layer.weight.shape[:2]) >= 48
     }
     assert _sparse_layers(model) == expected and len(expected) > 10
+
+
+def test_what_stays_dense_is_told_in_one_line(pictures, tmp_path, capsys):
+    recipe = dataclasses.replace(_recipe(), steps=1)
+    model = _run(recipe, pictures, tmp_path)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "stay dense" in line]
+    assert re.match(rf"{len(_sparse_layers(model))} layers become 2:4, \d+ stay dense \(\d+: ", line), line
+    assert "kernel of 3 x 3 (max_kernel=1)" in line and "channels (min_channels=48)" in line
 
 
 def test_log_follows_the_schedule(masked):

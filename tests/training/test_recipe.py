@@ -26,6 +26,7 @@ from sparsecodec.zoo import load, names
         ({"model": "evc-tiny", "steps": 1, "warmup": -1}, "warmup=-1"),
         ({"model": "evc-tiny", "steps": 1, "motion": -0.5}, "motion=-0.5"),
         ({"model": "evc-tiny", "steps": 1, "seed": -1}, "seed=-1"),
+        ({"model": "evc-tiny", "steps": 1, "seed": 2**63}, r"seed=9223372036854775808 .needs less than 2\*\*63"),
         ({"model": "evc-tiny", "steps": 1, "ema": 1.0}, "ema=1.0"),
         ({"model": "evc-tiny", "steps": 1, "learning_rate": float("inf")}, "learning_rate=inf"),
         ({"model": "evc-tiny", "steps": 4.5}, r"steps=4\.5 \(needs a whole number"),
@@ -64,6 +65,53 @@ from sparsecodec.zoo import load, names
 def test_wrong_recipe_is_named(values, message):
     with pytest.raises(UsageError, match=message):
         Recipe.from_dict(values)
+
+
+REQUIRED = {
+    "gradient_decay": {"mac_reduction": 0.5},
+    "mask_decay": {"mac_reduction": 0.5},
+    "feds": {"teacher": "a", "channel_steps": 1, "finetune_steps": 1},
+}
+RATES = {
+    "gradient_decay": ["finetune_learning_rate", "sparsity_weight"],
+    "mask_decay": ["finetune_learning_rate", "mask_travel", "penalty_weight"],
+    "nm": ["finetune_learning_rate"],
+    "quantize": ["qat_learning_rate"],
+    "scalable": ["stage_learning_rate"],
+    "feds": ["channel_learning_rate", "finetune_learning_rate", "adapter_learning_rate"],
+}
+WEIGHTS = {
+    "gradient_decay": ["distillation_weight"],
+    "mask_decay": ["distillation_weight"],
+    "nm": ["factor"],
+    "quantize": ["entropy_threshold", "mixed_threshold"],
+    "feds": ["a", "b"],
+}
+
+
+@pytest.mark.parametrize("value", [-1.0, 0.0, float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize(
+    ("method", "name", "least"),
+    [(method, name, least) for least, all_ in ((1, RATES), (0, WEIGHTS)) for method in all_ for name in all_[method]],
+)
+def test_settings_are_finite_numbers_in_their_range(method, name, least, value):
+    settings = {
+        **REQUIRED.get(method, {}),
+        name: value,
+        **({"entropy_bits": 16} if name == "entropy_threshold" else {}),
+    }
+    recipe = {"model": "evc-tiny", "steps": 1, method: settings}
+    if value == 0 and least == 0:
+        Recipe.from_dict(recipe)
+        return
+    with pytest.raises(UsageError, match=rf"{name}={value} .needs"):
+        Recipe.from_dict(recipe)
+
+
+@pytest.mark.parametrize("name", ["motion", "ema", "learning_rate", "adam_learning_rate", "gradient_clip"])
+def test_no_number_is_none_of_a_recipe(name):
+    with pytest.raises(UsageError, match=f"{name}=nan"):
+        Recipe.from_dict({"model": "evc-tiny", "steps": 1, name: float("nan")})
 
 
 def test_lists_of_a_file_become_tuples_and_whole_numbers_are_numbers():

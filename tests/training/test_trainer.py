@@ -196,6 +196,18 @@ def test_the_average_follows_fast_at_first_and_every_step_has_its_own_noise(pict
     assert not torch.equal(drawn[0], drawn[1]) and not torch.equal(drawn[1], drawn[2])
 
 
+def test_a_seed_beyond_what_torch_takes_trains(pictures, tmp_path):
+    _trainer({**PLAIN, "model": "evc-nano", "steps": 1, "seed": 18_500_000_000}, pictures, tmp_path).run()
+    assert len(_losses(tmp_path)) == 1
+
+
+def test_modules_without_parameters_are_not_trained(pictures, tmp_path):
+    values = {**PLAIN, "model": "evc-nano", "steps": 1, "trains": ["enc.0.leaky_relu"]}
+    with pytest.raises(UsageError, match=r"trains: 'enc\.0\.leaky_relu' has nothing to train: LeakyReLU"):
+        _trainer(values, pictures, tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
 def test_the_average_keeps_what_the_recipe_says_and_copies_buffers(pictures, tmp_path):
     trainer = _hyperprior({"steps": 200, "ema": 0.5}, pictures, tmp_path)
     trainer.step = 100  # long after the average's own warm-up

@@ -10,7 +10,7 @@ import torch
 
 import sparsecodec
 from sparsecodec import zoo
-from sparsecodec.data import RandomClips
+from sparsecodec.data import RandomClips, RandomCrops
 from sparsecodec.data.bt709 import halved_chroma, rgb_to_ycbcr, ycbcr_to_rgb, yuv_error
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
@@ -243,3 +243,29 @@ def test_stages_and_plans_that_prune_what_rests_are_refused(pictures, tmp_path):
     plan = {"plan": str(tmp_path / "plan" / "plan.json")}
     with pytest.raises(UsageError, match=r"plan\.json: intra\.\w+ is not trained"):
         run(Recipe.from_dict({**values, "trains": ["inter"], "plan": plan}), small_codec(), data, tmp_path / "cut")
+
+
+@pytest.mark.parametrize("trains", [None, ("inter",), ("intra", "inter.decoder")])
+@pytest.mark.parametrize(
+    ("method", "settings"),
+    [
+        ("plain", {}),
+        ("gradient_decay", {**REDUCTION, "distillation_weight": 0.0}),
+        ("mask_decay", REDUCTION),
+        ("search", {"reduction": 0.2}),
+        ("quantize", {}),
+    ],
+)
+def test_an_inter_model_that_would_never_run_is_refused(method, settings, trains, pictures, tmp_path):
+    values = {"model": "rt", "steps": 1, "batch": 1, "crop": 64, "trains": trains}
+    recipe = Recipe.from_dict(values if method == "plain" else {**values, method: settings})
+    with pytest.raises(UsageError, match=r'frames=1 \(needs 2 or more: .*inter model of rt.*or trains=\["intra"\]'):
+        run(recipe, small_codec(), RandomCrops(pictures, 64), tmp_path)
+    assert not list(tmp_path.iterdir())
+
+
+def test_crops_of_one_frame_train_an_intra_model_alone(codec, pictures, tmp_path):
+    recipe = Recipe("rt", steps=1, batch=1, crop=64, warmup=1, trains=("intra",))
+    run(recipe, codec, RandomCrops(pictures, 64), tmp_path)
+    with pytest.raises(UsageError, match=r"frames=1 \(needs 2 or more: [^=]*$"):
+        run(replace(recipe, trains=None), codec.inter, RandomCrops(pictures, 64), tmp_path / "inter")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from torch import Tensor, nn
 from sparsecodec.distill.feds import ENTROPY_LOSSES, FEDS
 from sparsecodec.errors import UsageError
 from sparsecodec.training.families import family_of, trained_transforms
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.method import Method
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -51,15 +51,13 @@ class Settings:
     adapter_learning_rate: float = 2e-3
 
     def __post_init__(self) -> None:
-        for name in ("channel_steps", "finetune_steps", "a", "b"):
-            if not (math.isfinite(getattr(self, name)) and getattr(self, name) >= 0):
-                raise UsageError(f"{name}={getattr(self, name)} (needs 0 or more)")
+        check_numbers(
+            self,
+            positive=("channel_learning_rate", "finetune_learning_rate", "adapter_learning_rate"),
+            from_zero=("channel_steps", "finetune_steps", "a", "b"),
+        )
         if self.calibration_batches < 1:
             raise UsageError(f"calibration_batches={self.calibration_batches} (needs at least 1)")
-        for name in ("channel_learning_rate", "finetune_learning_rate", "adapter_learning_rate"):
-            value = getattr(self, name)
-            if value is not None and not (math.isfinite(value) and value > 0):
-                raise UsageError(f"{name}={value} (needs a positive number)")
         if self.entropy_loss not in ENTROPY_LOSSES:
             raise UsageError(f"entropy_loss={self.entropy_loss!r} (needs one of {', '.join(ENTROPY_LOSSES)})")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -16,6 +17,7 @@ from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_co
 from sparsecodec.sparsity.energy import channel_energies
 from sparsecodec.sparsity.wiring import LOCKED, STATES
 from sparsecodec.training.families import calibration_loss, check_trained, family_of, trained_transforms
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -80,10 +82,11 @@ class Settings:
         paths = [path for stage in self.stages for path in stage]
         if len(set(paths)) < len(paths) or not all(self.stages):
             raise UsageError(f"stages={self.stages} (needs groups of transforms, each transform in one of them)")
-        if self.finetune_steps < 0 or self.distillation_weight < 0:
-            raise UsageError(
-                f"finetune_steps={self.finetune_steps}, distillation_weight={self.distillation_weight} (need 0 or more)"
-            )
+        check_numbers(
+            self,
+            positive=("finetune_learning_rate", "sparsity_weight", "round_to"),
+            from_zero=("finetune_steps", "distillation_weight"),
+        )
 
 
 class LearntMasks(Masking):
@@ -155,10 +158,20 @@ def run(
     folder: Path,
     load: Callable[[str], nn.Module],
 ) -> nn.Module:
-    """Learns the masks (``masks-1/``, a folder a stage), compacts the codec, and fine-tunes it (``finetune/``)."""
+    """Learns the masks (``masks-1/``, a folder a stage), compacts the codec, and fine-tunes it (``finetune/``).
+
+    Raises:
+        GraphError: nothing of a stage can be pruned.
+        UsageError: a stage names what there is not or what rests, or cannot reach the target; before any is trained.
+    """
     stages = settings.stages or (tuple(trained_transforms(model, settings.transforms, recipe.trains)),)
     check_trained([path for stage in stages for path in stage], recipe.trains, "stages")
     x = data.batch(0, recipe.batch).to(next(model.parameters()).device)
+    # A later stage's name or target must not be refused after hours of an earlier one. What stages prune are other
+    # channels, so the codec as it is tells what the compacted one will.
+    probed = dataclasses.replace(settings, criterion="l2", distillation_weight=0.0)
+    for paths in stages[1:]:
+        LearntMasks(model, probed, recipe.steps, paths)
     config: dict[str, Any] = {}
     for number, paths in enumerate(stages):
         method = LearntMasks(model, settings, recipe.steps, paths, partial(calibration_loss, model, x, recipe.lambdas))

@@ -19,6 +19,7 @@ from sparsecodec.sparsity.schedules import MaskDecayConfig, Penalty
 from sparsecodec.sparsity.targets import student_targets, uniform_targets
 from sparsecodec.training import distributed
 from sparsecodec.training.families import PARTS, trained_transforms
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer
@@ -71,13 +72,11 @@ class Settings:
             raise UsageError(f"transforms={self.transforms!r} (needs one of {', '.join(PARTS)})")
         if not 0 < self.decay_end <= 1:
             raise UsageError(f"decay_end={self.decay_end} (needs a fraction in (0, 1])")
-        for name in ("mask_travel", "finetune_learning_rate"):
-            if not getattr(self, name) > 0:
-                raise UsageError(f"{name}={getattr(self, name)} (needs a positive number)")
-        if self.finetune_steps < 0 or self.distillation_weight < 0:
-            raise UsageError(
-                f"finetune_steps={self.finetune_steps}, distillation_weight={self.distillation_weight} (need 0 or more)"
-            )
+        check_numbers(
+            self,
+            positive=("round_to", "penalty_weight", "mask_travel", "finetune_learning_rate"),
+            from_zero=("finetune_steps", "distillation_weight"),
+        )
         self.config(1)
 
     def config(self, steps: int) -> MaskDecayConfig:

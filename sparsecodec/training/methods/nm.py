@@ -8,23 +8,26 @@ kernels win, the layout that they ask for.
 from __future__ import annotations
 
 import contextlib
-import logging
+import sys
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 from torch import nn
+from tqdm import tqdm
 
 from sparsecodec.errors import UsageError
 from sparsecodec.sparsity import NM, NMConfig, NMTraining, nm_layers
+from sparsecodec.training import distributed
 from sparsecodec.training.families import trained_transforms
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.method import Method
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
 
 COMMAND = "prune"
-logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -58,11 +61,9 @@ class Settings:
     def __post_init__(self) -> None:
         if not 0 <= self.start < self.end <= 1:
             raise UsageError(f"start={self.start}, end={self.end} (needs 0 <= start < end <= 1)")
-        if min(self.min_channels, self.max_kernel) < 1 or self.finetune_steps < 0:
-            raise UsageError(
-                f"min_channels={self.min_channels}, max_kernel={self.max_kernel}, finetune_steps={self.finetune_steps} "
-                "(need at least 1, 1 and 0)"
-            )
+        check_numbers(
+            self, positive=("min_channels", "max_kernel", "finetune_learning_rate"), from_zero=("finetune_steps",)
+        )
         self.config(steps=1000)
 
     def config(self, steps: int) -> NMConfig:
@@ -112,9 +113,8 @@ def run(
     transforms = list(trained_transforms(model, settings.transforms, recipe.trains))
     pattern = NM(settings.n, settings.m)
     layers, dense = nm_layers(model, transforms, pattern, settings.min_channels, settings.max_kernel)
-    for name, reason in dense.items():
-        logger.info("%s stays dense: %s", name, reason)
-    logger.info("%d layers become %s", len(layers), pattern)
+    if distributed.rank() == 0:
+        tqdm.write(_told(layers, dense, pattern), file=sys.stderr)
     sparse = NMTraining(model, layers, settings.config(recipe.steps))
     averaged = Trainer(recipe, model, data, folder / "masks", SparseLayers(sparse)).run()
     sparse.set_step(recipe.steps)  # freezes them where the schedule ends with the run
@@ -130,3 +130,12 @@ def run(
     averaged = Trainer(tuning, tuned, data, folder / "finetune", SparseLayers(frozen), recipe.steps).run()
     frozen.bake(averaged)
     return averaged
+
+
+def _told(layers: list[str], dense: dict[str, str], pattern: NM) -> str:
+    """One line: how many layers get the pattern, and how many do not, by reason."""
+    told = f"{len(layers)} layers become {pattern}"
+    if not dense:
+        return told
+    reasons = "; ".join(f"{count}: {reason}" for reason, count in Counter(dense.values()).most_common())
+    return f"{told}, {len(dense)} stay dense ({reasons})"

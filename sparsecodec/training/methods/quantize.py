@@ -38,6 +38,7 @@ from sparsecodec.quant.portable import SYNTHESIS
 from sparsecodec.training import distributed
 from sparsecodec.training.checkpoint import write_tensors
 from sparsecodec.training.families import calibration_loss, trained_transforms
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer, phase
@@ -105,10 +106,11 @@ class Settings:
             raise UsageError(f"mixed_bits={list(self.mixed_bits)} (needs some of {', '.join(map(str, BITS))})")
         if self.mixed_threshold is not None and self.mixed_bytes is not None:
             raise UsageError("mixed_threshold and mixed_bytes are both set (needs one)")
-        if self.qat_steps < 0 or not self.qat_learning_rate > 0:
-            raise UsageError(
-                f"qat_steps={self.qat_steps}, qat_learning_rate={self.qat_learning_rate} (needs 0 or more, and above 0)"
-            )
+        check_numbers(
+            self,
+            positive=("mixed_bytes", "qat_learning_rate"),
+            from_zero=("entropy_threshold", "mixed_threshold", "qat_steps"),
+        )
 
 
 def run(

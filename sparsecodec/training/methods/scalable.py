@@ -17,6 +17,7 @@ from torch import nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.models import ScalableEVC
+from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.trainer import Data, Trainer, phase
 
@@ -44,11 +45,7 @@ class Settings:
     def __post_init__(self) -> None:
         if self.encoders < 2:
             raise UsageError(f"encoders={self.encoders} (needs at least 2)")
-        if self.stage_steps < 1 or not self.stage_learning_rate > 0:
-            raise UsageError(
-                f"stage_steps={self.stage_steps}, stage_learning_rate={self.stage_learning_rate} "
-                "(need at least 1, and a positive number)"
-            )
+        check_numbers(self, positive=("stage_steps", "stage_learning_rate"))
 
 
 def run(
