@@ -11,7 +11,7 @@ import numpy as np
 from sparsecodec.cli.clip_io import opened_stream
 from sparsecodec.cli.clips import opened_reader
 from sparsecodec.cli.files import Codecs
-from sparsecodec.entropy import VideoReader, observing
+from sparsecodec.entropy import DROP, VideoReader, observing
 from sparsecodec.errors import BitstreamError
 from sparsecodec.runtime.numerics import described
 from sparsecodec.zoo import find
@@ -27,13 +27,15 @@ def describe_clip(path: str) -> tuple[dict[str, Any], BitstreamError | None]:
     """
     sizes: dict[bool, list[int]] = {True: [], False: []}
     qps: list[int] = []
+    drops = 0
     problem = None
     with opened_stream(path) as source:
         reader = VideoReader(source, max_pixels=1 << 62)  # nothing is allocated for a frame
         try:
             while (frame := reader.read()) is not None:
                 sizes[frame.intra].append(len(frame.payload))
-                qps.append(frame.qp)
+                qps.append(frame.qp & ~DROP)
+                drops += bool(frame.qp & DROP)
         except BitstreamError as error:
             problem = error
     header, form, frames, total = reader.header, reader.header.form, len(qps), reader.position
@@ -51,6 +53,7 @@ def describe_clip(path: str) -> tuple[dict[str, Any], BitstreamError | None]:
         "chroma_siting": form.siting,
         "pixel_aspect": f"{form.aspect[0]}:{form.aspect[1]}",
         "qp": [min(qps), max(qps)] if qps else None,
+        "memory_drops": drops,
         "reconstruction": "exact" if header.exact else "float",
         "model_hash": header.model_hash.hex(),
         "model": find(header.model_hash),

@@ -35,13 +35,14 @@ from sparsecodec.entropy.tables import (
     uf_factorized_tables,
 )
 from sparsecodec.entropy.tiling import Tiling, Window
-from sparsecodec.entropy.video_bitstream import VIDEO_MAGIC, VideoHeader
+from sparsecodec.entropy.video_bitstream import DROP, VIDEO_MAGIC, VideoHeader
 from sparsecodec.entropy.video_file import CodedFrame, VideoReader, VideoWriter
 
 __all__ = [
     "CodedFrame",
     "Container",
     "DEFAULT_MAX_PIXELS",
+    "DROP",
     "check_limit",
     "Decoder",
     "Decoder32",

@@ -21,6 +21,7 @@ VIDEO_VERSIONS = (1, 2)  # those that are read; the last one is written
 FOOTER_MAGIC = b"/SPV"
 MAX_FRAMES = (1 << 32) - 1
 MAX_QP = 255
+DROP = 128  # beside the qp of a P frame: the memory is dropped before it
 CODES = {"bt709": 1, "bt601": 6, "bt2020": 9, None: 2}  # of matrices, as in ITU-T H.273
 
 _EXACT, _FULL_RANGE, _SITING_SHIFT, _TEN_BITS, _FLAGS = 1, 2, 2, 16, 31

@@ -31,7 +31,7 @@ class CodedFrame:
     Attributes:
         number: from 0 on.
         intra: needs no other frame.
-        qp: 0 to 255, with a meaning of the codec's own.
+        qp: 0 to 127, with a meaning of the codec's own, plus `DROP` where the memory is dropped before the frame.
         fingerprint: of the decoder's state after the frame, 32 bits.
         payload: the codec's bytes.
     """

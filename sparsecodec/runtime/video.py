@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecodec._clip_format import ClipFormat
-from sparsecodec.entropy import DEFAULT_MAX_PIXELS, CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
+from sparsecodec.entropy import DEFAULT_MAX_PIXELS, DROP, CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models.inputs import whole
 from sparsecodec.runtime.codec import finished
@@ -24,7 +24,6 @@ QPS = 64
 RUN_AWAY = (
     4.0  # times what a memory was behind the first P frame; the features of trained codecs stay within a tenth of it
 )
-DROP = 128  # beside the qp of a P frame: the memory is dropped before it
 FRAMES = 1 << 31  # of a clip, fewer
 INTRA_PERIOD = 250  # frames; what x264 takes, too
 

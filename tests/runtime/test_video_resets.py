@@ -9,14 +9,14 @@ import torch
 
 from sparsecodec import compile_codec
 from sparsecodec._clip_format import ClipFormat
-from sparsecodec.entropy import VideoReader, VideoWriter
+from sparsecodec.cli.clip_checks import describe_clip
+from sparsecodec.entropy import DROP, VideoReader, VideoWriter
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import portable
 from sparsecodec.runtime import video
-from sparsecodec.runtime.video import DROP
 
 from ..toy_video import ToyVideo
 
@@ -67,6 +67,12 @@ def test_the_33rd_frame_behind_an_intra_frame_starts_from_the_picture(codec, dat
     assert [frame.number for frame in coded(data) if frame.qp & DROP] == [33]
     assert {frame.qp & ~DROP for frame in coded(data)} == {20}
     assert len(list(codec.decoder(data))) == FRAMES  # with the fingerprint of every frame
+
+
+def test_info_tells_qualities_and_drops_apart(data, tmp_path):
+    (tmp_path / "clip.spv").write_bytes(data)
+    values, problem = describe_clip(str(tmp_path / "clip.spv"))
+    assert (values["qp"], values["memory_drops"], values["frames"], problem) == ([20, 20], 1, FRAMES, None)
 
 
 def test_without_the_mark_decoding_leaves_another_state(codec, data):
