@@ -50,8 +50,9 @@ class Recipe:
         log_every, save_every: steps.
         tensorboard: write TensorBoard events beside the log; needs the extra ``[train]``.
         start_from: name or safetensors file of the codec to start from.
-        backbone: the same, of the codec without attention that a `model` with attention starts from; see
-            `sparsecodec.models.EVC.load_backbone`.
+        backbone: the same, of a finished codec that `model` is built around, the rest of it with random weights: the
+            intra model of a codec of clips, or the codec without attention of one with
+            (`sparsecodec.models.EVC.load_backbone`).
         method: name of the method, "plain" for none.
         settings: of the method.
     """

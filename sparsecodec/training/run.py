@@ -6,7 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError
@@ -90,10 +90,25 @@ def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module
     torch.manual_seed(recipe.seed)
     model = create(recipe.model)
     if recipe.backbone:
-        if not isinstance(model, EVC):
-            raise UsageError(f"backbone={recipe.backbone!r}: {recipe.model} is no codec with attention")
-        model.load_backbone(load(recipe.backbone).state_dict())
+        _load_backbone(recipe, model, load(recipe.backbone))
     return model
+
+
+def _load_backbone(recipe: Recipe, model: nn.Module, backbone: nn.Module) -> None:
+    """Gives `model` the weights of the finished codec that it is built around."""
+    named, weights = f"backbone={recipe.backbone!r}", backbone.state_dict()
+    if isinstance(model, EVC):
+        model.load_backbone(weights)
+    elif not isinstance(model, VideoCodec):
+        raise UsageError(f"{named}: {recipe.model} is neither a codec with attention nor one of clips")
+    elif _shapes(weights) != _shapes(model.intra.state_dict()):
+        raise UsageError(f"{named}: layers or widths differ from those of {recipe.model}'s intra model")
+    else:
+        model.intra.load_state_dict(weights)
+
+
+def _shapes(weights: dict[str, Tensor]) -> dict[str, torch.Size]:
+    return {name: weight.shape for name, weight in weights.items()}
 
 
 def _checked_start(recipe: Recipe, model: nn.Module) -> nn.Module:

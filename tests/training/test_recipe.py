@@ -171,3 +171,17 @@ def test_model_of_another_architecture_than_the_start_is_refused():
 def test_device_that_computes_nothing_is_refused(device):
     with pytest.raises(UsageError, match=f"--device {device}"):
         distributed.start(device)
+
+
+def test_codec_of_clips_is_built_around_a_finished_intra_model():
+    """Its inter model keeps the random weights of the seed; an intra model of other widths is named."""
+    built, alone = (initial_model(Recipe("fvc-tiny", steps=1, backbone=name), load) for name in ("evc-tiny", None))
+    finished = load("evc-tiny").state_dict()
+    assert all(torch.equal(weight, finished[name]) for name, weight in built.intra.state_dict().items())
+    weights = alone.inter.state_dict()
+    assert all(torch.equal(weight, weights[name]) for name, weight in built.inter.state_dict().items())
+    for name in ("evc-tiny-sparse", "dcvc-rt-tiny"):
+        with pytest.raises(UsageError, match=f"backbone='{name}': layers or widths differ from those of fvc-tiny's"):
+            initial_model(Recipe("fvc-tiny", steps=1, backbone=name), load)
+    with pytest.raises(UsageError, match="dcvc-rt-image is neither a codec with attention nor one of clips"):
+        initial_model(Recipe("dcvc-rt-image", steps=1, backbone="evc-tiny"), load)
