@@ -169,8 +169,7 @@ def clips() -> str:
         for name, found in results.items()
     }
     names = list(curves[CLIP_ANCHOR])
-    short = [name.partition("_")[0] for name in names]
-    head = ("codec", "GMAC per 512x256 P frame", *COST[1:], *short, "BD-PSNR, mean", "made from", "BD-rate vs that")
+    head = ("codec", "GMAC per 512x256 P frame", *COST[1:], *map(_short, names), "BD-PSNR, mean", "made from", "BD-rate vs that")
     rows = []
     for name, found in results.items():
         if name == CLIP_ANCHOR:
@@ -186,6 +185,21 @@ def clips() -> str:
         against = f"{fmean(lost):+.1f} %" if lost and None not in lost else ""
         rows.append((name, macs, decode_ms(name), size, *cells, gain, CLIP_PARENTS.get(name, ""), against))
     return table(head, rows)
+
+
+def clips_feds() -> str:
+    """Fine-tuning with a teacher beside plain fine-tuning of the same codec, above the rate at which both run away."""
+    found = [json.loads((CLIPS / "feds" / f"{name}.json").read_text()) for name in ("plain", "feds")]
+    start = found[0]["qualities"].index(16)
+    rows = []
+    for clip in zip(*(result["per_clip"] for result in found), strict=True):
+        plain, feds = ([row["results"][key][start:] for key in ("bpp_file", "psnr-yuv")] for row in clip)
+        rows.append((_short(clip[0]["clip"]), f"{bd_rate(plain, feds):+.1f} %", f"{bd_psnr(plain, feds):+.2f} dB"))
+    return table(("clip", "BD-rate of FEDS vs plain", "BD-PSNR"), rows)
+
+
+def _short(clip: str) -> str:
+    return clip.partition("_")[0]
 
 
 def _delta(measure: Any, anchor: Any, test: Any) -> float | None:
@@ -209,6 +223,7 @@ TABLES = {
     "others": others,
     "ms": milliseconds,
     "clips": clips,
+    "clips-feds": clips_feds,
 }
 
 
