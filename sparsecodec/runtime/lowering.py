@@ -5,7 +5,6 @@ Layers are recognised by structure, never by the name of a codec's class.
 
 from __future__ import annotations
 
-import operator
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -16,6 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
+from sparsecodec.runtime.writes import check_views, without_writing, written
 from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn, is_masked, is_multiply, is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
 from sparsecodec.sparsity.tracing import trace
@@ -141,8 +141,9 @@ def lower(module: nn.Module, name: str, factors: Sequence[str] = ()) -> Program:
             step = Step("factors" if node.target in factors else "input")
         else:
             step = _lower_node(wrapped, node, env, path)
-        if _in_place(wrapped, node):  # whoever reads the changed tensor later reads the result
-            changed = env[node.args[0]]
+        if (target := written(wrapped, node)) is not None:  # whoever reads the changed tensor later reads the result
+            check_views(name, node, target)
+            changed = env[target]
             env.update({other: step for other, value in env.items() if value is changed})
         env[node] = step
         if step not in steps:
@@ -170,19 +171,6 @@ def _together(*tensors: Tensor) -> tuple[Tensor, ...]:
     return tensors
 
 
-def _in_place(root: nn.Module, node: fx.Node) -> bool:
-    """Whether the node changes its first argument."""
-    if not node.args or not isinstance(node.args[0], fx.Node):
-        return False
-    if node.op == "call_module":
-        return bool(getattr(root.get_submodule(node.target), "inplace", False))
-    if node.op == "call_method":
-        return node.target.endswith("_") and not node.target.endswith("__")
-    return node.target in (operator.iadd, operator.isub, operator.imul, operator.itruediv) or bool(
-        node.kwargs.get("inplace")
-    )
-
-
 def _attribute(root: nn.Module, path: str) -> Any:
     parent, _, name = path.rpartition(".")
     return getattr(root.get_submodule(parent), name)
@@ -191,37 +179,36 @@ def _attribute(root: nn.Module, path: str) -> Any:
 def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: str) -> Step:
     args = fx.map_arg(node.args, env.__getitem__)
     kwargs = fx.map_arg(node.kwargs, env.__getitem__)
+    target = root.get_submodule(node.target) if node.op == "call_module" else node.target
+    if written(root, node) is not None:
+        target, args, kwargs = without_writing(node, target, args, kwargs)
     if node.op == "call_module":
-        module = root.get_submodule(node.target)
+        module = target
         if len(args) == 1 and not kwargs and _is_step(args[0]):
             return _lower_module(module, args[0], path)
         return Step(PLAIN, paths=(path,), function=module, args=args, kwargs=kwargs, reason="more than one input")
     if len(args) == 2 and all(map(_is_step, args)) and not kwargs:  # by an operator, a function or a method
-        if is_add(node.target):
+        if is_add(target):
             return Step("add", {"x": args[0], "residual": args[1]}, paths=())
         x, factors = args if args[1].op == "factors" else args[::-1]
-        if is_multiply(node.target) and factors.op == "factors" and x.op != "factors":
+        if is_multiply(target) and factors.op == "factors" and x.op != "factors":
             return Step("scale", {"x": x, "scale": factors})
     if node.op == "call_method":
-        return Step(
-            PLAIN,
-            function=partial(_call_method, node.target),
-            args=args,
-            kwargs=kwargs,
-            reason=f"Tensor.{node.target} has no rule",
-        )
+        function = partial(_call_method, target) if isinstance(target, str) else target
+        reason = f"Tensor.{node.target} has no rule"
+        return Step(PLAIN, function=function, args=args, kwargs=kwargs, reason=reason)
     if len(args) == 2 and not kwargs and isinstance(args[1], int):
-        if node.target is F.pixel_shuffle:
+        if target is F.pixel_shuffle:
             return Step("pixel_shuffle", {"x": args[0]}, {"shuffle": args[1]})
-        if node.target is F.pixel_unshuffle:
+        if target is F.pixel_unshuffle:
             return _unshuffle(args[0], args[1], ())
     if len(args) == 1 and _is_step(args[0]):
-        if node.target in (F.relu, torch.relu) and set(kwargs) <= {"inplace"}:
+        if target in (F.relu, torch.relu) and set(kwargs) <= {"inplace"}:
             return Step("activation", {"x": args[0]}, {"slope": 0.0})
-        if node.target is F.leaky_relu and set(kwargs) <= {"inplace", "negative_slope"}:
+        if target is F.leaky_relu and set(kwargs) <= {"inplace", "negative_slope"}:
             return Step("activation", {"x": args[0]}, {"slope": float(kwargs.get("negative_slope", 0.01))})
-    label = getattr(node.target, "__name__", str(node.target))
-    return Step(PLAIN, paths=(), function=node.target, args=args, kwargs=kwargs, reason=f"{label} has no rule")
+    label = getattr(target, "__name__", str(target))
+    return Step(PLAIN, paths=(), function=target, args=args, kwargs=kwargs, reason=f"{label} has no rule")
 
 
 def _call_method(name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import inspect
+import operator
+import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from torch import Tensor, fx, nn
@@ -33,15 +36,51 @@ class Walk:
 class Tracer(fx.Tracer):
     """Stops at torch's own layers, at anything derived from a convolution, at GDN, deformable and scattered ones.
 
-    Also at those of our ops that a model calls as functions, which look at shapes.
+    Also at those of our ops that a model calls as functions, which look at shapes. While fx traces, every module of the
+    process is called through `call_module` and `getattr`: those that other threads run are let through as they are.
     """
+
+    lock = threading.Lock()  # fx puts back what it found, which has to be torch's own
 
     def __init__(self) -> None:
         super().__init__(autowrap_functions=(*rules.WARPS, *rules.DEFORMATIONS))
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple, kwargs: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
+
+    def proxy(self, node: fx.Node) -> fx.Proxy:
+        return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         ours = rules.is_conv(m) or rules.is_gdn(m) or rules.is_deformable(m) or isinstance(m, ScatterConv2d)
         return ours or super().is_leaf_module(m, module_qualified_name)
+
+
+class _Proxy(fx.Proxy):
+    """One that tells ``x += y``, which changes what other names of x see, from ``x = x + y``; fx's own does not."""
+
+    def _in_place(self, function: Callable[..., Any], other: Any) -> fx.Proxy:
+        return self.tracer.create_proxy("call_function", function, (self, other), {})
+
+    def __iadd__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.iadd, other)
+
+    def __isub__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.isub, other)
+
+    def __imul__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.imul, other)
+
+    def __itruediv__(self, other: Any) -> fx.Proxy:
+        return self._in_place(operator.itruediv, other)
 
 
 def trace(module: nn.Module, name: str) -> fx.Graph:
@@ -55,7 +94,8 @@ def trace(module: nn.Module, name: str) -> fx.Graph:
         parameter.name: parameter.default for parameter in parameters if parameter.default is not parameter.empty
     }
     try:
-        graph = Tracer().trace(module, concrete_args=optional or None)
+        with Tracer.lock:
+            graph = Tracer().trace(module, concrete_args=optional or None)
     except Exception as error:  # fx runs the module's own forward, which may raise anything
         raise GraphError(f"{name} cannot be traced: {type(error).__name__}: {error}") from error
     _drop_arguments(graph, len(parameters) - len(optional))
