@@ -48,7 +48,6 @@ class Settings:
         decay_start, decay_end: fractions of the run between which the gradient of masked filters goes from 1 to 0.
         finetune_steps: of plain rate-distortion training on the compacted codec, after the masks are frozen.
         finetune_learning_rate: peak of those steps.
-        sparsity_weight: of the penalty on the missing reduction.
         distillation_weight: of the layer-wise feature distance to the dense codec; 0 for none.
         round_to: kept widths are multiples of this.
     """
@@ -64,7 +63,6 @@ class Settings:
     decay_end: float = 0.9
     finetune_steps: int = 0
     finetune_learning_rate: float = 0.004
-    sparsity_weight: float = 10.0
     distillation_weight: float = 1.0
     round_to: int = 8
 
@@ -84,7 +82,7 @@ class Settings:
             raise UsageError(f"stages={self.stages} (needs groups of transforms, each transform in one of them)")
         check_numbers(
             self,
-            positive=("finetune_learning_rate", "sparsity_weight", "round_to"),
+            positive=("finetune_learning_rate", "round_to"),
             from_zero=("finetune_steps", "distillation_weight"),
         )
 
@@ -124,7 +122,6 @@ class LearntMasks(Masking):
             t0=int(settings.decay_start * steps),
             t1=int(settings.decay_end * steps),
             ramp=int(settings.decay_start * steps),
-            penalty=settings.sparsity_weight,
             round_to=settings.round_to,
             method=settings.method,
         )
