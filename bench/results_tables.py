@@ -169,7 +169,15 @@ def clips() -> str:
         for name, found in results.items()
     }
     names = list(curves[CLIP_ANCHOR])
-    head = ("codec", "GMAC per 512x256 P frame", *COST[1:], *map(_short, names), "BD-PSNR, mean", "made from", "BD-rate vs that")
+    head = (
+        "codec",
+        "GMAC per 512x256 P frame",
+        *COST[1:],
+        *map(_short, names),
+        "BD-PSNR, mean",
+        "made from",
+        "BD-rate vs that",
+    )
     rows = []
     for name, found in results.items():
         if name == CLIP_ANCHOR:
