@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -96,6 +97,7 @@ class LearntMasks(Masking):
         steps: of the phase.
         paths: of the transforms that are pruned; default: those of `settings`.
         run: forwards of the model on calibration data, for the criterion "energy".
+        teacher: as of `Masking`.
 
     Raises:
         UsageError: the model has no such transform.
@@ -108,6 +110,7 @@ class LearntMasks(Masking):
         steps: int,
         paths: tuple[str, ...] | None = None,
         run: Callable[[], object] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         shapes = family_of(model).transforms(model, settings.transforms if paths is None else "all")
         if paths is not None:
@@ -127,7 +130,7 @@ class LearntMasks(Masking):
         )
         energies = channel_energies(model, graph, run) if settings.criterion == "energy" else None
         decay = GradientDecay(model, graph, count(model, shapes), config, energies)
-        super().__init__(model, decay, list(shapes), settings.distillation_weight)
+        super().__init__(model, decay, list(shapes), settings.distillation_weight, teacher)
         self.graph = graph
         self.learning_rate = THETA_TRAVEL * decay.distance() / config.t1
 
@@ -169,9 +172,11 @@ def run(
     probed = dataclasses.replace(settings, criterion="l2", distillation_weight=0.0)
     for paths in stages[1:]:
         LearntMasks(model, probed, recipe.steps, paths)
+    dense = copy.deepcopy(model) if settings.distillation_weight else None  # stages move all weights, not theirs alone
     config: dict[str, Any] = {}
     for number, paths in enumerate(stages):
-        method = LearntMasks(model, settings, recipe.steps, paths, partial(calibration_loss, model, x, recipe.lambdas))
+        calibrating = partial(calibration_loss, model, x, recipe.lambdas)
+        method = LearntMasks(model, settings, recipe.steps, paths, calibrating, dense)
         learning = phase(recipe, seed=recipe.seed + 1000 * number)
         behind = number * recipe.steps
         averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method, behind).run()
