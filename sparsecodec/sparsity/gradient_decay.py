@@ -206,14 +206,17 @@ class GradientDecay(nn.Module):
             yield
 
     def penalty(self) -> Tensor:
-        """``penalty * max(0, target - S)^2``, S the MAC reduction of the hard masks with the soft one's gradient."""
+        """``max(0, target - S)^2``, S the MAC reduction of the hard masks with the soft one's gradient.
+
+        It has no weight: thresholds get a gradient from here alone, and Adam's steps do not depend on its scale.
+        """
         if self.frozen:
             return self.theta.new_zeros(())
         soft = torch.sigmoid((self.scores - self.theta[self.unit_of]) / self.config.temperature)
         fractions = self._mean_per_unit(soft)
         estimate = self._shares.reduction(fractions)
         reduction = self.mac_reduction + (estimate - estimate.detach())
-        return self.config.penalty * torch.relu(self.config.target(self.step_index) - reduction).square()
+        return torch.relu(self.config.target(self.step_index) - reduction).square()
 
     def step(self, optimizer: torch.optim.Optimizer) -> None:
         """``optimizer.step()``, with the movement of masked filters scaled by beta (`ApplyTo.UPDATE`, or once frozen).

@@ -47,7 +47,6 @@ class DecayConfig:
         t0: step from which beta decays.
         t1: step at which beta is 0 and the masks are frozen.
         ramp: steps over which the target rises to `sparsity` (cubic, fast at first); 0 = at once.
-        penalty: weight of ``max(0, target - S)^2``.
         temperature: of the sigmoid that makes the sparsity differentiable, in units of a space's mean score.
         theta: initial threshold, as a fraction of a space's largest score; less where the smallest score lies below.
         round_to: kept widths are multiples of it in the second half of beta's decay, and once frozen.
@@ -59,7 +58,6 @@ class DecayConfig:
     t0: int
     t1: int
     ramp: int = 0
-    penalty: float = 10.0
     temperature: float = 0.4
     theta: float = 0.1
     round_to: int = 1
@@ -75,7 +73,7 @@ class DecayConfig:
             raise UsageError(f"t0={self.t0}, t1={self.t1}, ramp={self.ramp} (needs 0 <= t0 < t1 and ramp <= t1)")
         if self.round_to < 1:
             raise UsageError(f"round_to={self.round_to} (needs at least 1)")
-        for name in ("penalty", "temperature", "p"):
+        for name in ("temperature", "p"):
             if not getattr(self, name) > 0:
                 raise UsageError(f"{name}={getattr(self, name)} (needs a positive number)")
         if not 0 <= self.theta < 1:

@@ -7,6 +7,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from sparsecodec.training.optimizers import is_auxiliary
+
 
 def broken_parameter(model: nn.Module) -> str | None:
     """The first weight that is not finite, or whose gradient is not: a phrase, None if there is none."""
@@ -17,6 +19,17 @@ def broken_parameter(model: nn.Module) -> str | None:
         if parameter.grad is not None and not parameter.grad.isfinite().all():
             return f"the gradient of {name} is not finite"
     return None
+
+
+def largest_gradient(model: nn.Module) -> str:
+    """The layer whose weights have the gradient of the largest norm, in float64 as float32 may not hold its square."""
+    squares: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.grad is not None and not is_auxiliary(name):
+            layer = name.rpartition(".")[0] or name
+            squares[layer] = squares.get(layer, 0) + parameter.grad.double().square().sum()
+    layer, square = max(squares.items(), key=lambda item: item[1])
+    return f"the gradient of {layer} is the largest, its norm {square.sqrt():.3g}"
 
 
 def broken_layer(model: nn.Module, forward: Callable[[], object]) -> str | None:

@@ -1,4 +1,4 @@
-"""What the methods that learn masks share: masked forwards, the distance to the codec before, and fine-tuning after."""
+"""What the methods that learn masks share: masked forwards, the distance to the dense codec, and fine-tuning after."""
 
 from __future__ import annotations
 
@@ -20,24 +20,31 @@ from sparsecodec.training.trainer import Data, Trainer, phase
 
 
 class Masking(Method):
-    """Trains a codec under masks that are learnt, its blocks held close to those it had before.
+    """Trains a codec under masks that are learnt, its blocks held close to those of the dense codec.
 
     Args:
-        model: the codec that is trained; what it is now is the teacher.
+        model: the codec that is trained.
         decay: learns the masks of `model`.
         paths: of the transforms whose blocks are distilled.
         distillation_weight: of the layer-wise feature distance, until the masks are frozen; 0 for none.
+        teacher: the dense codec; put into eval mode, without gradients. None: a copy of `model` as it is now.
     """
 
     def __init__(
-        self, model: nn.Module, decay: GradientDecay | MaskDecay, paths: Sequence[str], distillation_weight: float
+        self,
+        model: nn.Module,
+        decay: GradientDecay | MaskDecay,
+        paths: Sequence[str],
+        distillation_weight: float,
+        teacher: nn.Module | None = None,
     ) -> None:
         super().__init__()
         self.decay = decay
         self.distillation_weight = distillation_weight
         self.distillation = None
         if distillation_weight:
-            teacher = copy.deepcopy(model).eval().requires_grad_(False)
+            teacher = copy.deepcopy(model) if teacher is None else teacher
+            teacher.eval().requires_grad_(False)
             self.distillation = LayerwiseDistillation(model, teacher, blocks_of(model, list(paths)))
 
     @contextlib.contextmanager

@@ -17,7 +17,7 @@ from sparsecodec._files import writing
 from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.training import checkpoint, distributed
-from sparsecodec.training.diagnosis import broken_layer, broken_parameter
+from sparsecodec.training.diagnosis import broken_layer, broken_parameter, largest_gradient
 from sparsecodec.training.families import lambdas_for, rate_distortion
 from sparsecodec.training.layout import channels_last, planar_inputs
 from sparsecodec.training.logs import Log
@@ -176,12 +176,17 @@ class Trainer:
         auxiliary = auxiliary_loss(self.model)
         (loss if auxiliary is None else loss + auxiliary).backward()
         distributed.average_gradients(self._trained())
-        norm = nn.utils.clip_grad_norm_(trained_by_gradient(self.model), recipe.gradient_clip)
+        weights = trained_by_gradient(self.model)
+        norm = nn.utils.get_total_norm([weight.grad for weight in weights if weight.grad is not None])
         figures = torch.stack([figure.detach().float() for figure in (loss, bpp, mse, norm)])
         distributed.average([figures])
         loss_value, bpp_value, mse_value, norm_value = figures.tolist()
         if not (math.isfinite(loss_value) and math.isfinite(norm_value)):
-            raise SparseCodecError(f"step {step}: the loss is {loss_value}: {self._blame(x)}; lower the learning rate")
+            wrong = f"the loss is {loss_value}"
+            if math.isfinite(loss_value):
+                wrong += ", but the norm of the gradient is not finite"
+            raise SparseCodecError(f"step {step}: {wrong}: {self._blame(x, norm_value)}; lower the learning rate")
+        nn.utils.clip_grads_with_norm_(weights, recipe.gradient_clip, norm)  # clipped by infinity, all would be 0
         method.update(self.optimizer)
         decay = min(recipe.ema, (1 + step) / (10 + step))
         with torch.no_grad():
@@ -229,8 +234,8 @@ class Trainer:
     def _trained(self) -> list[nn.Parameter]:
         return [parameter for group in self.optimizer.param_groups for parameter in group["params"]]
 
-    def _blame(self, x: Tensor) -> str:
-        """What is not finite: a weight, the layer where it begins, or a gradient."""
+    def _blame(self, x: Tensor, norm: float) -> str:
+        """What is not finite: a weight, the layer where it begins, or a gradient; the largest, if it is their norm."""
 
         def again() -> None:
             self._seed()
@@ -240,7 +245,11 @@ class Trainer:
         gradient = broken_parameter(self.model)
         if gradient is not None and gradient.startswith("the weight"):
             return gradient
-        return broken_layer(self.model, again) or gradient or "no layer's output or gradient alone explains it"
+        if found := broken_layer(self.model, again) or gradient:
+            return found
+        if math.isfinite(norm):
+            return "no layer's output or gradient alone explains it"
+        return largest_gradient(self.model)
 
 
 def phase(recipe: Recipe, **changes: Any) -> Recipe:

@@ -109,14 +109,29 @@ def test_every_space_keeps_a_tile(net: Net) -> None:
 
 def test_temperature_of_the_soft_sparsity(net: Net) -> None:
     """The published 0.4, in units of a space's mean score; the gradient of the thresholds follows from it."""
-    decay = decaying(net, sparsity=0.5, penalty=3.0)
+    decay = decaying(net, sparsity=0.5)
     decay.set_step(0)
     decay.penalty().backward()
     theta = decay.theta.detach().clone().requires_grad_()
     soft = torch.sigmoid((decay.scores - theta[decay.unit_of]) / 0.4)
     removed = decay._shares.reduction(torch.stack([soft[decay.unit_of == i].mean() for i in range(len(theta))]))
     (slope,) = torch.autograd.grad(removed, theta)
-    torch.testing.assert_close(decay.theta.grad, -2 * 3.0 * 0.5 * slope)
+    torch.testing.assert_close(decay.theta.grad, -2 * 0.5 * slope)
+
+
+def test_a_weight_of_the_penalty_would_change_nothing(net: Net) -> None:
+    ends = []
+    for weight in (1.0, 20.0):
+        decay = decaying(net)
+        opt = torch.optim.Adam([decay.parameter_group(0.02)])
+        for step in range(5):
+            decay.set_step(step)
+            opt.zero_grad()
+            (weight * decay.penalty()).backward()
+            decay.step(opt)
+        ends.append(decay.theta.detach())
+    assert (ends[0] > decaying(net).theta).all()
+    torch.testing.assert_close(*ends, rtol=0, atol=1e-5)
 
 
 @pytest.mark.parametrize("step", [0, 16])

@@ -7,8 +7,10 @@ from functools import partial
 import pytest
 import torch
 
+import sparsecodec.training.masking
 from sparsecodec._compat import import_compressai
 from sparsecodec.data import RandomCrops
+from sparsecodec.distill import LayerwiseDistillation
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
 from sparsecodec.sparsity.rules import is_conv
@@ -76,6 +78,42 @@ def test_a_stage_distils_its_own_transforms_alone():
     method = LearntMasks(model, recipe.settings, recipe.steps, stage)
     assert {layer.split(".")[0] for layer in method.distillation.layers} == set(stage)
     assert set(method.graph.transforms) == set(stage)
+
+
+def test_every_stage_is_held_to_the_codec_that_the_run_began_with(pictures, tmp_path, monkeypatch):
+    """Stages move all weights. A run that goes on in the second has the same teacher, and ends with the same bits."""
+    stages = [["y_spatial_prior"], ["dec"]]
+    settings = {**PRUNING, "mac_reduction": 0.3, "distillation_weight": 1.0, "stages": stages}
+    values = {**SHORT, "model": "evc-nano", "steps": 3, "save_every": 1, "gradient_decay": settings}
+    del values["lambdas"]  # EVC has its own
+    recipe = Recipe.from_dict(values)
+    torch.manual_seed(0)
+    dense, data = create("evc-nano").state_dict(), RandomCrops(pictures, recipe.crop)
+    teachers, distances, step = [], [], Trainer.train_step
+
+    def watched(student, teacher, layers):
+        teachers.append(teacher)
+        distances.append(LayerwiseDistillation(student, teacher, layers))
+        return distances[-1]
+
+    def trained(folder):
+        model = create("evc-nano")
+        model.load_state_dict(dense)
+        return run(recipe, model, data, folder)
+
+    monkeypatch.setattr(sparsecodec.training.masking, "LayerwiseDistillation", watched)
+    whole = trained(tmp_path / "whole").state_dict()
+    assert (distances[1].average > 0).all()
+    left = iter(range(4))  # the first stage, and a step of the second
+    monkeypatch.setattr(Trainer, "train_step", lambda self: (next(left), step(self))[1])
+    with pytest.raises(StopIteration):
+        trained(tmp_path / "parts")
+    monkeypatch.setattr(Trainer, "train_step", step)
+    parts = trained(tmp_path / "parts").state_dict()
+    assert len(teachers) == 6
+    for teacher in teachers:
+        assert all(torch.equal(value, dense[key]) for key, value in teacher.state_dict().items())
+    assert whole.keys() == parts.keys() and all(torch.equal(whole[key], parts[key]) for key in whole)
 
 
 @pytest.mark.parametrize(

@@ -60,6 +60,10 @@ from sparsecodec.zoo import load, names
             {"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 0.5}, "nm": {}},
             "gradient_decay and nm",
         ),
+        (
+            {"model": "evc-tiny", "steps": 1, "gradient_decay": {"mac_reduction": 0.5, "sparsity_weight": 20.0}},
+            "no key 'sparsity_weight'",
+        ),
     ],
 )
 def test_wrong_recipe_is_named(values, message):
@@ -73,7 +77,7 @@ REQUIRED = {
     "feds": {"teacher": "a", "channel_steps": 1, "finetune_steps": 1},
 }
 RATES = {
-    "gradient_decay": ["finetune_learning_rate", "sparsity_weight"],
+    "gradient_decay": ["finetune_learning_rate"],
     "mask_decay": ["finetune_learning_rate", "mask_travel", "penalty_weight"],
     "nm": ["finetune_learning_rate"],
     "quantize": ["qat_learning_rate"],

@@ -82,6 +82,20 @@ def test_a_new_first_encoder_is_trained_for_the_recipes_steps(evc: EVC, pictures
     assert steps == [1, 2]
 
 
+def test_no_stage_draws_what_an_earlier_one_drew(evc: EVC, pictures, tmp_path):
+    class Watched(RandomCrops):
+        steps = ()
+
+        def batch(self, step, size, start=0):
+            self.steps += (step,)
+            return super().batch(step, size, start)
+
+    for encoder, steps in ((None, 4), ("nano", 5)):
+        data = Watched(pictures, 64)
+        run(_recipe(encoder=encoder), copy.deepcopy(evc), data, tmp_path / str(encoder))
+        assert data.steps == tuple(range(steps))
+
+
 def test_the_second_encoder_repairs_what_the_first_one_does_wrong(photo: Tensor, picture_path: Path, tmp_path):
     """The shipped codec with a disturbed encoder."""
     evc = sparsecodec.load("evc-tiny")

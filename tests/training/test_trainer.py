@@ -107,6 +107,17 @@ def test_layer_that_overflows_is_named(pictures, tmp_path):
         trainer.run()
 
 
+def test_layer_of_the_largest_gradient_is_named_when_the_norm_overflows(pictures, tmp_path):
+    """Every gradient is finite, and so is the loss."""
+    trainer = _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
+    for layer, factor in (("enc.2.conv1", 1e25), ("dec.0.block.0.conv1.0", 1e30)):
+        trainer.model.get_submodule(layer).weight.register_hook(lambda grad, factor=factor: factor * grad)
+    message = r"step 0: the loss is [\d.]+, but the norm of the gradient is not finite: the gradient of "
+    message += r"dec\.0\.block\.0\.conv1\.0 is the largest, its norm [\d.]+e\+\d\d; lower"
+    with pytest.raises(SparseCodecError, match=message):
+        trainer.run()
+
+
 def test_killed_while_saving_leaves_the_old_checkpoint(pictures, tmp_path, monkeypatch):
     trainer = _trainer({**PLAIN, "steps": 4}, pictures, tmp_path)
     trainer.save()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -48,7 +49,6 @@ class Settings:
         decay_start, decay_end: fractions of the run between which the gradient of masked filters goes from 1 to 0.
         finetune_steps: of plain rate-distortion training on the compacted codec, after the masks are frozen.
         finetune_learning_rate: peak of those steps.
-        sparsity_weight: of the penalty on the missing reduction.
         distillation_weight: of the layer-wise feature distance to the dense codec; 0 for none.
         round_to: kept widths are multiples of this.
     """
@@ -64,7 +64,6 @@ class Settings:
     decay_end: float = 0.9
     finetune_steps: int = 0
     finetune_learning_rate: float = 0.004
-    sparsity_weight: float = 10.0
     distillation_weight: float = 1.0
     round_to: int = 8
 
@@ -84,7 +83,7 @@ class Settings:
             raise UsageError(f"stages={self.stages} (needs groups of transforms, each transform in one of them)")
         check_numbers(
             self,
-            positive=("finetune_learning_rate", "sparsity_weight", "round_to"),
+            positive=("finetune_learning_rate", "round_to"),
             from_zero=("finetune_steps", "distillation_weight"),
         )
 
@@ -98,6 +97,7 @@ class LearntMasks(Masking):
         steps: of the phase.
         paths: of the transforms that are pruned; default: those of `settings`.
         run: forwards of the model on calibration data, for the criterion "energy".
+        teacher: as of `Masking`.
 
     Raises:
         UsageError: the model has no such transform.
@@ -110,6 +110,7 @@ class LearntMasks(Masking):
         steps: int,
         paths: tuple[str, ...] | None = None,
         run: Callable[[], object] | None = None,
+        teacher: nn.Module | None = None,
     ) -> None:
         shapes = family_of(model).transforms(model, settings.transforms if paths is None else "all")
         if paths is not None:
@@ -124,13 +125,12 @@ class LearntMasks(Masking):
             t0=int(settings.decay_start * steps),
             t1=int(settings.decay_end * steps),
             ramp=int(settings.decay_start * steps),
-            penalty=settings.sparsity_weight,
             round_to=settings.round_to,
             method=settings.method,
         )
         energies = channel_energies(model, graph, run) if settings.criterion == "energy" else None
         decay = GradientDecay(model, graph, count(model, shapes), config, energies)
-        super().__init__(model, decay, list(shapes), settings.distillation_weight)
+        super().__init__(model, decay, list(shapes), settings.distillation_weight, teacher)
         self.graph = graph
         self.learning_rate = THETA_TRAVEL * decay.distance() / config.t1
 
@@ -172,9 +172,11 @@ def run(
     probed = dataclasses.replace(settings, criterion="l2", distillation_weight=0.0)
     for paths in stages[1:]:
         LearntMasks(model, probed, recipe.steps, paths)
+    dense = copy.deepcopy(model) if settings.distillation_weight else None  # stages move all weights, not theirs alone
     config: dict[str, Any] = {}
     for number, paths in enumerate(stages):
-        method = LearntMasks(model, settings, recipe.steps, paths, partial(calibration_loss, model, x, recipe.lambdas))
+        calibrating = partial(calibration_loss, model, x, recipe.lambdas)
+        method = LearntMasks(model, settings, recipe.steps, paths, calibrating, dense)
         learning = phase(recipe, seed=recipe.seed + 1000 * number)
         behind = number * recipe.steps
         averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method, behind).run()

@@ -63,17 +63,20 @@ def run(
     """
     torch.manual_seed(recipe.seed)
     codec = ScalableEVC.from_evc(model, encoder=settings.encoder).to(next(model.parameters()).device)
+    behind = 0
     if settings.encoder is not None:
         codec = _last_trained(recipe, codec, data, folder / "encoder-0")
+        behind = recipe.steps
     for k in range(1, settings.encoders):
         stage = phase(
             recipe, steps=settings.stage_steps, learning_rate=settings.stage_learning_rate, seed=recipe.seed + k
         )
-        codec = _last_trained(stage, codec.extended(), data, folder / f"encoder-{k}")
+        codec = _last_trained(stage, codec.extended(), data, folder / f"encoder-{k}", behind)
+        behind += settings.stage_steps
     return codec.eval()
 
 
-def _last_trained(recipe: Recipe, codec: ScalableEVC, data: Data, folder: Path) -> ScalableEVC:
+def _last_trained(recipe: Recipe, codec: ScalableEVC, data: Data, folder: Path, behind: int = 0) -> ScalableEVC:
     codec.train().requires_grad_(False)
     codec.encs[-1].requires_grad_(True)
-    return Trainer(recipe, codec, data, folder).run()
+    return Trainer(recipe, codec, data, folder, behind=behind).run()
