@@ -8,8 +8,9 @@ from torch import nn
 
 
 def model_hash(model: nn.Module) -> bytes:
-    """SHA-256 over names, shapes and float32 values of all weights, in order of their names; 32 bytes.
+    """SHA-256 over names, shapes and values of all weights and buffers, in order of their names; 32 bytes.
 
+    Floating point counts as float32, integers in their own type (docs/bitstream.md, section 4.1, has every byte).
     Names and shapes pin the architecture, so a compact model differs from its dense one, and where a model is stored
     in half precision the hash is that of what loading gives.
     """

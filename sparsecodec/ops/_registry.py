@@ -117,8 +117,15 @@ def use_backend(backend: str) -> Iterator[None]:
 
 
 def forced_backend() -> str | None:
-    """The backend demanded by `use_backend` or by the variable SPARSECODEC_BACKEND, if any."""
-    return _forced.get() or os.environ.get("SPARSECODEC_BACKEND") or None
+    """The backend demanded by `use_backend` or by the variable SPARSECODEC_BACKEND, if any.
+
+    Raises:
+        UsageError: the variable names none.
+    """
+    backend = _forced.get() or os.environ.get("SPARSECODEC_BACKEND") or None
+    if backend not in (None, *BACKENDS):
+        raise UsageError(f"SPARSECODEC_BACKEND={backend} (one of {', '.join(BACKENDS)})")
+    return backend
 
 
 @functools.cache

@@ -72,6 +72,8 @@ def compile_codec(
         device = torch.device(device)
     except (RuntimeError, TypeError) as error:
         raise UsageError(f"device={device!r} (needs one that torch knows, such as 'cpu' or 'cuda')") from error
+    if device.type not in ("cpu", "cuda"):
+        raise UsageError(f"device={device}: no kernels for it (needs 'cpu' or 'cuda')")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={device}: torch sees no CUDA device")
     sample = torch.full((1, 3, 64, 64), 0.5) if sample is None else sample

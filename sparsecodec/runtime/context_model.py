@@ -183,11 +183,17 @@ class ContextPart:
     def __init__(self, module: nn.Module, name: str, model: ContextModel) -> None:
         self.model = model
         self._name = name
+        self._width = next(layer.out_channels for layer in module.modules() if isinstance(layer, nn.Conv2d))
         self._paths = tuple(path for path, layer in module.named_modules(prefix=name) if not list(layer.children()))
 
     def __call__(self, x: Tensor) -> Tensor:
         """Never: see `model`."""
         raise UsageError(f"{self._name} runs inside the context model only")
+
+    def footprint(self, shape: tuple[int, ...], device: torch.device) -> int:
+        """As `CompiledTransform.footprint`: its input with a copy of it, and as much as its first layer gives."""
+        n, channels, height, width = shape
+        return 4 * (2 * channels + self._width) * n * height * width
 
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
         """As `CompiledTransform.rows`: one for the whole network."""

@@ -39,7 +39,7 @@ def test_environment_forces_a_backend(monkeypatch):
     monkeypatch.setenv("SPARSECODEC_BACKEND", "reference")
     assert bind(POINTWISE, **_arguments()).backend == "reference"
     monkeypatch.setenv("SPARSECODEC_BACKEND", "nonsense")
-    with pytest.raises(NoBackendError, match="nonsense"):
+    with pytest.raises(UsageError, match="SPARSECODEC_BACKEND=nonsense .one of cuda, triton, cpu, reference"):
         pointwise(**_arguments())
 
 

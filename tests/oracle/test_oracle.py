@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import random
 import struct
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from spc_oracle import Damaged, container, lanes, rans, tables
 from spc_oracle.checksum import crc32c as oracle_crc32c
+from spc_oracle.fingerprint import model_hash as oracle_model_hash
 
+from sparsecodec import zoo
 from sparsecodec.entropy import (
     Container,
     Encoder,
@@ -24,6 +27,7 @@ from sparsecodec.entropy import (
     split_streams,
 )
 from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.nn.fingerprint import model_hash
 
 
 def oracle_rows(native: EntropyTables) -> list[tables.Row]:
@@ -44,6 +48,13 @@ def test_checksums():
     assert oracle_crc32c(b"123456789") == 0xE3069283
     data = np.random.default_rng(0).bytes(300)
     assert all(oracle_crc32c(data[:n]) == crc32c(data[:n]) for n in range(300))
+
+
+@pytest.mark.parametrize("name", ["evc-tiny-sparse-feds-portable", "dcvc-rt-tiny-portable", "evc-tiny-sparse-int8"])
+def test_model_hashes(name):
+    """Of weights stored in half precision, in integers, and in parts."""
+    path = Path(zoo.__file__).parent / f"{name}.safetensors"
+    assert oracle_model_hash(path.read_bytes()) == model_hash(zoo.load(name))[:8]
 
 
 def test_quantised_distributions():

@@ -13,7 +13,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from sparsecodec import BitstreamError, UsageError
+from sparsecodec import BitstreamError, ResourceLimitError, UsageError
 from sparsecodec.entropy import EntropyTables, encode, gaussian_tables, observing
 from sparsecodec.ops import scale_table_thresholds
 from sparsecodec.runtime import compile_codec
@@ -300,3 +300,18 @@ def test_other_networks_run_as_in_the_model(extra: nn.Module, photo: Tensor):
     assert eager and all(row.backend == "torch" and type(extra).__name__ in row.reason for row in eager)
     x = photo[:, :, :64, :64]
     assert (compiled.decode(compiled.encode(x)) - compiled.decode(compiled.encode(x))).abs().max() == 0
+
+
+@pytest.mark.parametrize("name", AUTOREGRESSIVE)
+def test_memory_has_a_limit(name: str, photo: Tensor):
+    """Whose estimate counts what the native call holds: it grows with the latent."""
+    codec = compile_codec(build(name, "dense"), dtype=torch.float32)
+    x = photo[:, :, :64, :64]
+    blob = codec.encode(x, max_memory=10**9)
+    assert codec.decode(blob, max_memory=10**9).shape == x.shape
+    whole, small = codec.decode_batch([blob, blob], max_memory=10**9, on_error="status")
+    assert whole.error is small.error is None
+    with pytest.raises(ResourceLimitError, match="decoding 64 x 64 pixels needs about"):
+        codec.decode(blob, max_memory=10**5)
+    assert codec.decode_batch([blob], max_memory=10**5, on_error="status")[0].error is not None
+    assert codec.bytes_per_pixel("entropy_parameters") > 0 < codec.bytes_per_pixel("context_prediction")

@@ -136,3 +136,9 @@ def test_sources_and_numbers_of_clips_are_checked():
     for period in (-1, 2.0, None):
         with pytest.raises(UsageError, match=re.escape(f"intra_period={period!r} (needs 0 .. ")):
             codec.encoder(ClipFormat(64, 64), intra_period=period)
+
+
+@pytest.mark.parametrize("device", ["meta", "mps"])
+def test_a_device_without_kernels_is_refused(device: str):
+    with pytest.raises(UsageError, match=f"device={device}: no kernels for it .needs 'cpu' or 'cuda'"):
+        compile_codec(create("evc-tiny"), device=device)
