@@ -37,13 +37,16 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
         raise UsageError(
             f"{type(model).__name__} decodes position by position: it has no portable stream (use stream='native')"
         )
-    if all(hasattr(model, path) for path in (*EVC, "bit_estimator_z")):
-        return EVC
+    if all(hasattr(model, path) for path in (*EVC, "q_basic", "bit_estimator_z")) and not hasattr(model, "refine"):
+        return EVC  # the image codec of DCVC-HEM has these names, too, and a network behind its synthesis
     if hasattr(model, "h_s") and hasattr(model, "gaussian_conditional"):
         return ("h_s",)
     if hasattr(model, "entropy_bottleneck"):
         return ()
-    raise UsageError(f"{type(model).__name__} has no portable stream (EVC, and CompressAI's without a context model)")
+    raise UsageError(
+        f"{type(model).__name__} has no portable stream (EVC, CompressAI's without a context model and DCVC-RT's two "
+        "models in one VideoCodec have)"
+    )
 
 
 def is_portable(model: nn.Module) -> bool:
