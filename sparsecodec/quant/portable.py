@@ -37,13 +37,16 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
         raise UsageError(
             f"{type(model).__name__} decodes position by position: it has no portable stream (use stream='native')"
         )
-    if all(hasattr(model, path) for path in (*EVC, "bit_estimator_z")):
-        return EVC
+    if all(hasattr(model, path) for path in (*EVC, "q_basic", "bit_estimator_z")) and not hasattr(model, "refine"):
+        return EVC  # the image codec of DCVC-HEM has these names, too, and a network behind its synthesis
     if hasattr(model, "h_s") and hasattr(model, "gaussian_conditional"):
         return ("h_s",)
     if hasattr(model, "entropy_bottleneck"):
         return ()
-    raise UsageError(f"{type(model).__name__} has no portable stream (EVC, and CompressAI's without a context model)")
+    raise UsageError(
+        f"{type(model).__name__} has no portable stream (EVC, CompressAI's without a context model and DCVC-RT's two "
+        "models in one VideoCodec have)"
+    )
 
 
 def is_portable(model: nn.Module) -> bool:
@@ -61,7 +64,7 @@ def is_exact(model: nn.Module) -> bool:
     if is_video(model):
         return is_portable_video(model)
     try:
-        return is_portable(model) and not _float_layers(model, exact=True)
+        return is_portable(model) and not inexact_layers(model, exact=True)
     except UsageError:
         return False
 
@@ -69,7 +72,7 @@ def is_exact(model: nn.Module) -> bool:
 def on_dyadic_integers(model: nn.Module) -> bool:
     """Whether `portable` takes `model` without pictures: its family has portable streams, and no layer is float."""
     try:
-        return not (float_layers(model) if is_video(model) else _float_layers(model))
+        return not (float_layers(model) if is_video(model) else inexact_layers(model))
     except UsageError:
         return False
 
@@ -109,7 +112,7 @@ def portable(
     if threshold is not None and not (math.isfinite(threshold) and precision == W8A16):
         raise UsageError(f"threshold={threshold}, precision={precision} (needs a finite number, and W8A16)")
     video = is_video(model)
-    names = [] if video else _float_layers(model, exact)
+    names = [] if video else inexact_layers(model, exact)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
             raise UsageError(f"{key} is not finite")
@@ -126,8 +129,12 @@ def portable(
     return freeze(model).requires_grad_(False)
 
 
-def _float_layers(model: nn.Module, exact: bool = False) -> list[str]:
-    """Layers of the entropy networks, and with `exact` of the synthesis, that are yet to be quantised."""
+def inexact_layers(model: nn.Module, exact: bool = False) -> list[str]:
+    """Layers of a picture codec's entropy networks, and with `exact` of its synthesis, that are yet to be quantised.
+
+    Raises:
+        UsageError: no portable form, a layer is on other integers, or there is no integer rule for one.
+    """
     networks = entropy_networks(model)
     if exact and networks != EVC:
         raise UsageError(f"{type(model).__name__} has no form with exact pictures (EVC and DCVC-RT have)")

@@ -27,10 +27,13 @@ class Family(Protocol):
     Attributes:
         lambdas: of the rates that one model has; None where a model has a single rate, whose lambda the recipe names.
         stride: the sides of pictures and crops are multiples of it.
+        entropy: paths of the decoder's transforms that choose entropy tables: what they give are scales and means of
+            latents, or what networks of this list alone read. Those that make contexts for synthesis, too, are none.
     """
 
     lambdas: tuple[float, ...] | None
     stride: int
+    entropy: tuple[str, ...]
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         """One pass in the mode that the model is in.
@@ -59,6 +62,7 @@ class Family(Protocol):
 class _EVC:
     lambdas = LAMBDAS
     stride = 64
+    entropy = ("hyper_dec", "y_prior_fusion", "y_spatial_prior")
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         rates = draw_rates(len(x), len(LAMBDAS), rate, x.device)
@@ -82,8 +86,8 @@ class _Intra:
     """An intra model of a video codec, alone."""
 
     def __init__(self, image: Image) -> None:
-        self.lambdas, self.stride, self.forward = image.lambdas, image.stride, image.forward
-        self._transforms = image.transforms
+        self.lambdas, self.stride, self.entropy = image.lambdas, image.stride, image.entropy
+        self.forward, self._transforms = image.forward, image.transforms
 
     def transforms(self, model: nn.Module, part: str, side: int = 256) -> dict[str, Shape | tuple[Shape, ...]]:
         return _part(part, *self._transforms(model, side))
@@ -102,6 +106,10 @@ class _Clips:
         if self._intra_rates and inter.lambdas and self._intra_rates != len(inter.lambdas):
             raise UsageError(f"an intra model of {self._intra_rates} rates and an inter model of {len(inter.lambdas)}")
         self.lambdas, self.stride = inter.lambdas, max(inter.stride, intra.stride if intra else 1)
+        self.entropy = inter.entropy
+        if intra is not None:
+            parts = ("inter", inter), ("intra", intra)
+            self.entropy = tuple(f"{name}.{path}" for name, part in parts for path in part.entropy)
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         clips = x if x.ndim == 5 else x[:, None]
@@ -138,6 +146,8 @@ class _CompressAI:
 
     def __init__(self, model: nn.Module) -> None:
         self.stride = 64 if hasattr(model, "h_s") else 16
+        choosing = ("h_s", "context_prediction", "entropy_parameters")
+        self.entropy = tuple(path for path in choosing if hasattr(model, path))
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         out = model(x)

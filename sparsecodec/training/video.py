@@ -20,6 +20,7 @@ class Image(Protocol):
 
     lambdas: tuple[float, ...]
     stride: int
+    entropy: tuple[str, ...]
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]: ...
 
@@ -32,7 +33,7 @@ class Inter(Protocol):
     """What a rollout has to know of a family of inter models.
 
     Attributes:
-        lambdas, stride: as of a `Family`.
+        lambdas, stride, entropy: as of a `Family`.
         colour: from ``[N, 3, H, W]`` R'G'B' to what the model takes.
         error: ``(x_hat, x) -> [N]``, the squared error in that colour.
         resets: share of the frames of a training clip before which the model's feature is dropped, by `reset`.
@@ -40,6 +41,7 @@ class Inter(Protocol):
 
     lambdas: tuple[float, ...] | None
     stride: int
+    entropy: tuple[str, ...]
     colour: Callable[[Tensor], Tensor]
     error: Callable[[Tensor, Tensor], Tensor]
     resets: float

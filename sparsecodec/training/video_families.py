@@ -37,6 +37,10 @@ class RTImage:
     lambdas = _lambdas(*RT_LAMBDAS, QUALITIES)
     stride = STRIDE
     model = DCVCRTImage
+    entropy = (
+        *("hyper_dec", "y_prior_fusion", "y_spatial_prior_reduction", "y_spatial_prior"),
+        *(f"y_spatial_prior_adaptor_{i}" for i in (1, 2, 3)),
+    )
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         rates = draw_rates(len(x), QUALITIES, rate, x.device)
@@ -65,6 +69,7 @@ class RTVideo:
     lambdas = RTImage.lambdas
     stride = STRIDE
     model = DCVCRTVideo
+    entropy = ("temporal_prior_encoder", "hyper_decoder", "y_prior_fusion", "y_spatial_prior")
     colour = staticmethod(to_planes)
     error = staticmethod(yuv_error)
     resets = 0.1
@@ -106,6 +111,7 @@ class HEMImage:
     lambdas = HEM_LAMBDAS
     stride = 64
     model = DCVCHEMImage
+    entropy = ("hyper_dec", "y_prior_fusion", "y_spatial_prior")
 
     def forward(self, model: nn.Module, x: Tensor, rate: int | None = None) -> tuple[dict[str, Tensor], Tensor]:
         rates = draw_rates(len(x), len(self.lambdas), rate, x.device)
@@ -149,6 +155,10 @@ class HEMVideo(_InRGB):
 
     lambdas = HEM_LAMBDAS
     model = DCVCHEMVideo
+    entropy = (
+        *("mv_hyper_prior_decoder", "mv_y_prior_fusion", "mv_y_spatial_prior"),
+        *("temporal_prior_encoder", "contextual_hyper_prior_decoder", "y_prior_fusion", "y_spatial_prior"),
+    )
 
     def step(self, model: nn.Module, x: Tensor, state: Any, rates: Tensor, index: int) -> dict[str, Any]:
         return model(x, state, rates)
@@ -204,6 +214,10 @@ class DCVCVideo(_OneRate):
     """DCVC (2021): motion, a context in feature space, latents with context models."""
 
     model = DCVC
+    entropy = (
+        *("mvpriorDecoder", "auto_regressive_mv", "entropy_parameters_mv"),
+        *("temporalPriorEncoder", "priorDecoder", "auto_regressive", "entropy_parameters"),
+    )
 
     def transforms(self, model: nn.Module, side: int) -> tuple[Shapes, Shapes]:
         w, h = model.widths, side // 16
@@ -239,6 +253,7 @@ class FVCVideo(_OneRate):
     """FVC: motion, compensation and residual in feature space."""
 
     model = FVC
+    entropy = ("motion_codec.hyper_synthesis", "residual_codec.hyper_synthesis")
 
     def transforms(self, model: nn.Module, side: int) -> tuple[Shapes, Shapes]:
         w, f, h = model.widths, side // 2, side // 16

@@ -11,6 +11,7 @@ from torch import nn
 from sparsecodec import zoo
 from sparsecodec._compat import import_compressai
 from sparsecodec.errors import UsageError
+from sparsecodec.models import create
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.ops import evc_scale_thresholds
 from sparsecodec.quant import (
@@ -264,6 +265,12 @@ def test_refuses_autoregressive_codecs(crops):
 def test_refuses_foreign_models(crops):
     with pytest.raises(UsageError, match="no portable stream"):
         portable(nn.Linear(2, 2), crops)
+
+
+@pytest.mark.parametrize("name", ["dcvc-hem-tiny", "dcvc-rt-tiny"])
+def test_refuses_image_codecs_of_clips_whose_networks_are_named_as_in_evc(name, crops):
+    with pytest.raises(UsageError, match="no portable stream"):
+        portable(create(name).intra, crops)
 
 
 def test_refuses_plain_precisions(codec, crops):

@@ -19,11 +19,11 @@ from sparsecodec._files import replacing, writing
 from sparsecodec.errors import UsageError
 from sparsecodec.quant import (
     BITS,
+    W8A16,
     Precision,
     bytes_where_cheap,
     find_layers,
     freeze,
-    on_dyadic_integers,
     plan_for_bytes,
     plan_for_threshold,
     portable,
@@ -34,10 +34,11 @@ from sparsecodec.quant import (
     sensitivities,
     stored_bytes,
 )
-from sparsecodec.quant.portable import SYNTHESIS
+from sparsecodec.quant.portable import inexact_layers
+from sparsecodec.quant.portable_video import is_video
 from sparsecodec.training import distributed
 from sparsecodec.training.checkpoint import write_tensors
-from sparsecodec.training.families import calibration_loss, trained_transforms
+from sparsecodec.training.families import calibration_loss, family_of, trained_transforms
 from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.tables import refresh_tables
@@ -45,9 +46,6 @@ from sparsecodec.training.trainer import Data, Trainer, phase
 
 COMMAND = "quantize"
 RULES = ("max", "mse", "rd")
-ENTROPY = frozenset(
-    {"hyper_dec", "y_prior_fusion", "y_spatial_prior", "h_s", "context_prediction", "entropy_parameters"}
-)
 CALIBRATION_STEP = 10**9  # of the data: crops that no training step sees
 
 logger = logging.getLogger(__name__)
@@ -58,12 +56,13 @@ class Settings:
     """What is quantised, and how carefully.
 
     Attributes:
-        transforms: "decoder", "encoder", "all", or "entropy": only the networks that choose entropy tables.
+        transforms: "decoder", "encoder", "all", or "entropy": only the networks that choose entropy tables
+            (`Family.entropy`), which needs `entropy_bits`.
         weight_bits: 4 or 8.
         activation_bits: 8 or 16.
         entropy_bits: of the activations of the networks that choose entropy tables: 16, with 8-bit weights and scales
-            that integers alone can apply, and the codec stores its tables, so that it writes portable streams; None
-            leaves those networks float.
+            that integers alone can apply, and the codec stores its tables, so that it writes portable streams; for
+            EVC and CompressAI's codecs without a context model. None leaves those networks float.
         entropy_threshold: of their layers, and with `exact` of the synthesis', those take inputs of 8 bits that alone
             cost at most this share of the loss: faster where processors multiply bytes.
         exact: scales for integers alone in the synthesis of EVC, too: its pictures are then the same on every device.
@@ -125,25 +124,27 @@ def run(
 
     Returns:
         The frozen codec in eval mode, with its configuration as the attribute ``quantization``; portable, if
-        `entropy_bits` is set and its family can be.
+        `entropy_bits` is set.
 
     Raises:
-        UsageError: nothing can be quantised, the settings do not fit, or the folder belongs to another recipe.
+        UsageError: nothing can be quantised, the settings do not fit, `entropy_bits` is set and the result would not be
+            portable, or the folder belongs to another recipe.
     """
+    base, left = _precisions(recipe, settings, model)
     folder = Path(folder)
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
     x = data.batch(CALIBRATION_STEP, settings.calibration_crops).to(next(model.parameters()).device)
     loss = partial(_loss, x=x, lambdas=recipe.lambdas)
     before = loss(model), stored_bytes(model)
-    small, left = _calibrated(recipe, settings, model, loss, folder / "calibrated.safetensors")
+    small = _calibrated(recipe, settings, model, base, loss, folder / "calibrated.safetensors")
     calibrated = loss(small)
     if settings.qat_steps:
         training = phase(recipe, steps=settings.qat_steps, learning_rate=settings.qat_learning_rate)
         small = Trainer(training, small.train().requires_grad_(True), data, folder / "qat").run()
     refresh_tables(small)  # a portable codec copies them
     small = freeze(small).eval()
-    if settings.entropy_bits is not None and on_dyadic_integers(small):
+    if settings.entropy_bits is not None:
         small = portable(small)
     report = {
         "loss": before[0],
@@ -167,10 +168,14 @@ def _loss(model: nn.Module, x: Any, lambdas: tuple[float, ...] | None) -> float:
 
 
 def _calibrated(
-    recipe: Recipe, settings: Settings, model: nn.Module, loss: Callable[[nn.Module], float], path: Path
-) -> tuple[nn.Module, dict[str, str]]:
-    """The calibrated codec, from `path` if it is there, and why the layers that stay float do."""
-    base, left = _precisions(recipe, settings, model)
+    recipe: Recipe,
+    settings: Settings,
+    model: nn.Module,
+    base: dict[str, Precision],
+    loss: Callable[[nn.Module], float],
+    path: Path,
+) -> nn.Module:
+    """The calibrated codec, from `path` if it is there."""
     made_by = json.dumps({**recipe.decisive(), **dataclasses.asdict(settings), "qat_steps": 0, "qat_learning_rate": 0})
     if path.exists():
         try:
@@ -184,7 +189,7 @@ def _calibrated(
         small = quantize_layers(model, precisions)
         small.load_state_dict(tensors)
         distributed.wait()
-        return small.eval(), left
+        return small.eval()
     steps = partial(tqdm, desc=f"{recipe.model} calibration", unit="layer", disable=distributed.rank() != 0)
     precisions = _mixed(settings, model, base, loss, steps)
     small = post_training(model, precisions, loss, settings.rule, steps)
@@ -193,28 +198,50 @@ def _calibrated(
         tensors = {key: value.detach().cpu().contiguous() for key, value in small.state_dict().items()}
         write_tensors(path, tensors, {"made_by": made_by, "precisions": bits})
     distributed.wait()
-    return small, left
+    return small
 
 
 def _precisions(recipe: Recipe, settings: Settings, model: nn.Module) -> tuple[dict[str, Precision], dict[str, str]]:
+    """Bits of each layer before `_mixed`, and why the layers that stay float do."""
     precisions: dict[str, Precision] = {}
     left: dict[str, str] = {}
     plain = Precision(settings.weight_bits, settings.activation_bits)
     only_entropy = settings.transforms == "entropy"
-    dyadic = ENTROPY | set(SYNTHESIS) if settings.exact else ENTROPY
+    exact = _exact_layers(settings, model)
+    entropy = () if settings.entropy_bits is not None else family_of(model).entropy
     for path in trained_transforms(model, "decoder" if only_entropy else settings.transforms, recipe.trains):
-        if only_entropy and path not in dyadic:
-            continue
-        if path in ENTROPY and settings.entropy_bits is None:
+        if path in entropy:
             left[path] = "the entropy networks stay float"
             continue
-        precision = Precision(8, settings.entropy_bits, dyadic=True) if path in dyadic else plain
         names, reasons = find_layers(model, [path], required=False)
-        precisions |= dict.fromkeys(names, precision)
+        if only_entropy and exact.isdisjoint(names):
+            continue
+        precisions |= {name: W8A16 if name in exact else plain for name in names}
         left |= reasons
+    if missing := sorted({name.split(".")[0] for name in exact - precisions.keys()}):
+        raise UsageError(
+            f"entropy_bits=16: a portable codec needs {', '.join(missing)} on integers, left out by "
+            f"transforms={settings.transforms!r}, trains={recipe.trains}"
+        )
     if not precisions:
         raise UsageError(f"transforms={settings.transforms!r}: nothing to quantise ({left})")
     return precisions, left
+
+
+def _exact_layers(settings: Settings, model: nn.Module) -> frozenset[str]:
+    """Paths of the layers that `entropy_bits` puts on integers; none where it is not set."""
+    if settings.entropy_bits is None:
+        return frozenset()
+    if is_video(model):
+        raise UsageError(
+            "entropy_bits=16: a portable DCVC-RT has its whole decoder on integers, which recipes do not make "
+            "(sparsecodec encode --stream portable --calibration CLIPS --save-model PATH does, and "
+            "quant.portable(model, clips)); without entropy_bits the entropy networks stay float"
+        )
+    try:
+        return frozenset(inexact_layers(model, settings.exact))
+    except UsageError as error:
+        raise UsageError(f"entropy_bits=16: {error}; without entropy_bits the entropy networks stay float") from error
 
 
 def _mixed(
