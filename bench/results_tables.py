@@ -36,6 +36,7 @@ FEDS = ("feds-teacher", "evc-tiny-sparse", "evc-tiny-sparse-feds")  # teacher, w
 OTHERS = ("nm-2-4", "scalable-0", "scalable-1", "scalable-2", "scalable-3")
 PIXELS = 768 * 512
 COST = ("GMAC", "decode ms", "Mparams")
+ONE_RATE = ("fvc-tiny", "fvc-tiny-sparse", "dcvc-tiny", "dcvc-tiny-sparse")
 CLIP_ANCHOR = "x265"
 CLIP_PARENTS = {
     "dcvc-rt-tiny-sparse": "dcvc-rt-tiny",
@@ -206,6 +207,19 @@ def clips_feds() -> str:
     return table(("clip", "BD-rate of FEDS vs plain", "BD-PSNR"), rows)
 
 
+def one_rate() -> str:
+    """Video codecs whose inter model has one rate: no curves, so points."""
+    results = {name: json.loads((CLIPS / "one-rate" / f"{name}.json").read_text()) for name in ONE_RATE}
+    names = [row["clip"] for row in results[ONE_RATE[0]]["per_clip"]]
+    rows = []
+    for name, found in results.items():
+        macs = f"{found['mac_per_pixel'] * 512 * 256 / 1e9:.2f}"
+        points = [(row["results"]["bpp_file"][0], row["results"]["psnr-yuv"][0]) for row in found["per_clip"]]
+        cells = [f"{bpp:.3f} bpp, {psnr:.2f} dB" for bpp, psnr in points]
+        rows.append((name, macs, decode_ms(name), f"{found['parameters'] / 1e6:.2f}", *cells))
+    return table(("codec", "GMAC per 512x256 P frame", *COST[1:], *map(_short, names)), rows)
+
+
 def _short(clip: str) -> str:
     return clip.partition("_")[0]
 
@@ -232,6 +246,7 @@ TABLES = {
     "ms": milliseconds,
     "clips": clips,
     "clips-feds": clips_feds,
+    "one-rate": one_rate,
 }
 
 
