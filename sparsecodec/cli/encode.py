@@ -11,7 +11,7 @@ from torch import Tensor
 
 from sparsecodec.cli import clips, published
 from sparsecodec.cli.clip_io import PIPE, check_file, refuse
-from sparsecodec.cli.encoders import encoding_codec
+from sparsecodec.cli.encoders import effort, encoding_codec
 from sparsecodec.cli.files import SUFFIX, VIDEO_SUFFIX, each, pairs
 from sparsecodec.cli.options import (
     DEFAULT_MODEL,
@@ -20,6 +20,7 @@ from sparsecodec.cli.options import (
     add_compute,
     add_json,
     add_part,
+    add_prefix,
     add_published,
     memory,
     memory_left,
@@ -33,7 +34,6 @@ from sparsecodec.data import list_images, read_image
 from sparsecodec.entropy import Header
 from sparsecodec.errors import UsageError
 from sparsecodec.runtime import CompiledCodec
-from sparsecodec.runtime.adapters import ScalableEVCCodec
 
 CALIBRATION_PICTURES, CALIBRATION_SIDE = 16, 512  # their middles: more changes little and takes long
 
@@ -46,11 +46,7 @@ def add_to(subparsers) -> None:
         "-m", "--model", help=f"shipped name or path (default: {DEFAULT_MODEL}, of clips {DEFAULT_VIDEO_MODEL})"
     )
     parser.add_argument("--quality", type=quality, help="0 smallest to 100 best (default: 50)")
-    parser.add_argument(
-        "--prefix",
-        type=int,
-        help="of a codec with several encoders: run 0 to this one (default: try all, keep best)",
-    )
+    add_prefix(parser)
     parser.add_argument("--tile", type=positive, help="side of the tiles of larger pictures, for example 1024")
     parser.add_argument("--overlap", type=int, help="pixels that neighbouring tiles share (default: 16)")
     parser.add_argument("--max-memory", type=memory, help="of this process, as 2G: chooses the tiles")
@@ -91,7 +87,7 @@ def run(arguments: argparse.Namespace) -> None:
     work = pairs(arguments.input, arguments.output, SUFFIX)
     codec = encoding_codec(arguments, CompiledCodec, "pictures", _calibration)
     options = {"quality": arguments.quality, "tile": arguments.tile, "overlap": arguments.overlap}
-    options |= _effort(codec, arguments.prefix)
+    options |= effort(codec, arguments.prefix)
 
     def encode(paths: tuple[Path, Path]) -> dict[str, Any]:
         source, target = paths
@@ -120,11 +116,3 @@ def _middle(path: Path) -> Tensor:
     x = read_image(path)
     top, left = (max((side - CALIBRATION_SIDE) // 2, 0) for side in x.shape[2:])
     return x[:, :, top : top + CALIBRATION_SIDE, left : left + CALIBRATION_SIDE].contiguous()
-
-
-def _effort(codec: CompiledCodec, prefix: int | None) -> dict[str, int]:
-    if prefix is None:
-        return {}
-    if not isinstance(codec, ScalableEVCCodec):
-        raise UsageError(f"--prefix {prefix}: {type(codec).__name__} has one encoder")
-    return {"prefix": prefix}

@@ -1,10 +1,10 @@
-"""The codec that ``encode`` runs, made portable on the way if it is asked to be."""
+"""The codec that ``encode`` runs, made portable on the way if it is asked to be; how many of its encoders run."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Callable
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from torch import Tensor
 
@@ -12,6 +12,7 @@ from sparsecodec.cli.options import compute_options, usual_stream
 from sparsecodec.errors import UsageError
 from sparsecodec.quant import is_portable
 from sparsecodec.runtime import compile_codec
+from sparsecodec.runtime.adapters import ScalableEVCCodec
 from sparsecodec.zoo import load, save
 
 Codec = TypeVar("Codec")
@@ -54,3 +55,16 @@ def encoding_codec(
     if arguments.save_model is not None:
         save(codec.portable_model, arguments.save_model)
     return codec
+
+
+def effort(codec: Any, prefix: int | None) -> dict[str, int]:
+    """What ``--prefix`` asks for, as keywords of ``codec.encode``.
+
+    Raises:
+        UsageError: the codec has one encoder.
+    """
+    if prefix is None:
+        return {}
+    if not isinstance(codec, ScalableEVCCodec):
+        raise UsageError(f"--prefix {prefix}: {type(codec).__name__} has one encoder")
+    return {"prefix": prefix}

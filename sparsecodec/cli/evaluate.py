@@ -12,10 +12,12 @@ import torch
 from tqdm import tqdm
 
 from sparsecodec.cli import evaluate_clips
+from sparsecodec.cli.encoders import effort
 from sparsecodec.cli.options import (
     add_command,
     add_compute,
     add_json,
+    add_prefix,
     check_parent,
     compute_options,
     positive,
@@ -30,6 +32,7 @@ from sparsecodec.info import environment
 from sparsecodec.metrics import ANCHORS, CLIP_ANCHORS, evaluate
 from sparsecodec.quant import trained_numbers
 from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime.adapters import ScalableEVCCodec
 from sparsecodec.runtime.adapters.compressai import CompressAICodec
 from sparsecodec.zoo import load
 
@@ -50,6 +53,7 @@ def add_to(subparsers) -> None:
         "--per-picture", action="store_true", help="keep the figures of each picture, the bits of each frame"
     )
     parser.add_argument("--frames", type=positive, help="of each clip (default: all)")
+    add_prefix(parser)
     add_compute(parser)
     add_json(parser)
     parser.set_defaults(run=run)
@@ -59,6 +63,8 @@ def run(arguments: argparse.Namespace) -> None:
     if arguments.output:
         check_parent(arguments.output)
     if evaluate_clips.holds_clips(arguments.folder, arguments.model):
+        if arguments.prefix is not None:
+            raise UsageError(f"--prefix is for pictures, {arguments.folder} holds clips")
         return evaluate_clips.run(arguments)
     if arguments.frames is not None:
         raise UsageError(f"--frames is for clips, {arguments.folder} holds none")
@@ -82,8 +88,11 @@ def run(arguments: argparse.Namespace) -> None:
             "mac_per_pixel": codec.report.macs,
             "parameters": trained_numbers(model),
         }
+        if isinstance(codec, ScalableEVCCodec):
+            extra["prefix"] = arguments.prefix
     name = Path(arguments.model).name
-    result = evaluate(codec, pictures, qualities, name, partial(tqdm, desc=name, unit="picture"))
+    progress = partial(tqdm, desc=name, unit="picture")
+    result = evaluate(codec, pictures, qualities, name, progress, **effort(codec, arguments.prefix))
     if not arguments.per_picture:
         del result["per_picture"]
     result |= {**extra, "environment": machine}

@@ -39,6 +39,12 @@ def add_part(parser: argparse._ArgumentGroup) -> None:
     parser.add_argument("--frames", type=positive, help="how many frames (default: all)")
 
 
+def add_prefix(parser: argparse.ArgumentParser) -> None:
+    """``--prefix`` of a codec with several encoders."""
+    text = "of a codec with several encoders: run 0 to this one (default: try all, keep best)"
+    parser.add_argument("--prefix", type=int, help=text)
+
+
 def add_published(parser: argparse.ArgumentParser, encoding: bool) -> None:
     """What the test scripts of published codecs take and their files do not say."""
     group = parser.add_argument_group(".bin files of DCVC-RT, DCVC-HEM and DCVC, with -m")

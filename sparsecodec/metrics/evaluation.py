@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -32,6 +33,7 @@ def evaluate(
     qualities: Sequence[float | None] = (None,),
     name: str = "",
     progress: Callable[[Iterable[Any]], Iterable[Any]] = iter,
+    prefix: int | None = None,
 ) -> dict[str, Any]:
     """Encodes and decodes every picture at every quality. Nothing is skipped: a file that cannot be read ends it.
 
@@ -41,6 +43,7 @@ def evaluate(
         qualities: what goes to ``codec.encode``.
         name: into the result.
         progress: wraps the list of (quality, picture) pairs, for example ``tqdm``.
+        prefix: to ``codec.encode`` of a codec with several encoders; None leaves the choice to it.
 
     Returns:
         ``{"name", "description", "results", "per_picture"}``. ``results`` holds lists over the qualities, means over
@@ -58,14 +61,15 @@ def evaluate(
     for path in pictures:
         read_rgb(path)
     per_picture: list[list[dict[str, Any]]] = [[] for _ in qualities]
+    encode = codec.encode if prefix is None else functools.partial(codec.encode, prefix=prefix)
     digests = [hashlib.sha256() for _ in qualities]
     seen: set[tuple[int, ...]] = set()
     for index, path in progress([(index, path) for index in range(len(qualities)) for path in pictures]):
         x = read_image(path)
         if x.shape not in seen:
-            codec.decode(codec.encode(x, quality=qualities[index]))
+            codec.decode(encode(x, quality=qualities[index]))
             seen.add(x.shape)
-        row, x_hat = _measure(codec, x, qualities[index], Path(path).name)
+        row, x_hat = _measure(encode, codec.decode, x, qualities[index], Path(path).name)
         per_picture[index].append({"picture": Path(path).name, **row})
         digests[index].update(to_uint8(x_hat).tobytes())
 
@@ -83,11 +87,13 @@ def evaluate(
     }
 
 
-def _measure(codec: Codec, x: Tensor, quality: float | None, name: str) -> tuple[dict[str, Any], Tensor]:
+def _measure(
+    encode: Callable[..., bytes], decode: Callable[[bytes], Tensor], x: Tensor, quality: float | None, name: str
+) -> tuple[dict[str, Any], Tensor]:
     start = time.perf_counter()
-    blob = codec.encode(x, quality=quality)
+    blob = encode(x, quality=quality)
     encoded = time.perf_counter()
-    x_hat = codec.decode(blob).cpu()  # a GPU is done when the picture is here
+    x_hat = decode(blob).cpu()  # a GPU is done when the picture is here
     decoded = time.perf_counter()
     if x_hat.shape != x.shape or not bool(x_hat.isfinite().all()):
         what = "not finite" if x_hat.shape == x.shape else f"{tuple(x_hat.shape)}, not {tuple(x.shape)}"

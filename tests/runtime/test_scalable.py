@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
 from torch import Tensor
 
 from sparsecodec import UsageError, zoo
 from sparsecodec.cli import main
-from sparsecodec.data import write_image
+from sparsecodec.data import read_image, write_image
 from sparsecodec.models import EVC, ScalableEVC
 from sparsecodec.ops import use_backend
 from sparsecodec.runtime import CompiledCodec, compile_codec
@@ -137,3 +139,35 @@ def test_command_line_chooses_a_prefix(model: ScalableEVC, x: Tensor, tmp_path):
     assert sizes["0"] != sizes["2"]
     assert encode("codec", "--prefix", "3") == UsageError.exit_code
     assert encode("plain", "--prefix", "0") == UsageError.exit_code
+
+
+def test_command_line_measures_a_prefix(model: ScalableEVC, codec: CompiledCodec, x: Tensor, tmp_path, capsys):
+    zoo.save(model, tmp_path / "codec")
+    zoo.save(EVC("nano", "nano"), tmp_path / "plain")
+    for folder in ("pictures", "clips"):
+        (tmp_path / folder).mkdir()
+    write_image(x, tmp_path / "pictures" / "x.png")
+    (tmp_path / "clips" / "x.y4m").touch()
+    saved = read_image(tmp_path / "pictures" / "x.png")
+
+    def evaluate(name: str, *options: str, folder: str = "pictures") -> int:
+        return main(["eval", name, str(tmp_path / folder), "-q", "50", "--dtype", "float32", "--json", *options])
+
+    for prefix in (0, 2, None):
+        options = () if prefix is None else ("--prefix", str(prefix))
+        assert evaluate(str(tmp_path / "codec"), *options) == 0
+        result = json.loads(capsys.readouterr().out)
+        assert result["prefix"] == prefix
+        coded = codec.encode(saved, 50, prefix=prefix)
+        assert result["results"]["bpp_file"] == [8 * len(coded) / (64 * 128)]
+
+    plain, jpeg = str(tmp_path / "plain"), "jpeg"
+    assert evaluate(plain) == 0
+    assert "prefix" not in json.loads(capsys.readouterr().out)
+    for name in (plain, jpeg):
+        assert evaluate(name, "--prefix", "0") == UsageError.exit_code
+        assert "has one encoder" in capsys.readouterr().err
+    assert evaluate(str(tmp_path / "codec"), "--prefix", "3") == UsageError.exit_code
+    assert "0 to 2" in capsys.readouterr().err
+    assert evaluate("x265", "--prefix", "0", folder="clips") == UsageError.exit_code
+    assert "--prefix is for pictures" in capsys.readouterr().err
