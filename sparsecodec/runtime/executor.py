@@ -103,7 +103,7 @@ class Executor:
     @property
     def captures(self) -> int:
         """How many graphs are held."""
-        return sum(len(captured.stretches) for captured in self._captured.values() if captured)
+        return sum(len(captured.stretches) for captured in list(self._captured.values()) if captured)
 
     def forget(self) -> None:
         """Drops all captures: what routines read beside their inputs has changed."""

@@ -179,11 +179,12 @@ def _infer_one(step: Step, results: dict[Step, Any]) -> Any:
     if step.op != PLAIN:
         arguments = {argument: results[source] for argument, source in step.inputs.items()} | step.constants
         key = (step.op, *((name, _layout(value)) for name, value in sorted(arguments.items())))
-        if key not in _inferred:
+        layouts = _inferred.get(key)  # not read again: another thread may clear them
+        if layouts is None:
             if len(_inferred) >= MOST_INFERRED:
                 _inferred.clear()
-            _inferred[key] = tree_map(_layout, specs()[step.op].reference(**arguments))
-        return tree_map(lambda value: value.empty() if isinstance(value, _Layout) else value, _inferred[key])
+            layouts = _inferred[key] = tree_map(_layout, specs()[step.op].reference(**arguments))
+        return tree_map(lambda value: value.empty() if isinstance(value, _Layout) else value, layouts)
 
     def take(value: Any) -> Any:
         return results[value] if isinstance(value, Step) else value
