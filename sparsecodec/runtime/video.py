@@ -17,6 +17,7 @@ from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import DEFAULT_MAX_PIXELS, DROP, CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models.inputs import whole
+from sparsecodec.runtime.batch import check_encodable
 from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
@@ -135,14 +136,7 @@ class CompiledVideo(ABC):
         Raises:
             UsageError: wrong shape, dtype or range.
         """
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UsageError(f"frame {shape} (needs a tensor [1, 3, H, W], not empty)")
-        if not x.is_floating_point():
-            raise UsageError(f"frame of {x.dtype} (needs floating point in [0, 1])")
-        low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):  # also false for NaN
-            raise UsageError(f"frame in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
+        check_encodable(x, "frame")
         below, beside = (-side % self.stride for side in x.shape[2:])
         return F.pad(x.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
 

@@ -32,6 +32,8 @@ class EVCCodec(CompiledCodec):
         model = self._model
         with torch.no_grad():
             self._q_basic = lower_bound(model.q_basic, STEP_MIN).flatten()
+        # Logarithms at quality 0 and 100, read once: a GPU would be waited for.
+        self._log_steps = tuple(float(model.q_scale.flatten()[i].log()) for i in (0, -1))
         self._latent = model.q_basic.shape[1]
         self._coder, self._original_coder = self._coders(model)
 
@@ -140,7 +142,7 @@ class EVCCodec(CompiledCodec):
         return [[payload] for payload in payloads], round(q_scale * 100)
 
     def _q_scale(self, quality: float | None) -> float:
-        low, high = (float(self._model.q_scale.flatten()[i].log()) for i in (0, -1))
+        low, high = self._log_steps
         return self._round(math.exp(low + (high - low) * check_quality(quality) / 100))
 
     def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
