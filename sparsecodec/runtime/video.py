@@ -19,6 +19,7 @@ from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models.inputs import whole
 from sparsecodec.runtime.batch import check_encodable
 from sparsecodec.runtime.codec import finished
+from sparsecodec.runtime.memory import memory_told
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
 QPS = 64
@@ -212,7 +213,7 @@ class VideoEncoder:
             raise UsageError(f"frame {self.frames} is {size} (needs {self._size[0]} x {self._size[1]})")
         state, index = self._state, self._index + 1
         interval, drop = self._codec.RESET_INTERVAL, 0
-        with self._codec.lock:
+        with memory_told("encoding", self._size, self._codec.device), self._codec.lock:
             if state is None or intra or index == self._period:
                 index = 0
                 payload, state = self._codec.intra_encode(x, qp)
@@ -292,7 +293,7 @@ class VideoDecoder:
         if drop and (coded.intra or not codec.RESET_INTERVAL or self.header.stream_id is None):
             raise BitstreamError(f"frame {coded.number} is to drop a memory that it has not")
         try:
-            with codec.lock:
+            with memory_told("decoding", size, codec.device), codec.lock:
                 if coded.intra:
                     x, state = codec.intra_decode(coded.payload, *size, qp)
                 else:
