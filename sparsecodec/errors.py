@@ -28,7 +28,7 @@ class ModelMismatchError(SparseCodecError):
 
 
 class ResourceLimitError(SparseCodecError):
-    """Decoding would exceed a limit that was set; nothing was allocated."""
+    """Coding would exceed a limit that was set, and nothing was allocated; or there is not enough memory for it."""
 
     exit_code = 5
 

@@ -149,8 +149,9 @@ def choose(name: str, key: tuple, tiles: Sequence[Tile], device: torch.device, t
     if INTERPRETED or device.type != "cuda" or len(tiles) == 1:
         return tiles[0]
     known = (device.index, name, key)
-    if known in _chosen:
-        return _chosen[known]
+    remembered = _chosen.get(known)
+    if remembered in tiles:
+        return remembered
     if os.environ.get("SPARSECODEC_AUTOTUNE") == "0" or torch.cuda.is_current_stream_capturing():
         return tiles[0]
     kind = torch.cuda.get_device_name(device)

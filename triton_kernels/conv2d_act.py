@@ -152,7 +152,7 @@ def conv2d_act_plan(
             return lambda tile: launch(tile, scratch)
 
         sizes = (c_in, c_out, columns, kh, kw, stride, shuffle, pixels.bit_length())
-        layout = (read["VEC_IN"], written["VEC_OUT"], in_index is None, residual is None)
+        layout = (read["VEC_IN"], written["VEC_OUT"], in_index is None, order is None, residual is None)
         key = (str(dtype), *sizes, *layout)
         launch(choose("conv2d_act", key, destination.tiles(read, written, in_index), x.device, trial))
         return out

@@ -126,7 +126,7 @@ def pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle
             return lambda tile: launch(tile, scratch)
 
         sizes = (c_in, c_out, columns, chunks, shuffle, pixels.bit_length())
-        layout = (read["VEC_IN"], written["VEC_OUT"], in_index is None, residual is None)
+        layout = (read["VEC_IN"], written["VEC_OUT"], in_index is None, order is None, residual is None)
         key = (str(dtype), *sizes, *layout)
         launch(choose("pointwise", key, destination.tiles(read, written, in_index), x.device, trial))
         return out

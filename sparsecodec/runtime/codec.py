@@ -5,20 +5,20 @@ from __future__ import annotations
 import copy
 import threading
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Sequence
-from typing import Any, ClassVar
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, ClassVar, TypeVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecodec.entropy import DEFAULT_MAX_PIXELS, Container, Header, Tiling, check_limit
+from sparsecodec.entropy import DEFAULT_MAX_PIXELS, Container, Header, Tiling, Window, check_limit
 from sparsecodec.errors import UsageError
 from sparsecodec.nn.fingerprint import model_hash
+from sparsecodec.runtime import memory
 from sparsecodec.runtime.batch import BATCH, Decoded, check_batch, check_encodable, decode_each, runs
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
-from sparsecodec.runtime.memory import check_decoding, decoding_bytes, fitting_tiling
 from sparsecodec.runtime.numerics import Numerics, check_made_here, eager_numerics, kernel_numerics
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.tiles import Code, check_pixels, decode_tiles, encode_tiles, region_of, together, touched
@@ -26,6 +26,8 @@ from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.sparsity.macs import count
 from sparsecodec.sparsity.rules import is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
+
+T = TypeVar("T")
 
 
 def finished(x_hat: Tensor, height: int, width: int) -> Tensor:
@@ -164,9 +166,11 @@ class CompiledCodec(ABC):
             check_encodable(x, f"picture {index}")
         blobs = []
         for run in runs([x.shape for x in pictures], [batch] * len(pictures)):
-            x = torch.cat([pictures[index].to(self.device, torch.float32) for index in run])
-            payloads, field = self._coded(x, self._encode, quality)
-            blobs += [self._container(some, field, *x.shape[2:]) for some in payloads]
+            size = pictures[run[0]].shape[2:]
+            with memory.encoding_told(self, size, count=len(run)):
+                x = torch.cat([pictures[index].to(self.device, torch.float32) for index in run])
+                payloads, field = self._coded(x, self._encode, quality)
+            blobs += [self._container(some, field, *size) for some in payloads]
         return blobs
 
     @torch.inference_mode()
@@ -182,21 +186,51 @@ class CompiledCodec(ABC):
         """Checks a picture and puts what `code` makes of its tiles, padded, into a container."""
         check_encodable(x, "picture")
         height, width = x.shape[2:]
-        tiling = fitting_tiling(self, height, width, tile, overlap, max_memory)
+        tiling = memory.fitting_tiling(self, height, width, tile, overlap, max_memory)
 
         def code_tile(part: Tensor) -> tuple[list[bytes], int]:
             (payloads,), field = self._coded(part, code, quality)
             return payloads, field
 
-        return self._container(*encode_tiles(x, tiling, code_tile), height, width, tiling)
+        with memory.encoding_told(self, (height, width), tiling):
+            return self._container(*encode_tiles(x, tiling, code_tile), height, width, tiling)
 
     def _coded(self, x: Tensor, code: Code, quality: float | None) -> tuple[list[list[bytes]], int]:
         """What `code` makes of pictures, padded."""
         size = (x.shape[2], x.shape[3])
         below, beside = (-side % self.STRIDE for side in size)
-        padded = F.pad(x.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
-        with self._lock:
-            return code(padded, quality, size)
+
+        def work() -> tuple[list[list[bytes]], int]:
+            padded = F.pad(x.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
+            with self._lock:
+                return code(padded, quality, size)
+
+        return memory.with_room(work, self._lock, self.keepers)
+
+    @property
+    def keepers(self) -> list[CompiledTransform | Executor]:
+        """What holds memory between calls."""
+        compiled = [transform for transform in self._transforms.values() if isinstance(transform, CompiledTransform)]
+        return [*compiled, self._executor]
+
+    def _with_room(self, work: Callable[[], T]) -> T:
+        """Runs `work`, one thread at a time; see `memory.with_room`."""
+
+        def alone() -> T:
+            with self._lock:
+                return work()
+
+        return memory.with_room(alone, self._lock, self.keepers)
+
+    def _compressing(self, x: Tensor, work: Callable[[], T]) -> T:
+        """What `work` makes of pictures."""
+        with memory.encoding_told(self, x.shape[2:], count=len(x)):
+            return self._with_room(work)
+
+    def _decompressing(self, size: tuple[int, int], count: int, work: Callable[[], T]) -> T:
+        """What `work` makes `count` pictures of that height and width of."""
+        with memory.decoding_told(self, Window(0, 0, *size), count=count):
+            return self._with_room(work)
 
     def _container(
         self, payloads: list[bytes], field: int, height: int, width: int, tiling: Tiling | None = None
@@ -245,13 +279,14 @@ class CompiledCodec(ABC):
         window = region_of(header, region)
         check_pixels(header, window, max_pixels)
         check_made_here(header, self.model_hash, self.numerics, self.exact_pictures)
-        check_decoding(self, window, touched(header, window).values(), max_memory)
+        parts = list(touched(header, window).values())
+        memory.check_decoding(self, window, parts, max_memory)
 
         def restore(payloads: list[bytes], height: int, width: int) -> Tensor:
-            with self._lock:
-                return self._decode([payloads], header.quality, height, width)
+            return self._with_room(lambda: self._decode([payloads], header.quality, height, width))
 
-        return decode_tiles(header, data, window, restore)
+        with memory.decoding_told(self, window, parts):
+            return decode_tiles(header, data, window, restore)
 
     def decode_batch(
         self,
@@ -289,7 +324,7 @@ class CompiledCodec(ABC):
             if max_memory is None or count < 2:
                 return count
             window = region_of(header, None)
-            return min(count, max_memory // decoding_bytes(self, window, [window]))
+            return min(count, max_memory // memory.decoding_bytes(self, window, [window]))
 
         def decode(some: Sequence[bytes]) -> list[Tensor]:
             if len(some) == 1:
@@ -305,9 +340,10 @@ class CompiledCodec(ABC):
         for header in headers:
             check_made_here(header, self.model_hash, self.numerics, self.exact_pictures)
         payloads = [header.payloads(blob, 0, 0) for header, blob in zip(headers, blobs, strict=True)]
-        with self._lock:
-            pictures = self._decode(payloads, headers[0].quality, headers[0].height, headers[0].width)
-        return [picture.clone() for picture in pictures.split(1)]  # so that one does not hold the memory of all
+        quality, height, width = headers[0].quality, headers[0].height, headers[0].width
+        with memory.decoding_told(self, Window(0, 0, height, width), count=len(blobs)):
+            pictures = self._with_room(lambda: self._decode(payloads, quality, height, width))
+            return [picture.clone() for picture in pictures.split(1)]  # so that one does not hold the memory of all
 
     def bytes_per_pixel(self, path: str) -> float:
         """Memory that a transform's steps take, for each pixel of the (padded) picture."""

@@ -103,11 +103,22 @@ class Executor:
     @property
     def captures(self) -> int:
         """How many graphs are held."""
-        return sum(len(captured.stretches) for captured in self._captured.values() if captured)
+        return sum(len(captured.stretches) for captured in list(self._captured.values()) if captured)
 
     def forget(self) -> None:
         """Drops all captures: what routines read beside their inputs has changed."""
         self._captured.clear()
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is something to release."""
+        return bool(self._captured)
+
+    def release(self) -> None:
+        """Drops all captures, and gives back what memory of the device is unused."""
+        self.forget()
+        if self._graphs is not None:
+            self._graphs.give_back()
 
     def _on_device(self, value: Any) -> Any:
         return value.to(self._device) if isinstance(value, Tensor) else value

@@ -20,6 +20,9 @@ from sparsecodec.ops._registry import specs
 from sparsecodec.runtime.lowering import INPUTS, PLAIN, Program, Step
 from sparsecodec.runtime.torch_steps import writer
 
+MEMINFO = Path("/proc/meminfo")
+CGROUP = Path("/sys/fs/cgroup")
+
 
 @dataclass
 class Plan:
@@ -79,7 +82,7 @@ def make_plan(program: Program, name: str, *inputs: Tensor) -> Plan:
         try:
             storage = [torch.empty(size, dtype=torch.uint8, device=x.device) for size in pool]
         except RuntimeError as error:  # torch's, on a CPU and on a GPU
-            raise _too_large(name, x, planned, free) from error
+            raise _too_large(name, x, planned, None) from error
         out = [None if b is None else _view(storage[b], results[i]) for i, b in enumerate(assigned)]
     return Plan(out, planned)
 
@@ -109,23 +112,42 @@ def footprint(
 
 def _too_large(name: str, x: Tensor, planned: int, free: int | None) -> ResourceLimitError:
     n, _, height, width = x.shape
-    known = "" if free is None else f", {_size(free)} are free: about {height * width * free // planned} would fit"
+    known = "" if free is None else f", {in_units(free)} are free: about {height * width * free // planned} would fit"
     return ResourceLimitError(
-        f"{name} on {x.device} needs {_size(planned)} for {n} x {height} x {width} positions{known}"
+        f"{name} on {x.device} needs {in_units(planned)} for {n} x {height} x {width} positions{known}"
     )
 
 
 def available_bytes(device: torch.device) -> int | None:
-    """Memory that could be had, None if the system does not tell."""
+    """Memory that could be had, as far as the system and the limit of a container tell; None if neither does."""
     if device.type == "cuda":
         idle = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
         return torch.cuda.mem_get_info(device)[0] + idle
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        for line in meminfo.read_text().splitlines():
+    return min((free for free in (_system_bytes(), _container_bytes()) if free is not None), default=None)
+
+
+def _system_bytes() -> int | None:
+    if MEMINFO.exists():
+        for line in MEMINFO.read_text().splitlines():
             if line.startswith("MemAvailable:"):
                 return 1024 * int(line.split()[1])
     return os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else None
+
+
+def _container_bytes() -> int | None:
+    """Up to the limit of the control group (version 2) that a container sees as the root; None without one.
+
+    What its processes read of files counts as used, but is dropped where memory is short.
+    """
+    try:
+        limit, used = ((CGROUP / name).read_text().strip() for name in ("memory.max", "memory.current"))
+        if limit == "max":
+            return None
+        words = (CGROUP / "memory.stat").read_text().split()
+    except OSError:
+        return None
+    counts = dict(zip(words[::2], words[1::2], strict=True))
+    return max(int(limit) - int(used) + int(counts.get("inactive_file", 0)), 0)
 
 
 def _infer(program: Program, name: str, inputs: Sequence[Tensor]) -> list[Any]:
@@ -179,11 +201,12 @@ def _infer_one(step: Step, results: dict[Step, Any]) -> Any:
     if step.op != PLAIN:
         arguments = {argument: results[source] for argument, source in step.inputs.items()} | step.constants
         key = (step.op, *((name, _layout(value)) for name, value in sorted(arguments.items())))
-        if key not in _inferred:
+        layouts = _inferred.get(key)  # not read again: another thread may clear them
+        if layouts is None:
             if len(_inferred) >= MOST_INFERRED:
                 _inferred.clear()
-            _inferred[key] = tree_map(_layout, specs()[step.op].reference(**arguments))
-        return tree_map(lambda value: value.empty() if isinstance(value, _Layout) else value, _inferred[key])
+            layouts = _inferred[key] = tree_map(_layout, specs()[step.op].reference(**arguments))
+        return tree_map(lambda value: value.empty() if isinstance(value, _Layout) else value, layouts)
 
     def take(value: Any) -> Any:
         return results[value] if isinstance(value, Step) else value
@@ -249,5 +272,6 @@ def _view(storage: Tensor, like: Tensor) -> Tensor:
     return flat.view(n, h, w, c).permute(0, 3, 1, 2)
 
 
-def _size(count: int) -> str:
+def in_units(count: int) -> str:
+    """Bytes for people."""
     return f"{count / 2**30:.1f} GiB" if count >= 2**30 else f"{count / 2**20:.1f} MiB"

@@ -151,7 +151,16 @@ class CompiledTransform:
     @property
     def buffer_bytes(self) -> int:
         """Held for the picture sizes seen so far."""
-        return sum(plan.bytes for plan in self._plans.values())
+        return sum(plan.bytes for plan in list(self._plans.values()))  # while another thread may code
+
+    @property
+    def holds(self) -> bool:
+        """Whether there is something to release."""
+        return bool(self._plans)
+
+    def release(self) -> None:
+        """Drops the buffers; the next call makes those that it needs."""
+        self._plans.clear()
 
     def footprint(self, shape: tuple[int, ...], device: torch.device) -> int:
         """Bytes that a call with an input of that shape holds at its peak, without allocating them."""

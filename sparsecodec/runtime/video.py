@@ -17,7 +17,9 @@ from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import DEFAULT_MAX_PIXELS, DROP, CodedFrame, VideoHeader, VideoReader, VideoWriter, crc32c
 from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models.inputs import whole
+from sparsecodec.runtime.batch import check_encodable
 from sparsecodec.runtime.codec import finished
+from sparsecodec.runtime.memory import memory_told
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 
 QPS = 64
@@ -135,14 +137,7 @@ class CompiledVideo(ABC):
         Raises:
             UsageError: wrong shape, dtype or range.
         """
-        if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
-            shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
-            raise UsageError(f"frame {shape} (needs a tensor [1, 3, H, W], not empty)")
-        if not x.is_floating_point():
-            raise UsageError(f"frame of {x.dtype} (needs floating point in [0, 1])")
-        low, high = float(x.min()), float(x.max())
-        if not (low >= 0 and high <= 1):  # also false for NaN
-            raise UsageError(f"frame in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
+        check_encodable(x, "frame")
         below, beside = (-side % self.stride for side in x.shape[2:])
         return F.pad(x.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
 
@@ -218,7 +213,7 @@ class VideoEncoder:
             raise UsageError(f"frame {self.frames} is {size} (needs {self._size[0]} x {self._size[1]})")
         state, index = self._state, self._index + 1
         interval, drop = self._codec.RESET_INTERVAL, 0
-        with self._codec.lock:
+        with memory_told("encoding", self._size, self._codec.device), self._codec.lock:
             if state is None or intra or index == self._period:
                 index = 0
                 payload, state = self._codec.intra_encode(x, qp)
@@ -298,7 +293,7 @@ class VideoDecoder:
         if drop and (coded.intra or not codec.RESET_INTERVAL or self.header.stream_id is None):
             raise BitstreamError(f"frame {coded.number} is to drop a memory that it has not")
         try:
-            with codec.lock:
+            with memory_told("decoding", size, codec.device), codec.lock:
                 if coded.intra:
                     x, state = codec.intra_decode(coded.payload, *size, qp)
                 else:

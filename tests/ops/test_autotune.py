@@ -13,7 +13,7 @@ from sparsecodec.ops import why_unavailable
 if why_unavailable("triton") is not None:
     pytest.skip(str(why_unavailable("triton")), allow_module_level=True)
 
-from sparsecodec._triton import _autotune
+from sparsecodec._triton import _autotune, conv2d_act, pointwise
 from sparsecodec._triton._autotune import Tuner, choose
 
 TILES = tuple({"BLOCK_P": p, "num_warps": 4} for p in (64, 128, 32))
@@ -176,3 +176,29 @@ def test_nothing_is_timed_during_capture_nor_when_turned_off(gpu, monkeypatch):
 def test_a_single_tile_is_not_timed(gpu):
     assert choose("gdn", (1,), TILES[2:], torch.device("cuda", 0), pytest.fail) is TILES[2]
     assert gpu.timed == []
+
+
+def test_a_tile_in_memory_that_is_not_offered_is_not_given(gpu):
+    """The same key with a residual that is not aligned, say: the kernel may offer fewer tiles."""
+    device = torch.device("cuda", 0)
+    assert choose("gdn", (1,), TILES, device, _trial([])) == TILES[1]
+    assert choose("gdn", (1,), (TILES[0], TILES[2]), device, _trial([])) == TILES[2]
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="tensors here are on the CPU, for the interpreter")
+@pytest.mark.parametrize("kernel", [conv2d_act, pointwise], ids=["conv2d_act", "pointwise"])
+def test_scattered_layers_have_keys_of_their_own(kernel, monkeypatch):
+    """As wide as a dense one, and with a residual as well."""
+    keys = []
+
+    def first(name, key, tiles, device, trial):
+        keys.append(key)
+        return tiles[0]
+
+    monkeypatch.setattr(kernel, "choose", first)
+    run = getattr(kernel, kernel.__name__.rpartition(".")[2])
+    weight = torch.rand(16, 16, 1, 1) if kernel is conv2d_act else torch.rand(16, 16)
+    x = torch.rand(1, 16, 4, 4).contiguous(memory_format=torch.channels_last)
+    for out_index in (None, torch.arange(16)):
+        run(x, weight, torch.zeros(16), out_index=out_index, residual=x)
+    assert keys[0] != keys[1]

@@ -12,12 +12,13 @@ from pathlib import Path
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from sparsecodec import zoo
 from sparsecodec.entropy import Container, Window, observing
 from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
 from sparsecodec.runtime import CompiledCodec, compile_codec
-from sparsecodec.runtime.batch import runs
+from sparsecodec.runtime.batch import check_encodable, runs
 from sparsecodec.runtime.memory import decoding_bytes
 from sparsecodec.zoo import save
 
@@ -275,3 +276,34 @@ def test_batches_keep_their_order_and_give_one_status_per_item(codec, photo):
 def test_batches_of_something_else_are_refused(codec, arguments):
     with pytest.raises(UsageError):
         codec.decode_batch(**arguments)
+
+
+class _Copies(TorchFunctionMode):
+    """Counts what copies values of a tensor to the host."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        self.count += getattr(function, "__name__", "") in ("__float__", "__bool__", "__int__", "item", "tolist")
+        return function(*args, **(kwargs or {}))
+
+
+def test_values_are_checked_with_one_copy_to_the_host():
+    """Each would wait for a GPU."""
+    with _Copies() as copies:
+        check_encodable(torch.tensor([0.0, 1.0]).expand(1, 3, 4, 2), "picture")
+    assert copies.count == 1
+    for value in (-0.5, 1.5, float("nan")):
+        with pytest.raises(UsageError, match="needs \\[0, 1\\], no NaN"):
+            check_encodable(torch.tensor([0.0, value, 1.0]).expand(1, 3, 1, 3), "picture")
+
+
+def test_the_steps_of_a_codec_are_read_once(photo):
+    """When it is compiled: in an encode reading them would wait for a GPU."""
+    codec = compile_codec(zoo.load("evc-tiny"), dtype=torch.float32)
+    x = photo[:, :, :64, :64]
+    blob = codec.encode(x, 30)
+    codec._model.q_scale.fill_(float("nan"))
+    assert codec.encode(x, 30) == blob

@@ -106,3 +106,28 @@ def test_plans_are_held_while_someone_asks():
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device")
 def test_free_memory_of_a_gpu_is_known():
     assert 0 < planning.available_bytes(torch.device("cuda")) <= torch.cuda.mem_get_info()[1]
+
+
+def test_buffers_are_counted_while_another_thread_adds_some():
+    transform = CompiledTransform(Chain(), "net", torch.float32)
+    x = torch.zeros(1, 8, 4, 4)
+    transform(x)
+    (plan,) = transform._plans.values()
+
+    class Meanwhile:
+        @property
+        def bytes(self) -> int:
+            transform._plans["another"] = plan
+            return plan.bytes
+
+    transform._plans["first"], transform._plans["second"] = Meanwhile(), plan
+    assert transform.buffer_bytes == 3 * plan.bytes
+
+
+def test_layouts_that_another_thread_clears_at_once_are_used_all_the_same(monkeypatch):
+    class Cleared(dict):
+        def __setitem__(self, key, value) -> None:
+            pass
+
+    monkeypatch.setattr(planning, "_inferred", Cleared())
+    assert plan_of(Chain(), torch.empty(1, 8, 10, 12)).bytes == 2 * 8 * 10 * 12 * 4

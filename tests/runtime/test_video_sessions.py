@@ -255,3 +255,20 @@ def test_wrong_options_are_refused():
         ToyVideo().encoder(FORM, intra_period=-1)
     with pytest.raises(UsageError, match="without frames"):
         ToyVideo().encoder(FORM).finish()
+
+
+def test_memory_that_runs_out_is_told_and_the_session_goes_on(monkeypatch):
+    def starved(*args):
+        raise RuntimeError("DefaultCPUAllocator: can't allocate memory: you tried to allocate 8 bytes")
+
+    codec, expected = ToyVideo(), b"".join(encoded(ToyVideo(), FRAMES[:3]))
+    encoder = codec.encoder(FORM)
+    data = encoder.push(FRAMES[0])
+    with monkeypatch.context() as patch:
+        patch.setattr(codec, "inter_encode", starved)
+        with pytest.raises(ResourceLimitError, match="no memory for encoding 50 x 33 pixels on cpu"):
+            encoder.push(FRAMES[1])
+    assert data + encoder.push(FRAMES[1]) + encoder.push(FRAMES[2]) + encoder.finish() == expected
+    monkeypatch.setattr(codec, "inter_decode", starved)
+    with pytest.raises(ResourceLimitError, match="no memory for decoding"):
+        list(codec.decoder(expected))

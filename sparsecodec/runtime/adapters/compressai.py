@@ -64,8 +64,8 @@ class CompressAICodec(CompiledCodec):
             ``strings``, a list per latent of N byte strings, and ``shape``, what `decompress` needs beside them.
         """
         self._check_picture(x)
-        with self._lock:
-            strings, shape = self._compress(x.to(self.device, torch.float32), self._model.get_submodule)
+        networks = self._model.get_submodule
+        strings, shape = self._compressing(x, lambda: self._compress(x.to(self.device, torch.float32), networks))
         return {"strings": strings, "shape": shape}
 
     def _check_picture(self, x: Tensor) -> None:
@@ -94,9 +94,8 @@ class CompressAICodec(CompiledCodec):
             BitstreamError: a string is damaged or foreign.
         """
         size = self._check_strings(strings, shape)
-        with self._lock:
-            strings = [list(some) for some in strings]
-            return {"x_hat": self._decompress(strings, torch.Size(shape), size, self._model.get_submodule)}
+        inputs = [list(some) for some in strings], torch.Size(shape), size, self._model.get_submodule
+        return {"x_hat": self._decompressing(size, len(inputs[0][0]), lambda: self._decompress(*inputs))}
 
     def _check_strings(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> tuple[int, int]:
         """The size of the pictures."""

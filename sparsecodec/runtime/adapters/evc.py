@@ -32,6 +32,8 @@ class EVCCodec(CompiledCodec):
         model = self._model
         with torch.no_grad():
             self._q_basic = lower_bound(model.q_basic, STEP_MIN).flatten()
+        # Logarithms at quality 0 and 100, read once: a GPU would be waited for.
+        self._log_steps = tuple(float(model.q_scale.flatten()[i].log()) for i in (0, -1))
         self._latent = model.q_basic.shape[1]
         self._coder, self._original_coder = self._coders(model)
 
@@ -77,18 +79,17 @@ class EVCCodec(CompiledCodec):
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
         """As the model's own: ``[1, 3, H, W]`` with sides that are multiples of 64 -> ``bit_stream``, ``x_hat``."""
         self._check_padded(x)
-        with self._lock:
-            (payload,), x_hat = self._analyse(x, self._round(q_scale), self._original_coder, True)
-            return {"bit_stream": payload, "x_hat": x_hat}
+        inputs = x, self._round(q_scale), self._original_coder, True
+        (payload,), x_hat = self._compressing(x, lambda: self._analyse(*inputs))
+        return {"bit_stream": payload, "x_hat": x_hat}
 
     @torch.inference_mode()
     def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:
         """As the model's own: payload -> ``x_hat`` ``[1, 3, height, width]``."""
         if height < 1 or width < 1:
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
-        with self._lock:
-            x_hat = self._synthesise([bit_stream], self._round(q_scale), height, width, self._original_coder)
-            return {"x_hat": x_hat}
+        inputs = [bit_stream], self._round(q_scale), height, width, self._original_coder
+        return {"x_hat": self._decompressing((height, width), 1, lambda: self._synthesise(*inputs))}
 
     def _analyse(
         self, x: Tensor, q_scale: float, coder: DualPriorCoder, reconstruct: bool
@@ -140,7 +141,7 @@ class EVCCodec(CompiledCodec):
         return [[payload] for payload in payloads], round(q_scale * 100)
 
     def _q_scale(self, quality: float | None) -> float:
-        low, high = (float(self._model.q_scale.flatten()[i].log()) for i in (0, -1))
+        low, high = self._log_steps
         return self._round(math.exp(low + (high - low) * check_quality(quality) / 100))
 
     def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:

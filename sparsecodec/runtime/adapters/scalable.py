@@ -66,10 +66,9 @@ class ScalableEVCCodec(EVCCodec):
     def compress(self, x: Tensor, q_scale: float, prefix: int | None = None) -> dict[str, Any]:
         """As the model's own: ``[1, 3, H, W]``, sides multiples of 64 -> ``bit_stream``, ``x_hat``, ``prefix``."""
         self._check_padded(x)
-        with self._lock:
-            size = (x.shape[2], x.shape[3])
-            payload, x_hat, used = self._best(x, self._round(q_scale), self._original_coder, prefix, size, True)
-            return {"bit_stream": payload, "x_hat": x_hat, "prefix": used}
+        inputs = x, self._round(q_scale), self._original_coder, prefix, (x.shape[2], x.shape[3]), True
+        payload, x_hat, used = self._compressing(x, lambda: self._best(*inputs))
+        return {"bit_stream": payload, "x_hat": x_hat, "prefix": used}
 
     def _best(
         self,

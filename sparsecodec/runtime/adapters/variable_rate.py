@@ -71,8 +71,8 @@ class VariableRate(HyperpriorCodec):
         """
         rate = self._rate(stage, s, inputscale)
         self._check_picture(x)
-        with self._lock:
-            strings, shape = self._code(x.to(self.device, torch.float32), self._model.get_submodule, rate)
+        networks = self._model.get_submodule
+        strings, shape = self._compressing(x, lambda: self._code(x.to(self.device, torch.float32), networks, rate))
         return {"strings": strings, "shape": shape}
 
     @torch.inference_mode()
@@ -98,10 +98,8 @@ class VariableRate(HyperpriorCodec):
         """
         rate = self._rate(stage, s, inputscale)
         size = self._check_strings(strings, shape)
-        with self._lock:
-            strings = [list(some) for some in strings]
-            networks = self._model.get_submodule
-            return {"x_hat": self._restore(strings, torch.Size(shape), size, networks, rate)}
+        inputs = [list(some) for some in strings], torch.Size(shape), size, self._model.get_submodule, rate
+        return {"x_hat": self._decompressing(size, len(inputs[0][0]), lambda: self._restore(*inputs))}
 
     def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
         s = round(check_quality(quality) / 100 * (len(self._model.Gain) - 1))
