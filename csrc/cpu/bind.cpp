@@ -13,6 +13,7 @@
 #include "cpu/conv2d_act.h"
 #include "cpu/conv_transpose2d_act.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace {
 
@@ -92,7 +93,7 @@ class ConvPlan {
         if (options_.shuffle > 1) check_rows(to, residual.is_none() ? Image<const T>(to) : base);
         const std::vector<float> factors = scale_values(scale, to.c);
         {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             conv.run(from, to, residual.is_none() ? nullptr : &base, scale.is_none() ? nullptr : factors.data());
         }
         return out;
@@ -173,7 +174,7 @@ class ConvTransposePlan {
         Image<T> to;
         out = output(std::move(out), conv.result(from), to);
         {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             conv.run(from, to);
         }
         return out;

@@ -6,6 +6,7 @@
 
 #include "cpu/compact_symbols.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -45,7 +46,7 @@ py::tuple compact_symbols_py(py::handle indexes, py::handle symbols, py::object 
     const auto packed_symbols = view_flat<std::int32_t>(results[1], "out[1]", carried);
     const auto count = view_flat<std::int32_t>(results[2], "out[2]", 1);
     {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         *count.data = static_cast<std::int32_t>(
             compact_symbols(from.data, values, n, packed.data, values == nullptr ? nullptr : packed_symbols.data));
     }
@@ -60,7 +61,7 @@ py::object expand_symbols_py(py::handle symbols, py::handle indexes, py::object 
     }
     const auto to = view_flat<std::int32_t>(out, "out", where.numel());
     {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         expand_symbols(from.data, from.numel(), where.data, where.numel(), to.data);
     }
     return out;

@@ -12,6 +12,7 @@
 #include "cpu/context_model.h"
 #include "cpu/context_rows.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -92,7 +93,7 @@ py::bytes encode(const Model& model, py::handle y, py::handle prior, py::handle 
     const auto to = view_decoded(model, y_hat, given);
     std::string bytes;
     {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         const rans::Writer writer = model.encode(latent, given, to);
         bytes.resize(writer.size());
         writer.flush_to(reinterpret_cast<unsigned char*>(bytes.data()));
@@ -106,7 +107,7 @@ void decode(const Model& model, const py::buffer& data, py::handle prior, py::ha
     SC_CHECK(bytes.ndim == 1 && bytes.itemsize == 1 && bytes.strides[0] == 1, "data: no contiguous bytes");
     const auto given = view_prior(model, prior);
     const auto to = view_decoded(model, y_hat, given);
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     model.decode({static_cast<const unsigned char*>(bytes.ptr), static_cast<std::size_t>(bytes.size)}, given, to);
 }
 

@@ -8,6 +8,7 @@
 
 #include "cpu/deform_conv2d.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -70,7 +71,7 @@ class DeformConv2dPlan {
         Image<T> to;
         out = output(std::move(out), wanted, to);
         const bool masked = !mask.is_none();
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         conv.run(from, by, masked ? &factors : nullptr, static_cast<int>(groups), to);
         return out;
     }

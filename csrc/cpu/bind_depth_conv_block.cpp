@@ -8,6 +8,7 @@
 
 #include "cpu/depth_conv_block.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -136,7 +137,7 @@ class DepthConvBlockPlan {
         }
         SC_CHECK(to.data != from.data || from.n * from.h * from.w == 0, "out: is x, which the kernel still reads");
         const std::vector<float> factors = scale_values(scale, to.c);
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         block.run(from, to, scale.is_none() ? nullptr : factors.data());
         return out;
     }

@@ -7,6 +7,7 @@
 #include "cpu/bind_names.h"
 #include "cpu/entropy_parameters.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -72,7 +73,7 @@ class EntropyParametersPlan {
         const auto from = view_grouped<const float>(scales, part_.groups, "scales");
         std::int16_t* indexes = nullptr;
         out = dense_output(std::move(out), from, indexes);
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         entropy_parameters(table_, part_, from, indexes);
         return out;
     }
@@ -94,7 +95,7 @@ class QuantizeLatentPlan {
         const auto by = optional_grouped<const float>(step, from, "step");
         std::int32_t* symbols = nullptr;
         out = dense_output(std::move(out), from, symbols);
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         quantize_latent(part_, limit_, from, mean, by, symbols);
         return out;
     }
@@ -127,7 +128,7 @@ class RestoreLatentPlan {
         if (out.is_none()) out = empty_nhwc<float>(like.n, like.groups * like.c, like.h, like.w);
         const auto to = optional_grouped<float>(out, like, "out");
         {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             restore_latent(part_, from.data, mean, old, by, factor.data, to);
         }
         return out;

@@ -6,6 +6,7 @@
 
 #include "cpu/gdn.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -40,7 +41,7 @@ class GdnPlan {
         if (out.is_none()) out = empty_nhwc<T>(from.n, from.c, from.h, from.w);
         const Image<T> to = view_nhwc<T>(out, "out");
         SC_CHECK(to.n == from.n && to.c == from.c && to.h == from.h && to.w == from.w, "out: not of the shape of x");
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         gdn.run(from, to);
         return out;
     }

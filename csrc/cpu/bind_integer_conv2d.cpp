@@ -8,6 +8,7 @@
 
 #include "cpu/integer_conv2d.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -76,7 +77,7 @@ class IntegerConvPlan {
             check_size(base, wanted, "residual");
         }
         {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             conv_->run(from, to, residual.is_none() ? nullptr : &base);
         }
         return out;

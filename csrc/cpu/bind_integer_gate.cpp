@@ -6,6 +6,7 @@
 
 #include "cpu/integer_gate.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -34,7 +35,7 @@ class IntegerGatePlan {
         wanted.h = from.h;
         wanted.w = from.w;
         out = output(std::move(out), wanted, to);
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         integer_gate(from, table_.data(), chunks_, to);
         return out;
     }

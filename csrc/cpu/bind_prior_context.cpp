@@ -6,6 +6,7 @@
 #include "cpu/bind_names.h"
 #include "cpu/prior_context.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -49,7 +50,7 @@ class PriorContextPlan {
         check_size(context, sized(latent.n, 4 * latent.c, latent.h, latent.w), "out[0]");
         const auto values = view_nhwc<int32_t>(second, "out[1]");
         check_size(values, latent, "out[1]");
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         prior_context(part_, exponent_, from.data, mean, scale, by, context, values);
         return pair;
     }

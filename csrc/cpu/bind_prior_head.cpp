@@ -9,6 +9,7 @@
 #include "cpu/bind_names.h"
 #include "cpu/prior_head.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -75,7 +76,7 @@ py::tuple run(const PriorHead& head, py::handle x, py::handle residual, py::obje
                " contiguous)");
     }
     {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         head.run(from, residual.is_none() ? nullptr : &base, indexes.data, means);
     }
     return pair;

@@ -5,6 +5,7 @@
 
 #include "cpu/warp.h"
 #include "tensor.h"
+#include "threads.h"
 
 namespace sparsecodec {
 namespace {
@@ -22,7 +23,7 @@ py::object run(py::handle x, py::handle flow, py::object out) {
     if (out.is_none()) out = empty_nhwc<T>(from.n, from.c, from.h, from.w);
     const auto to = view_nhwc<T>(out, "out");
     SC_CHECK(to.n == from.n && to.c == from.c && to.h == from.h && to.w == from.w, "out: not of the shape of x");
-    const py::gil_scoped_release release;
+    const Unlocked unlocked;
     warp(from, Planes{by.data, by.stride[0], by.stride[1], by.stride[2], by.stride[3]}, to);
     return out;
 }

@@ -1,10 +1,9 @@
 #include "cpu/conv_grid.h"
 
-#include <omp.h>
-
 #include <algorithm>
 
 #include "check.h"
+#include "common/parallel.h"
 #include "cpu/conv_rows.h"
 
 namespace sparsecodec {
@@ -81,17 +80,14 @@ void run_grid(const GridCall<T>& call) {
     const int threads = omp_get_max_threads();
     const std::ptrdiff_t k = call.gemm.k(), taps = call.gemm.taps();
     const std::ptrdiff_t tile = task_pixels(pixels, k * sizeof(T), threads, call.gemm.tile());
-    const std::ptrdiff_t tasks = (pixels + tile - 1) / tile;
     const std::size_t weights = k * call.gemm.n() * call.gemm.chunks() * sizeof(T);
     const std::size_t images = pixels * (k + call.out.c) * sizeof(T);
     const bool streaming = taps == 1 && weights <= kSmallWeights && images >= kLargeImages;
-#pragma omp parallel num_threads(std::min<std::ptrdiff_t>(threads, tasks)) if (tasks > 1)
-    {
+    in_parallel((pixels + tile - 1) / tile, [&](Tasks& tasks) {
         std::vector<const T*> rows(taps * tile), residual(call.residual ? tile : 0);
         std::vector<T*> out(tile);
         std::vector<T> compact(gather_tiles ? tile * k : 0);
-#pragma omp for schedule(dynamic)
-        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+        for (std::ptrdiff_t task; tasks.take(task);) {
             const std::ptrdiff_t first = task * tile, m = std::min(tile, pixels - first);
             point_rows(grid, x, call.zeros, first_channel, first, m, rows.data(), tile);
             if (gather_tiles) {
@@ -116,7 +112,7 @@ void run_grid(const GridCall<T>& call) {
                 call.gemm.run(rows.data(), tile, static_cast<int>(m), epilogue, call.out.stride_h);
             }
         }
-    }
+    });
 }
 
 template void run_grid(const GridCall<float>&);

@@ -4,6 +4,7 @@
 #include <cmath>
 
 #include "check.h"
+#include "common/parallel.h"
 
 namespace sparsecodec {
 namespace {
@@ -70,16 +71,14 @@ template <class T>
 void DeformConv2d<T>::run(const Image<const T>& x, const Planes& offset, const Planes* mask, int groups,
                           const Image<T>& out) const {
     const Blend<T> blend = blend_kernel<T>();
-    const std::ptrdiff_t pixels = x.n * x.h * x.w, tasks = (pixels + kPixels - 1) / kPixels;
+    const std::ptrdiff_t pixels = x.n * x.h * x.w;
     const std::ptrdiff_t k = inputs(), taps = this->taps(), step = kPixels * k;
-#pragma omp parallel if (tasks > 1)
-    {
+    in_parallel((pixels + kPixels - 1) / kPixels, [&](Tasks& tasks) {
         std::vector<T> columns(taps * step);
         std::vector<const T*> rows(taps * kPixels);
         igemm::fill_rows<const T>(rows.data(), columns.data(), k, static_cast<int>(taps * kPixels));
         std::vector<T*> to(kPixels);
-#pragma omp for schedule(dynamic)
-        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+        for (std::ptrdiff_t task; tasks.take(task);) {
             const std::ptrdiff_t first = task * kPixels, m = std::min(kPixels, pixels - first);
             for (std::ptrdiff_t i = 0; i < m; ++i) {
                 const std::ptrdiff_t pixel = first + i;
@@ -88,7 +87,7 @@ void DeformConv2d<T>::run(const Image<const T>& x, const Planes& offset, const P
             }
             gemm_.run(rows.data(), kPixels, static_cast<int>(m), igemm::Epilogue<T>{to.data()});
         }
-    }
+    });
 }
 
 template class DeformConv2d<float>;

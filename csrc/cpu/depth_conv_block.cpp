@@ -1,13 +1,13 @@
 #include "cpu/depth_conv_block.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 #include <memory>
 #include <new>
 #include <stdexcept>
 #include <string>
+
+#include "common/parallel.h"
 
 namespace sparsecodec {
 namespace {
@@ -321,12 +321,9 @@ void DepthConvBlock<T>::run(const Image<const T>& x, const Image<T>& out, const 
     const std::ptrdiff_t most = std::max<std::ptrdiff_t>(1, x.h / least);  // strips
     const std::ptrdiff_t strip = (x.h + std::min(wanted, most) - 1) / std::min(wanted, most);  // alike, for the threads
     const std::ptrdiff_t strips = (x.h + strip - 1) / strip;
-    const std::ptrdiff_t tasks = x.n * columns * strips;
-#pragma omp parallel num_threads(std::min(threads, tasks)) if (tasks > 1)
-    {
+    in_parallel(x.n * columns * strips, [&](Tasks& tasks) {
         Scratch scratch(*this, width, rows, scale);
-#pragma omp for schedule(dynamic)
-        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+        for (std::ptrdiff_t task; tasks.take(task);) {
             Column column;
             column.n = task / (columns * strips);
             column.x0 = task % columns * width;
@@ -338,7 +335,7 @@ void DepthConvBlock<T>::run(const Image<const T>& x, const Image<T>& out, const 
             column.rows = rows;
             run_column(x, out, column, scratch);
         }
-    }
+    });
 }
 
 template class DepthConvBlock<float>;

@@ -1,10 +1,10 @@
 #include "cpu/gdn.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cmath>
 #include <vector>
+
+#include "common/parallel.h"
 
 #if defined(__x86_64__)
 #include <immintrin.h>
@@ -92,10 +92,8 @@ template <class T>
 void Gdn<T>::run(const Image<const T>& x, const Image<T>& out) const {
     const GdnPixels<T> pixels = pixels_for<T>(igemm::isa());
     const int c = channels();
-    const std::ptrdiff_t total = x.n * x.h * x.w, tasks = (total + kPixels - 1) / kPixels;
-#pragma omp parallel num_threads(std::min<std::ptrdiff_t>(omp_get_max_threads(), std::max<std::ptrdiff_t>(tasks, 1))) \
-    if (tasks > 1)
-    {
+    const std::ptrdiff_t total = x.n * x.h * x.w;
+    in_parallel((total + kPixels - 1) / kPixels, [&](Tasks& tasks) {
         std::vector<T> squares(kPixels * c);
         std::vector<float> norms(kPixels * c);
         const T *from[kPixels], *rows[kPixels];
@@ -103,8 +101,7 @@ void Gdn<T>::run(const Image<const T>& x, const Image<T>& out) const {
         float* sums[kPixels];
         igemm::fill_rows<const T>(rows, squares.data(), c, kPixels);
         igemm::fill_rows(sums, norms.data(), c, kPixels);
-#pragma omp for
-        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+        for (std::ptrdiff_t task; tasks.take(task);) {
             const int m = static_cast<int>(std::min(kPixels, total - task * kPixels));
             for (int i = 0; i < m; ++i) {
                 const std::ptrdiff_t at = task * kPixels + i;
@@ -116,7 +113,7 @@ void Gdn<T>::run(const Image<const T>& x, const Image<T>& out) const {
             gemm_.run(rows, kPixels, m, igemm::Epilogue<float>{sums});
             for (int i = 0; i < m; ++i) pixels.normalise(from[i], sums[i], c, inverse_, to[i]);
         }
-    }
+    });
 }
 
 template class Gdn<float>;

@@ -1,12 +1,11 @@
 #include "cpu/integer_conv2d.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <cstring>
 #include <new>
 
 #include "check.h"
+#include "common/parallel.h"
 #include "common/requantize.h"
 #include "cpu/conv_rows.h"
 
@@ -271,20 +270,17 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
     const int threads = omp_get_max_threads(), taps = static_cast<int>(taps_.size());
     const std::ptrdiff_t cached = task_pixels(pixels, zeros_.size() * sizeof(std::int16_t), threads, kTile);
     const std::ptrdiff_t tile = some_zero_ ? std::min(cached, kUnplaced) : cached;
-    const std::ptrdiff_t tasks = (pixels + tile - 1) / tile;
     const integer::Kernel<Out, Residual> placed = kernel<Out, Residual>();
     const integer::Kernel<std::int32_t, std::int32_t> unplaced = kernel<std::int32_t, std::int32_t>();
     const std::ptrdiff_t stride = blocks_of(kernel_.n) * kBlock;  // of values that are not placed yet
-#pragma omp parallel num_threads(std::min<std::ptrdiff_t>(threads, tasks)) if (tasks > 1)
-    {
+    in_parallel((pixels + tile - 1) / tile, [&](Tasks& tasks) {
         Inputs inputs(input_channels(), taps, tile, products_, options_.narrowing);
         std::vector<Out*> to(tile);
         std::vector<const Residual*> from(residual ? tile : 0);
         std::vector<std::int32_t> values(some_zero_ ? tile * stride : 0);  // what no block makes stays zero
         std::vector<std::int32_t*> to_values(some_zero_ ? tile : 0);
         step_rows(to_values.data(), values.data(), stride, to_values.size());
-#pragma omp for schedule(dynamic)
-        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+        for (std::ptrdiff_t task; tasks.take(task);) {
             const std::ptrdiff_t first = task * tile, m = std::min(tile, pixels - first);
             point_rows(grid, x, zeros_.data(), 0, first, m, inputs.rows.data(), tile);
             point_out<Out>(grid, out, first, m, to.data());
@@ -323,7 +319,7 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
             run_blocks(unplaced, apart);
             placed.place(args, values.data(), stride, kernel_.n);
         }
-    }
+    });
 }
 
 using std::int16_t;

@@ -5,23 +5,25 @@
 #include <cstddef>
 #include <vector>
 
+#include "common/parallel.h"
+
 namespace sparsecodec {
 
 inline constexpr std::ptrdiff_t kTile = 16;  // pixels of one row
 
-// Calls f(image, row, first column, pixels, buffer of image.c * kTile elements) for all tiles, in parallel.
+// Calls f(image, row, first column, pixels, buffer of image.c * kTile elements) for all tiles, rows in parallel.
 template <class T, class Image, class F>
 void for_each_tile(const Image& image, F f) {
-    const std::ptrdiff_t across = (image.w + kTile - 1) / kTile, tiles = image.n * image.h * across;
-#pragma omp parallel if (tiles * image.c > 4096)
-    {
+    const std::ptrdiff_t rows = image.n * image.h, tiles = rows * ((image.w + kTile - 1) / kTile);
+    const auto run = [&](Tasks& tasks) {
         std::vector<T> buffer(image.c * kTile);
-#pragma omp for
-        for (std::ptrdiff_t tile = 0; tile < tiles; ++tile) {
-            const std::ptrdiff_t x = tile % across * kTile, row = tile / across;
-            f(row / image.h, row % image.h, x, std::min(kTile, image.w - x), buffer.data());
+        for (std::ptrdiff_t row; tasks.take(row);) {
+            for (std::ptrdiff_t x = 0; x < image.w; x += kTile) {
+                f(row / image.h, row % image.h, x, std::min(kTile, image.w - x), buffer.data());
+            }
         }
-    }
+    };
+    in_parallel(rows, run, tiles * image.c > 4096 ? omp_get_max_threads() : 1);
 }
 
 }  // namespace sparsecodec

@@ -1,8 +1,8 @@
 #include "cpu/prior_head.h"
 
-#include <omp.h>
-
 #include <algorithm>
+
+#include "common/parallel.h"
 
 namespace sparsecodec {
 namespace {
@@ -27,10 +27,9 @@ PriorHead::PriorHead(const float* weight, const float* bias, int k, const Part& 
 void PriorHead::run(const Image<const float>& x, const Image<const float>* residual, std::int16_t* indexes,
                     const Image<float>& means) const {
     const std::ptrdiff_t c = rows_.c, plane = x.h * x.w, tile = kPixels * part_.groups;
-    const std::ptrdiff_t across = (plane + tile - 1) / tile, tasks = x.n * across;
-    if (tasks == 0 || c == 0) return;
-#pragma omp parallel num_threads(std::min<std::ptrdiff_t>(omp_get_max_threads(), tasks)) if (tasks > 1)
-    {
+    const std::ptrdiff_t across = (plane + tile - 1) / tile;
+    if (x.n * across == 0 || c == 0) return;
+    in_parallel(x.n * across, [&](Tasks& tasks) {
         // Of the positions of a task that have one group:
         std::vector<std::ptrdiff_t> at(tile);  // which they are
         std::vector<const float*> from(tile), scale_residual(tile), mean_residual(tile);
@@ -38,8 +37,7 @@ void PriorHead::run(const Image<const float>& x, const Image<const float>* resid
         std::vector<float> scales(tile * c);
         std::vector<std::int16_t> found(c * tile);  // of all positions, [c][size]
         igemm::fill_rows(scale_rows.data(), scales.data(), c, static_cast<int>(tile));
-#pragma omp for schedule(dynamic)
-        for (std::ptrdiff_t task = 0; task < tasks; ++task) {
+        for (std::ptrdiff_t task; tasks.take(task);) {
             const std::ptrdiff_t n = task / across, first = task % across * tile;
             const std::ptrdiff_t size = std::min(tile, plane - first);
             for (int group = 0; group < part_.groups; ++group) {
@@ -79,7 +77,7 @@ void PriorHead::run(const Image<const float>& x, const Image<const float>* resid
             std::int16_t* const out = indexes + n * c * plane + first;
             for (std::ptrdiff_t j = 0; j < c; ++j) std::copy_n(found.data() + j * size, size, out + j * plane);
         }
-    }
+    });
 }
 
 }  // namespace sparsecodec

@@ -1,10 +1,9 @@
 #include "cpu/winograd.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <memory>
 
+#include "common/parallel.h"
 #include "cpu/conv_rows.h"
 
 #if defined(__x86_64__)
@@ -225,15 +224,13 @@ void Winograd::run(const Call& call) const {
     if (call.out.n * h * w == 0) return;
     const std::ptrdiff_t threads = omp_get_max_threads();
     const std::ptrdiff_t shared = threads == 1 ? kTiles : std::max<std::ptrdiff_t>(12, tiles / (4 * threads) / 12 * 12);
-    const std::ptrdiff_t task = std::min(kTiles, shared), tasks = (tiles + task - 1) / task;
-#pragma omp parallel num_threads(std::min(threads, tasks)) if (tasks > 1)
-    {
+    const std::ptrdiff_t size = std::min(kTiles, shared);
+    in_parallel((tiles + size - 1) / size, [&](Tasks& tasks) {
         Scratch scratch(k_);
-#pragma omp for schedule(dynamic)
-        for (std::ptrdiff_t i = 0; i < tasks; ++i) {
-            run_tiles(call, i * task, std::min(task, tiles - i * task), scratch);
+        for (std::ptrdiff_t task; tasks.take(task);) {
+            run_tiles(call, task * size, std::min(size, tiles - task * size), scratch);
         }
-    }
+    });
 }
 
 }  // namespace sparsecodec

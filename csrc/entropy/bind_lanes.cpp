@@ -7,6 +7,7 @@
 
 #include "entropy/lanes.h"
 #include "entropy/bind_view.h"
+#include "threads.h"
 
 namespace {
 
@@ -23,7 +24,7 @@ public:
         check_sizes(symbol_view, index_view, "symbols");
         const std::int32_t* values = symbol_view.int32();
         with_indexes(index_view, [&](const auto* rows) {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             const std::lock_guard<std::mutex> lock(mutex_);
             encoder_.push(values, rows, static_cast<std::int64_t>(symbol_view.size()), std::move(tables));
         });
@@ -32,7 +33,7 @@ public:
     py::bytes finish() {
         std::vector<unsigned char> payload;
         {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             const std::lock_guard<std::mutex> lock(mutex_);
             payload = encoder_.finish();
         }
@@ -54,14 +55,14 @@ public:
         check_sizes(out_view, index_view, "out");
         std::int32_t* symbols = out_view.int32();
         with_indexes(index_view, [&](const auto* rows) {
-            const py::gil_scoped_release release;
+            const Unlocked unlocked;
             const std::lock_guard<std::mutex> lock(mutex_);
             decoder_.decode(symbols, rows, static_cast<std::int64_t>(index_view.size()), tables);
         });
     }
 
     void finish() {
-        const py::gil_scoped_release release;
+        const Unlocked unlocked;
         const std::lock_guard<std::mutex> lock(mutex_);
         decoder_.finish();
     }

@@ -3,6 +3,7 @@
 #include <utility>
 
 #include "check.h"
+#include "common/parallel.h"
 #include "entropy/lanes.h"
 
 namespace sparsecodec::lanes {
@@ -129,8 +130,9 @@ std::vector<unsigned char> Encoder::finish() {
     SC_CHECK(pushed_ == total_, pushed_, " symbols were pushed (total=", total_, ")");
     const std::int64_t groups = layout_.groups;
     std::vector<Written> written(static_cast<std::size_t>(groups));
-#pragma omp parallel for schedule(dynamic) if (groups > 1)
-    for (std::int64_t g = 0; g < groups; ++g) written[g] = write(g);
+    in_parallel(groups, [&](Tasks& tasks) {
+        for (std::ptrdiff_t g; tasks.take(g);) written[g] = write(g);
+    });
     calls_.clear();
     pushed_ = 0;
 

@@ -1,14 +1,17 @@
-// To be preloaded into Python: after as many allocations by C++ as it is told, memory has run out. What it gives is
-// malloc's, so that the deletes of all libraries can stay their own.
+// To be preloaded into Python: after as many allocations by C++ as it is told, on all threads together, memory has run
+// out. What it gives is malloc's, so that the deletes of all libraries can stay their own.
+#include <atomic>
 #include <cstdlib>
 #include <new>
 
 namespace {
-thread_local long until_failure = -1;  // -1: never
+std::atomic<long> until_failure{-1};  // -1: never
 
 void* allocate(std::size_t size) {
-    if (until_failure == 0) throw std::bad_alloc();
-    if (until_failure > 0) --until_failure;
+    long left = until_failure;
+    while (left > 0 && !until_failure.compare_exchange_weak(left, left - 1)) {
+    }
+    if (left == 0) throw std::bad_alloc();
     if (void* const memory = std::malloc(size != 0 ? size : 1)) return memory;
     throw std::bad_alloc();
 }

@@ -6,12 +6,14 @@ import os
 import shutil
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
 
 import pytest
 
 from sparsecodec import _C
+from sparsecodec.testing import CASES
 
 from ..conftest import load_script_with_compiler
 
@@ -34,24 +36,36 @@ rows = np.zeros(4000, np.uint8)
 tables = _C.RansTables(cdf, lengths, offsets)
 data, out = _C.rans_encode(symbols, rows, tables), np.empty_like(symbols)
 
+many = 5 * 10**6
+many_symbols, many_rows = np.resize(symbols, many), np.zeros(many, np.uint8)
+assert _C.lane_layout(many)[1] > 1  # groups, which threads encode
+
 def pushed(encoder):
     encoder.push(symbols, rows, tables)
     return encoder.finish() == [data]
+
+def pushed_lanes(encoder):
+    encoder.push(many_symbols, many_rows, tables)
+    encoder.finish()
+
+def new_encoder(name):
+    return _C.LaneEncoder(many) if name == "lanes" else _C.RansEncoder(1)
 
 calls = {
     "tables": lambda _: _C.RansTables(cdf, lengths, offsets),
     "encode": lambda _: _C.rans_encode(symbols, rows, tables) == data,
     "decode": lambda _: _C.rans_decode(data, rows, tables, out, True),
     "encoder": pushed,
+    "lanes": pushed_lanes,
 }
 for name, call in calls.items():
-    encoder = _C.RansEncoder(1)
+    encoder = new_encoder(name)
     fail_after(10**6)
     assert call(encoder) is not False
     allocations = 10**6 - left()
     # The last ones for a new object are pybind11's (3.1): it deletes twice, or ends the process, if they fail.
     for k in range(allocations - 3 * (name == "tables")):
-        encoder = _C.RansEncoder(1)
+        encoder = new_encoder(name)
         fail_after(k)
         try:
             call(encoder)
@@ -62,6 +76,47 @@ for name, call in calls.items():
         raise AssertionError(f"{name}: allocation {k} of {allocations} fails unnoticed")
     assert _C.rans_encode(symbols, rows, tables) == data
     print(name, allocations)
+"""
+
+FAILING_KERNELS = """
+import ctypes, sys
+import torch
+from sparsecodec.ops._registry import bind, use_backend
+from sparsecodec.testing import CASES
+fail_after = ctypes.CDLL(sys.argv[1]).fail_after
+fail_after.argtypes = [ctypes.c_long]
+left = ctypes.CDLL(sys.argv[1]).left
+left.restype = ctypes.c_long
+torch.set_num_threads(int(sys.argv[2]))
+torch.set_grad_enabled(False)
+
+def results(value):
+    return tuple(value) if isinstance(value, (tuple, list)) else (value,)
+
+cases = [case for case in CASES if "cpu" in case.must_run and not case.bench]
+for case, dtype in ((case, dtype) for case in cases for dtype in case.dtypes):
+    arguments = case.arguments(dtype)
+    with use_backend("cpu"):
+        bound = bind(case.spec, **arguments)
+    free = {name: value for name, value in arguments.items() if name not in case.spec.constants}
+    result = bound.run(**free)
+    expected = [tensor.clone() for tensor in results(result)]
+    free["out"] = result  # then torch allocates nothing
+    fail_after(10**6)
+    bound.run(**free)
+    allocations = 10**6 - left()
+    noticed = 0
+    for k in range(allocations):
+        fail_after(k)
+        try:
+            bound.run(**free)
+        except MemoryError:
+            noticed += 1
+        finally:
+            fail_after(-1)
+    assert all(map(torch.equal, results(bound.run(**free)), expected))
+    assert noticed == allocations, f"{case.op}/{case.id}: {noticed} of {allocations} failures are noticed"
+    print(case.op, allocations)
 """
 
 
@@ -106,12 +161,34 @@ def test_a_kernel_that_reads_beside_its_image_is_found(native, folder, tmp_path)
     assert not outcome.passed and "AddressSanitizer" in outcome.output
 
 
-def test_failed_allocations_become_memory_errors(native, tmp_path):
-    library = tmp_path / "failing_new.so"
+@pytest.fixture(scope="module")
+def failing(native, tmp_path_factory) -> Callable[[str, str], list[list[str]]]:
+    """Runs a program under `failing_new.cpp`, which it gets as its first argument; the words of the lines it prints."""
+    library = tmp_path_factory.mktemp("failing") / "failing_new.so"
     source = SCRIPT.parent / "failing_new.cpp"
     subprocess.run([native.compiler(), "-std=c++17", "-O1", "-shared", "-fPIC", source, "-o", library], check=True)
-    environment = {**os.environ, "LD_PRELOAD": str(library)}
-    command = [sys.executable, "-c", FAILING, str(library), _C.__file__]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout + done.stderr
-    assert [line.split()[0] for line in done.stdout.splitlines()] == ["tables", "encode", "decode", "encoder"]
+
+    def run(program: str, argument: str) -> list[list[str]]:
+        command = [sys.executable, "-c", program, str(library), argument]
+        environment = {**os.environ, "LD_PRELOAD": str(library)}
+        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300)
+        assert done.returncode == 0, done.stdout + done.stderr
+        return [line.split() for line in done.stdout.splitlines()]
+
+    return run
+
+
+def test_failed_allocations_become_memory_errors(failing):
+    lines = failing(FAILING, _C.__file__)
+    assert [name for name, _ in lines] == ["tables", "encode", "decode", "encoder", "lanes"]
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+def test_failed_allocations_of_kernels_become_memory_errors(failing, threads):
+    """Each kernel on every case, with memory that runs out at each of its allocations, on any of its threads."""
+    most: dict[str, int] = {}
+    for op, allocations in failing(FAILING_KERNELS, str(threads)):
+        most[op] = max(most.get(op, 0), int(allocations))
+    assert set(most) == {case.op for case in CASES}
+    none = {"compact_symbols", "expand_symbols", "integer_gate", "warp"}
+    assert {op for op in most if most[op] == 0} == none
