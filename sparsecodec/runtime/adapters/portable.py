@@ -219,7 +219,7 @@ class PortableFactorizedCodec(_OnePayload, FactorizedCodec):
     def _symbols(self, height: int, width: int) -> int:
         return self._latent * (height // 16) * (width // 16)
 
-    def _analysis(self, x: Tensor) -> Routine:
+    def _analysis(self, x: Tensor, networks: Callable[[str], Network] | None = None) -> Routine:
         _, request = self._coding_first(self._transforms["g_a"](x).float())
         yield request
 
