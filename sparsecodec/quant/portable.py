@@ -31,11 +31,16 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
     """Paths of the networks between the hyper-latent and the tables.
 
     Raises:
-        UsageError: a family without a portable form; autoregressive codecs have none.
+        UsageError: a family without a portable form; autoregressive and variable-rate codecs of CompressAI's have none.
     """
     if hasattr(model, "context_prediction"):
         raise UsageError(
             f"{type(model).__name__} decodes position by position: it has no portable stream (use stream='native')"
+        )
+    if hasattr(model, "QuantABCD"):
+        raise UsageError(
+            f"{type(model).__name__} computes scales and offsets from the rate of a picture: it has no portable stream "
+            f"(use stream='native')"
         )
     if all(hasattr(model, path) for path in (*EVC, "bit_estimator_z")):
         return EVC
@@ -43,7 +48,9 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
         return ("h_s",)
     if hasattr(model, "entropy_bottleneck"):
         return ()
-    raise UsageError(f"{type(model).__name__} has no portable stream (EVC, and CompressAI's without a context model)")
+    raise UsageError(
+        f"{type(model).__name__} has no portable stream (EVC, and CompressAI's of one rate without a context model)"
+    )
 
 
 def is_portable(model: nn.Module) -> bool:
@@ -88,8 +95,8 @@ def portable(
     Another machine may calibrate to other integers, so the copy, not the float codec, is what has to be kept: save it.
 
     Args:
-        model: EVC, or CompressAI's without a context model; dense, compact or quantised. Or a video codec of DCVC-RT's
-            models: see `portable_video` for what `images` are then, and what else it raises.
+        model: EVC, or CompressAI's of one rate without a context model; dense, compact or quantised. Or a video codec
+            of DCVC-RT's models: see `portable_video` for what `images` are then, and what else it raises.
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
