@@ -239,7 +239,8 @@ class CompiledCodec(ABC):
             BitstreamError: the bytes are damaged, truncated or foreign. Of a damaged tile the message tells row and
                 column; regions that do not touch it can still be decoded.
             ModelMismatchError: they were made by another model or with other numerics.
-            ResourceLimitError: more than `max_pixels` pixels or `max_memory` bytes would be needed.
+            ResourceLimitError: more than `max_pixels` pixels or `max_memory` bytes would be needed, or more symbols
+                than a payload of the stream can hold.
             UsageError: the region is no part of the picture.
         """
         header = Header.read(data)
