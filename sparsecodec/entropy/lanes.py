@@ -10,6 +10,20 @@ from typing import Any
 from sparsecodec.entropy.coder import Array, _dense, _destination, observed
 from sparsecodec.entropy.native import native
 from sparsecodec.entropy.tables import EntropyTables
+from sparsecodec.errors import ResourceLimitError
+
+MAX_SYMBOLS = 1 << 40  # of a payload
+
+
+def payload_symbols(total: int) -> int:
+    """`total`, the symbols of a picture whose size a file tells, once it is known that a payload can hold as many.
+
+    Raises:
+        ResourceLimitError: it cannot.
+    """
+    if total > MAX_SYMBOLS:
+        raise ResourceLimitError(f"a picture of {total} symbols (limit: {MAX_SYMBOLS} in a payload)")
+    return total
 
 
 class LaneEncoder:

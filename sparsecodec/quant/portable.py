@@ -31,11 +31,16 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
     """Paths of the networks between the hyper-latent and the tables.
 
     Raises:
-        UsageError: a family without a portable form; autoregressive codecs have none.
+        UsageError: a family without a portable form; autoregressive and variable-rate codecs of CompressAI's have none.
     """
     if hasattr(model, "context_prediction"):
         raise UsageError(
             f"{type(model).__name__} decodes position by position: it has no portable stream (use stream='native')"
+        )
+    if hasattr(model, "QuantABCD"):
+        raise UsageError(
+            f"{type(model).__name__} computes scales and offsets from the rate of a picture: it has no portable stream "
+            f"(use stream='native')"
         )
     if all(hasattr(model, path) for path in (*EVC, "q_basic", "bit_estimator_z")) and not hasattr(model, "refine"):
         return EVC  # the image codec of DCVC-HEM has these names, too, and a network behind its synthesis
@@ -44,8 +49,8 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
     if hasattr(model, "entropy_bottleneck"):
         return ()
     raise UsageError(
-        f"{type(model).__name__} has no portable stream (EVC, CompressAI's without a context model and DCVC-RT's two "
-        "models in one VideoCodec have)"
+        f"{type(model).__name__} has no portable stream (EVC, CompressAI's of one rate without a context model, and "
+        "DCVC-RT's two models in one VideoCodec have)"
     )
 
 
@@ -91,8 +96,8 @@ def portable(
     Another machine may calibrate to other integers, so the copy, not the float codec, is what has to be kept: save it.
 
     Args:
-        model: EVC, or CompressAI's without a context model; dense, compact or quantised. Or a video codec of DCVC-RT's
-            models: see `portable_video` for what `images` are then, and what else it raises.
+        model: EVC, or CompressAI's of one rate without a context model; dense, compact or quantised. Or a video codec
+            of DCVC-RT's models: see `portable_video` for what `images` are then, and what else it raises.
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.

@@ -43,7 +43,8 @@ class CompiledCodec(ABC):
     """A codec whose transforms run on fused kernels. Made by `compile_codec`; a subclass per family.
 
     ``compress`` and ``decompress`` answer the family's own calls with the family's own strings: the networks between
-    the hyper-latent and the tables then run as the original runs them, because one different bit loses the stream.
+    the hyper-latent and the tables then run as the original runs them, because one different bit loses the stream. The
+    analysis, of which a different bit only moves a latent to the other side, may be compiled (see the family).
     ``encode`` and ``decode`` go through our container, which records the numerics, and use the compiled entropy
     networks on both sides.
 
@@ -272,7 +273,8 @@ class CompiledCodec(ABC):
             BitstreamError: the bytes are damaged, truncated or foreign. Of a damaged tile the message tells row and
                 column; regions that do not touch it can still be decoded.
             ModelMismatchError: they were made by another model or with other numerics.
-            ResourceLimitError: more than `max_pixels` pixels or `max_memory` bytes would be needed.
+            ResourceLimitError: more than `max_pixels` pixels or `max_memory` bytes would be needed, or more symbols
+                than a payload of the stream can hold.
             UsageError: the region is no part of the picture.
         """
         header = Header.read(data)
@@ -356,13 +358,22 @@ class CompiledCodec(ABC):
     def _notes(self) -> tuple[str, ...]:
         """What the report says of precision and guarantees."""
         precision = str(self.dtype).removeprefix("torch.")
+        analysis = "kernels: its strings are valid, not the original's bytes where a latent rounds to the other side"
+        if self._analyses_as_original:
+            analysis = "the original's own layers: its strings are the original's bytes"
         return (
             f"transforms in {precision}, entropy networks{self._on_integers()} in float32",
             f"encode and decode: {self.numerics.name}",
-            f"compress and decompress: the original's own arithmetic ({eager_numerics(self.device).name}); "
+            f"compress and decompress: tables by the original's own arithmetic ({eager_numerics(self.device).name}); "
             "other threads, another processor or another torch may not open such strings",
+            f"compress: analysis by {analysis}",
             "stream native: a file opens where the same numerics run; other ones are refused, never decoded wrongly",
         )
+
+    @property
+    def _analyses_as_original(self) -> bool:
+        """Whether `compress` runs the model's own analysis, not the compiled one."""
+        return False
 
     def _on_integers(self) -> str:
         return " and quantised transforms" if any(map(is_quantized, self._model.modules())) else ""

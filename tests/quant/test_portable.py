@@ -262,6 +262,15 @@ def test_refuses_autoregressive_codecs(crops):
         portable(model, crops)
 
 
+@pytest.mark.parametrize("name", ["ScaleHyperpriorVbr", "MeanScaleHyperpriorVbr"])
+def test_refuses_variable_rate_codecs_before_it_calibrates(name):
+    import_compressai()
+    from compressai.models import vbr
+
+    with pytest.raises(UsageError, match=rf"^{name} .* no portable stream \(use stream='native'\)"):
+        portable(getattr(vbr, name)(16, 24))  # without the images that calibration would need
+
+
 def test_refuses_foreign_models(crops):
     with pytest.raises(UsageError, match="no portable stream"):
         portable(nn.Linear(2, 2), crops)

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from sparsecodec import zoo
-from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
+from sparsecodec.entropy import Container, Header
+from sparsecodec.errors import BitstreamError, ModelMismatchError, ResourceLimitError, UsageError
 from sparsecodec.nn.dual_prior import PASSES
 from sparsecodec.nn.integer_prior import SYMBOL_LIMIT, as_float, fixed_point, narrowed, row_finder, table_rows
 from sparsecodec.nn.routine import Coding, drive
@@ -227,6 +228,20 @@ def test_damage_is_noticed(codec, photo):
     data[-3] ^= 4
     with pytest.raises(BitstreamError):
         codec.decode(bytes(data))
+
+
+def test_a_picture_of_more_symbols_than_a_payload_holds_exceeds_a_limit(codec, photo):
+    """Whatever pixels the caller allows; a header may promise 16777215 x 16777215."""
+    data = codec.encode(photo[:, :, :64, :64])
+    header = Header.read(data)
+    side = 2**24 - 1
+    fields = (header.model_hash, header.numerics, side, side, header.quality, header.payloads(data))
+    promised = Container(*fields, exact=header.exact).to_bytes()
+    with pytest.raises(ResourceLimitError, match="symbols"):
+        codec.decode(promised, max_pixels=2**60)
+    first, second, third = codec.decode_batch([promised, promised, data], max_pixels=2**60, on_error="status")
+    assert isinstance(first.error, ResourceLimitError) and isinstance(second.error, ResourceLimitError)
+    assert third.picture is not None
 
 
 def test_has_no_strings_of_the_family(codec, photo):

@@ -71,7 +71,7 @@ class AutoregressiveCodec(HyperpriorCodec):
         return {**super().input_shapes(height, width), **own}
 
     def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
-        y, z_symbols = self._latents(x)
+        y, z_symbols = self._latents(x, networks)
         calls = Calls()
         calls(self._bottleneck.coding(z_symbols.cpu()), None)
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))

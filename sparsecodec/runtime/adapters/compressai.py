@@ -21,7 +21,11 @@ MAX_SYMBOL = 2**24  # float32 holds every integer up to here; the family does no
 
 
 class CompressAICodec(CompiledCodec):
-    """``compress(x)`` and ``decompress(strings, shape)`` as the model's own, string for string.
+    """``compress(x)`` and ``decompress(strings, shape)`` as the model's own.
+
+    In float32 ``compress`` runs the model's own layers throughout, so its strings are the model's own byte for byte. In
+    other dtypes the analysis is compiled: a latent may round to the other side, the strings are valid and open in both.
+    ``encode`` always runs the compiled analysis.
 
     Attributes:
         CHILDREN: names of the model's parts; a model with other parts has another structure.
@@ -52,9 +56,18 @@ class CompressAICodec(CompiledCodec):
     ) -> Tensor:
         """The inverse of `_compress`, to pictures of that height and width, as `finished` gives them."""
 
+    def _network_of_strings(self, path: str) -> Network:
+        """What `compress` and `decompress` run at `path` to find symbols and tables."""
+        compiled = path in self.ANALYSIS and not self._analyses_as_original
+        return self._transforms[path] if compiled else self._model.get_submodule(path)
+
+    @property
+    def _analyses_as_original(self) -> bool:
+        return self.dtype == torch.float32
+
     @torch.inference_mode()
     def compress(self, x: Tensor) -> dict[str, Any]:
-        """As the model's own.
+        """As the model's own; in float32 the very bytes.
 
         Args:
             x: ``[N, 3, H, W]`` floating point, finite, N at least 1. With a hyperprior ceil(H / 16) and ceil(W / 16)
@@ -64,7 +77,7 @@ class CompressAICodec(CompiledCodec):
             ``strings``, a list per latent of N byte strings, and ``shape``, what `decompress` needs beside them.
         """
         self._check_picture(x)
-        networks = self._model.get_submodule
+        networks = self._network_of_strings
         strings, shape = self._compressing(x, lambda: self._compress(x.to(self.device, torch.float32), networks))
         return {"strings": strings, "shape": shape}
 
@@ -94,7 +107,7 @@ class CompressAICodec(CompiledCodec):
             BitstreamError: a string is damaged or foreign.
         """
         size = self._check_strings(strings, shape)
-        inputs = [list(some) for some in strings], torch.Size(shape), size, self._model.get_submodule
+        inputs = [list(some) for some in strings], torch.Size(shape), size, self._network_of_strings
         return {"x_hat": self._decompressing(size, len(inputs[0][0]), lambda: self._decompress(*inputs))}
 
     def _check_strings(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> tuple[int, int]:
@@ -151,11 +164,11 @@ class FactorizedCodec(CompressAICodec):
 
     def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
         calls = Calls()
-        self._executor.run(self._analysis, x, host=calls)
+        self._executor.run(self._analysis, x, networks, host=calls)
         return calls.strings, calls.shape
 
-    def _analysis(self, x: Tensor) -> Routine:
-        yield self._bottleneck.coding(self._bottleneck.quantize(self._transforms["g_a"](x).float()))
+    def _analysis(self, x: Tensor, networks: Callable[[str], Network]) -> Routine:
+        yield self._bottleneck.coding(self._bottleneck.quantize(networks("g_a")(x).float()))
 
     def _decompress(
         self, strings: list[list[bytes]], shape: torch.Size, size: tuple[int, int], networks: Callable[[str], Network]
@@ -212,14 +225,16 @@ class HyperpriorCodec(CompressAICodec):
         self._executor.run(self._analysis, x, networks, host=calls)
         return calls.strings[::-1], calls.shape
 
-    def _latents(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Pictures -> their latents, and the symbols of their hyper-latents."""
-        y = self._transforms["g_a"](x).float()
-        z = self._transforms["h_a"](y if self._has_means else y.abs()).float()
-        return y, self._bottleneck.quantize(z)
+    def _latents(
+        self, x: Tensor, networks: Callable[[str], Network], step: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Pictures -> their latents, and the symbols of their hyper-latents; `step` as for `Bottleneck.quantize`."""
+        y = networks("g_a")(x).float()
+        z = networks("h_a")(y if self._has_means else y.abs()).float()
+        return y, self._bottleneck.quantize(z, step)
 
     def _analysis(self, x: Tensor, networks: Callable[[str], Network]) -> Routine:
-        y, z_symbols = self._latents(x)
+        y, z_symbols = self._latents(x, networks)
         yield self._bottleneck.coding(z_symbols)
         scales, means = self._split(networks("h_s")(self._bottleneck.restore(z_symbols)))
         symbols = quantize_latent(y, means, limit=MAX_SYMBOL)

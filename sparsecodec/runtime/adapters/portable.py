@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import DecoderGroup, EncoderGroup, EntropyTables, evc_gaussian_tables
-from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
+from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder, payload_symbols
 from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, LaneWords, lane_words, prefers_device, require_end
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.nn.dual_prior import DualPriorCoder
@@ -140,7 +140,7 @@ class PortableEVCCodec(Portable, EVCCodec):
 
     def _symbols(self, height: int, width: int) -> int:
         """Of a padded picture: of the latent and of the hyper-latent."""
-        return self._latent * (height // 16 * (width // 16) + height // 64 * (width // 64))
+        return payload_symbols(self._latent * (height // 16 * (width // 16) + height // 64 * (width // 64)))
 
     def _synthesise(
         self, payloads: list[bytes], q_scale: float, height: int, width: int, coder: DualPriorCoder
@@ -217,9 +217,9 @@ class PortableFactorizedCodec(_OnePayload, FactorizedCodec):
         self._take_integers(self._model.portable)
 
     def _symbols(self, height: int, width: int) -> int:
-        return self._latent * (height // 16) * (width // 16)
+        return payload_symbols(self._latent * (height // 16) * (width // 16))
 
-    def _analysis(self, x: Tensor) -> Routine:
+    def _analysis(self, x: Tensor, networks: Callable[[str], Network] | None = None) -> Routine:
         _, request = self._coding_first(self._transforms["g_a"](x).float())
         yield request
 
@@ -237,7 +237,8 @@ class PortableHyperpriorCodec(_OnePayload, HyperpriorCodec):
         self._take_integers(self._model.portable)
 
     def _symbols(self, height: int, width: int) -> int:
-        return self._latent * (height // 16 * (width // 16)) + self._hyper_latent * (height // 64 * (width // 64))
+        latent, hyper_latent = (height // side * (width // side) for side in (16, 64))
+        return payload_symbols(self._latent * latent + self._hyper_latent * hyper_latent)
 
     def _rows(self, z_symbols: Tensor) -> tuple[Tensor, Tensor | None]:
         """(table rows of y, its means or None)."""

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.entropy import dcvc_gaussian16_tables
-from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder
+from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder, payload_symbols
 from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, lane_words, prefers_device
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_rt import HYPER, RESET_INTERVAL, SHIFT_OF_FRAME, STRIDE, pad_latent
@@ -300,4 +300,4 @@ class PortableRTCodec(CompiledVideo):
         """Of a padded frame: of the latent and of the hyper-latent."""
         rows, columns = height // STRIDE, width // STRIDE
         hyper = -(-rows // HYPER) * -(-columns // HYPER)
-        return model.widths.latent * rows * columns + model.widths.hyper * hyper
+        return payload_symbols(model.widths.latent * rows * columns + model.widths.hyper * hyper)

@@ -58,7 +58,7 @@ class VariableRate(HyperpriorCodec):
 
     @torch.inference_mode()
     def compress(self, x: Tensor, stage: int = 2, s: int = 1, inputscale: float | Tensor = 0) -> dict[str, Any]:
-        """As the model's own.
+        """As the model's own; in float32 the very bytes.
 
         Args:
             x: ``[N, 3, H, W]`` floating point, finite, N at least 1, ceil(H / 16) and ceil(W / 16) multiples of 4.
@@ -71,7 +71,7 @@ class VariableRate(HyperpriorCodec):
         """
         rate = self._rate(stage, s, inputscale)
         self._check_picture(x)
-        networks = self._model.get_submodule
+        networks = self._network_of_strings
         strings, shape = self._compressing(x, lambda: self._code(x.to(self.device, torch.float32), networks, rate))
         return {"strings": strings, "shape": shape}
 
@@ -98,7 +98,7 @@ class VariableRate(HyperpriorCodec):
         """
         rate = self._rate(stage, s, inputscale)
         size = self._check_strings(strings, shape)
-        inputs = [list(some) for some in strings], torch.Size(shape), size, self._model.get_submodule, rate
+        inputs = [list(some) for some in strings], torch.Size(shape), size, self._network_of_strings, rate
         return {"x_hat": self._decompressing(size, len(inputs[0][0]), lambda: self._restore(*inputs))}
 
     def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
@@ -167,9 +167,7 @@ class VariableRateCodec(VariableRate):
 
     def _code(self, x: Tensor, networks: Callable[[str], Network], rate: Rate) -> tuple[list[list[bytes]], torch.Size]:
         """As `_compress`, at a rate."""
-        y = self._transforms["g_a"](x).float()
-        z = self._transforms["h_a"](y if self._has_means else y.abs()).float()
-        z_symbols = self._bottleneck.quantize(z, rate.step)
+        y, z_symbols = self._latents(x, networks, rate.step)
         calls = Calls()
         calls(self._bottleneck.coding(z_symbols.cpu()), None)
         scales, means = self._split(networks("h_s")(self._bottleneck.restore(z_symbols, rate.step)))
@@ -212,7 +210,7 @@ class VariableRateContextCodec(VariableRate, AutoregressiveCodec):
         return "a network moves what was decoded before the next position sees it, so it runs as in the model"
 
     def _code(self, x: Tensor, networks: Callable[[str], Network], rate: Rate) -> tuple[list[list[bytes]], torch.Size]:
-        y, z_symbols = self._latents(x)
+        y, z_symbols = self._latents(x, networks)
         calls = Calls()
         calls(self._bottleneck.coding(z_symbols.cpu()), None)
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))
