@@ -2,7 +2,9 @@
 // for: an exception that leaves a parallel region ends the process.
 #pragma once
 
+#ifdef _OPENMP
 #include <omp.h>
+#endif
 
 #include <algorithm>
 #include <atomic>
@@ -10,6 +12,15 @@
 #include <exception>
 
 namespace sparsecodec {
+
+// Of the next region; 1 in builds without OpenMP.
+inline std::ptrdiff_t max_threads() {
+#ifdef _OPENMP
+    return omp_get_max_threads();
+#else
+    return 1;
+#endif
+}
 
 // The numbers [0, count), each taken once, by the thread that asks first.
 class Tasks {
@@ -30,8 +41,8 @@ class Tasks {
 // Calls body(tasks) on every thread of a team, of one per task and no more than `threads`; body makes what its thread
 // needs and takes tasks until there are none. Throws what a thread threw; some tasks are then not done.
 template <class Body>
-void in_parallel(std::ptrdiff_t count, Body body, std::ptrdiff_t threads = omp_get_max_threads()) {
-    const int team = static_cast<int>(std::max<std::ptrdiff_t>(1, std::min(threads, count)));
+void in_parallel(std::ptrdiff_t count, Body body, std::ptrdiff_t threads = max_threads()) {
+    [[maybe_unused]] const int team = static_cast<int>(std::max<std::ptrdiff_t>(1, std::min(threads, count)));
     Tasks tasks(count);
     std::exception_ptr failure;
 #pragma omp parallel num_threads(team) if (team > 1)

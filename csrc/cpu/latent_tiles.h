@@ -23,7 +23,7 @@ void for_each_tile(const Image& image, F f) {
             }
         }
     };
-    in_parallel(rows, run, tiles * image.c > 4096 ? omp_get_max_threads() : 1);
+    in_parallel(rows, run, tiles * image.c > 4096 ? max_threads() : 1);
 }
 
 }  // namespace sparsecodec

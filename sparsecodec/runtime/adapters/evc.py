@@ -29,11 +29,11 @@ class EVCCodec(CompiledCodec):
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
         super().__init__(model, device, dtype, strict)
+        # Logarithms at quality 0 and 100, read once: a GPU would be waited for.
+        self._log_steps = tuple(float(model.q_scale.float().flatten()[i].log()) for i in (0, -1))
         model = self._model
         with torch.no_grad():
             self._q_basic = lower_bound(model.q_basic, STEP_MIN).flatten()
-        # Logarithms at quality 0 and 100, read once: a GPU would be waited for.
-        self._log_steps = tuple(float(model.q_scale.flatten()[i].log()) for i in (0, -1))
         self._latent = model.q_basic.shape[1]
         self._coder, self._original_coder = self._coders(model)
 
