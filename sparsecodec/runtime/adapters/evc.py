@@ -30,7 +30,7 @@ class EVCCodec(CompiledCodec):
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
         super().__init__(model, device, dtype, strict)
         # Logarithms at quality 0 and 100, read once: a GPU would be waited for.
-        self._log_steps = tuple(float(model.q_scale.float().flatten()[i].log()) for i in (0, -1))
+        self._log_steps = tuple(float(model.q_scale.detach().float().flatten()[i].log()) for i in (0, -1))
         model = self._model
         with torch.no_grad():
             self._q_basic = lower_bound(model.q_basic, STEP_MIN).flatten()
