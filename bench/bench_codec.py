@@ -64,6 +64,9 @@ def record(bench_row, case: str, times: dict[str, list[float]], macs: dict, size
         )
 
 
+PORTABLE = "compiled sparse bfloat16, portable stream"
+
+
 @pytest.mark.parametrize("name", ["evc-tiny", "evc-ll", "evc-ss"])
 def bench_decode(name, picture, evc_pair, decoder_macs, psnr, bench_row, benchmark, clock_of):
     height, width = picture.shape[2:]
@@ -86,6 +89,12 @@ def bench_decode(name, picture, evc_pair, decoder_macs, psnr, bench_row, benchma
         compiled = codec.decompress(string, height, width, q_scale)["x_hat"]
         assert psnr(reference, compiled) > (80 if "float32" in label else 40), label
         change[label] = psnr(picture, compiled) - psnr(picture, reference)
+    crop = picture[:, :, :256, :256]
+    portable = compile_codec(sparse, dtype=torch.bfloat16, stream="portable", calibration=[crop])
+    codecs[PORTABLE], blobs[PORTABLE] = portable, portable.encode(picture)
+    native, ours = (codecs[label].decode(blobs[label]) for label in ("compiled sparse bfloat16", PORTABLE))
+    assert psnr(native, ours) > 40, PORTABLE  # other means, other roundings
+    change[PORTABLE] = psnr(picture, ours) - psnr(picture, native)
 
     calls: dict[str, Callable[[], object]] = {
         "eager dense float32": lambda: dense.decompress(payload, height, width, q_scale),
