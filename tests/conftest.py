@@ -28,6 +28,8 @@ from sparsecodec.models import VideoCodec, create
 from sparsecodec.sparsity import ChannelMasks, compact, compact_config, trace_model
 from sparsecodec.zoo import save
 
+from .toy_video import ToyVideo, y4m
+
 # Small tensors: a second thread only waits, and on a busy machine it waits long. Tests of threading ask for their own.
 torch.set_num_threads(1)
 
@@ -211,3 +213,24 @@ def complaint(capsys, *arguments) -> tuple[int, str]:
     lines = [line for line in err.splitlines() if line.startswith("sparsecodec: ")]
     assert out == "" and len(lines) == 1 and err.rstrip().endswith(lines[0]) and "Traceback" not in err
     return code, lines[0]
+
+
+@pytest.fixture
+def toy(monkeypatch):
+    """Whatever the command line loads and compiles for a clip is the toy."""
+    for module in ("encoders", "files"):
+        monkeypatch.setattr(f"sparsecodec.cli.{module}.load", lambda name: name)
+        monkeypatch.setattr(f"sparsecodec.cli.{module}.compile_codec", lambda *args, **kwargs: ToyVideo())
+    monkeypatch.setattr("sparsecodec.cli.encoders.usual_stream", lambda model: "native")
+
+
+@pytest.fixture
+def clip(tmp_path) -> Path:
+    (tmp_path / "clip.y4m").write_bytes(y4m())
+    return tmp_path / "clip.y4m"
+
+
+@pytest.fixture
+def coded(toy, clip, capsys) -> Path:
+    assert run(capsys, "encode", clip, clip.with_suffix(".spv"), "-m", "toy", "--intra-period", 4)[0] == 0
+    return clip.with_suffix(".spv")

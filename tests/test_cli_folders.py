@@ -20,9 +20,9 @@ from sparsecodec.entropy import VideoReader
 
 from .conftest import complaint, run
 from .test_cli_video import script
-from .test_cli_video import toy as toy
-from .toy_video import ToyVideo, moving
+from .toy_video import ToyVideo, moving, stdin
 
+pytestmark = pytest.mark.usefixtures("toy")
 FRAMES = 12
 
 
@@ -115,8 +115,6 @@ def test_wrong_usage_is_2(arguments, words, frames, capsys, tmp_path, monkeypatc
 
 def test_an_existing_output_of_a_pipe_is_written_over(frames, capsys, tmp_path, monkeypatch):
     """`-` is no file to compare the output with."""
-    from .test_cli_video import stdin
-
     run(capsys, "encode", frames, tmp_path / "clip.spv", "-m", "toy")
     (tmp_path / "out.y4m").write_bytes(b"old")
     stdin(monkeypatch, (tmp_path / "clip.spv").read_bytes())

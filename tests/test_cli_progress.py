@@ -11,8 +11,9 @@ from sparsecodec._clip_format import ClipFormat
 from sparsecodec.cli.progress import Progress
 
 from .conftest import run
-from .test_cli_video import FORM, clip, coded, stdin, toy  # noqa: F401  fixtures
-from .toy_video import ToyVideo
+from .toy_video import FORM, ToyVideo, stdin
+
+pytestmark = pytest.mark.usefixtures("toy")
 
 
 @pytest.fixture
@@ -34,14 +35,14 @@ def clock(monkeypatch):
 
 
 @pytest.mark.parametrize("frames", [1, 3])
-def test_the_first_frame_takes_time_too(frames, clip, clock, capsys, tmp_path):  # noqa: F811
+def test_the_first_frame_takes_time_too(frames, clip, clock, capsys, tmp_path):
     arguments = ("-m", "toy", "--start", 2, "--frames", frames, "--json")
     values = json.loads(run(capsys, "encode", clip, tmp_path / "a.spv", *arguments)[1])
     assert (values["frames"], values["seconds"], values["coding_fps"]) == (frames, frames, 1)
 
 
 @pytest.mark.parametrize("pipe", [False, True])
-def test_frames_on_the_way_to_the_start_do_not_count(pipe, coded, clock, capsys, monkeypatch, tmp_path):  # noqa: F811
+def test_frames_on_the_way_to_the_start_do_not_count(pipe, coded, clock, capsys, monkeypatch, tmp_path):
     def values(*part) -> dict:
         if pipe:
             stdin(monkeypatch, coded.read_bytes())
@@ -58,7 +59,7 @@ def test_frames_on_the_way_to_the_start_do_not_count(pipe, coded, clock, capsys,
 
 
 @pytest.mark.parametrize(("part", "total"), [((), 12), (("--start", 5), 7), (("--start", 5, "--frames", 2), 2)])
-def test_the_total_of_a_file_is_known(part, total, coded, capsys, monkeypatch, tmp_path):  # noqa: F811
+def test_the_total_of_a_file_is_known(part, total, coded, capsys, monkeypatch, tmp_path):
     assert f"/{total} [" in run(capsys, "decode", coded, tmp_path / "out.y4m", "-m", "toy", *part)[2]
     stdin(monkeypatch, coded.read_bytes())
     known = "--frames" in part

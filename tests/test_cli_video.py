@@ -19,47 +19,10 @@ from sparsecodec.entropy import VideoReader
 
 from .conftest import complaint, run
 from .data.test_video import needs_av
-from .toy_video import ToyVideo, moving
+from .toy_video import FORM, ToyVideo, moving, stdin, y4m
 
-FORM = ClipFormat(33, 50, (30000, 1001), (4, 3), siting="left")
+pytestmark = pytest.mark.usefixtures("toy")
 TESTS = Path(__file__).parent
-
-
-@pytest.fixture(autouse=True)
-def toy(monkeypatch):
-    """Whatever is loaded and compiled for a clip is the toy."""
-    for module in ("encoders", "files"):
-        monkeypatch.setattr(f"sparsecodec.cli.{module}.load", lambda name: name)
-        monkeypatch.setattr(f"sparsecodec.cli.{module}.compile_codec", lambda *args, **kwargs: ToyVideo())
-    monkeypatch.setattr("sparsecodec.cli.encoders.usual_stream", lambda model: "native")
-
-
-def y4m(frames: int = 12, form: ClipFormat = FORM) -> bytes:
-    file = io.BytesIO()
-    writer = ClipWriter(file, form)
-    for frame in moving(frames, form.height, form.width):
-        writer.write(to_planes(frame, form, "ycbcr"))
-    return file.getvalue()
-
-
-@pytest.fixture
-def clip(tmp_path):
-    (tmp_path / "clip.y4m").write_bytes(y4m())
-    return tmp_path / "clip.y4m"
-
-
-@pytest.fixture
-def coded(clip, capsys):
-    assert run(capsys, "encode", clip, clip.with_suffix(".spv"), "-m", "toy", "--intra-period", 4)[0] == 0
-    return clip.with_suffix(".spv")
-
-
-def stdin(monkeypatch, data: bytes) -> None:
-    class Pipe(io.BytesIO):
-        def seekable(self):
-            return False
-
-    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(data)))
 
 
 def stdout(monkeypatch) -> io.BytesIO:

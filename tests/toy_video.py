@@ -3,17 +3,25 @@ codec is tested with it in milliseconds; the real ones have their own tests."""
 
 from __future__ import annotations
 
+import io
+import sys
 from dataclasses import dataclass
+from types import SimpleNamespace
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from sparsecodec._clip_format import ClipFormat
+from sparsecodec.data.colour import to_planes
+from sparsecodec.data.video_io import ClipWriter
 from sparsecodec.entropy import decode, encode, evc_gaussian_tables
 from sparsecodec.runtime.numerics import Numerics
 from sparsecodec.runtime.video import CompiledVideo
 
 TABLES = evc_gaussian_tables()
+FORM = ClipFormat(33, 50, (30000, 1001), (4, 3), siting="left")
 ROW = 128
 BLOCK = 8
 
@@ -82,3 +90,22 @@ def moving(frames: int, height: int = 33, width: int = 50, seed: int = 0) -> lis
     coarse = torch.rand(1, 3, height // 8 + 3, width // 8 + frames + 3, generator=generator)
     pattern = F.interpolate(coarse, scale_factor=8, mode="bilinear").clamp(0, 1)
     return [pattern[:, :, :height, t : t + width].contiguous() for t in range(frames)]
+
+
+def y4m(frames: int = 12, form: ClipFormat = FORM) -> bytes:
+    """A file of frames of `moving`."""
+    file = io.BytesIO()
+    writer = ClipWriter(file, form)
+    for frame in moving(frames, form.height, form.width):
+        writer.write(to_planes(frame, form, "ycbcr"))
+    return file.getvalue()
+
+
+def stdin(monkeypatch: pytest.MonkeyPatch, data: bytes) -> None:
+    """Gives the command line these bytes through a pipe."""
+
+    class Pipe(io.BytesIO):
+        def seekable(self):
+            return False
+
+    monkeypatch.setattr(sys, "stdin", SimpleNamespace(buffer=Pipe(data)))
