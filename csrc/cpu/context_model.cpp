@@ -1,11 +1,10 @@
 #include "cpu/context_model.h"
 
-#include <omp.h>
-
 #include <algorithm>
 #include <exception>
 
 #include "check.h"
+#include "common/parallel.h"
 
 namespace sparsecodec {
 namespace {
@@ -72,7 +71,7 @@ ContextModel::Product ContextModel::cut(igemm::Weights weights, const float* bia
 std::vector<float> ContextModel::base_of(const Image<const float>& prior) const {
     const std::ptrdiff_t plane = prior.h * prior.w, n = from_prior_.n(), tiles = (plane + kPixels - 1) / kPixels;
     std::vector<float> base(plane * n);
-#pragma omp parallel for num_threads(std::min<std::ptrdiff_t>(omp_get_max_threads(), tiles)) if (tiles > 1)
+#pragma omp parallel for num_threads(std::min(max_threads(), tiles)) if (tiles > 1)
     for (std::ptrdiff_t tile = 0; tile < tiles; ++tile) {
         const float* from[kPixels];
         float* to[kPixels];
@@ -147,7 +146,7 @@ void ContextModel::walk(const Image<const float>& prior, const Image<float>& y_h
 
     std::exception_ptr failure;  // an exception must not leave the parallel region
     move_to(0);
-#pragma omp parallel num_threads(std::min(omp_get_max_threads(), kMaxThreads)) if (most >= kShared)
+#pragma omp parallel num_threads(std::min<std::ptrdiff_t>(max_threads(), kMaxThreads)) if (most >= kShared)
     for (std::ptrdiff_t number = 0; number < waves && !failure; ++number) {
         for (std::size_t p = 0; p < products_.size(); ++p) {
             const std::ptrdiff_t blocks = products_[p].blocks.size();

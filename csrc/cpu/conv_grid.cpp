@@ -77,9 +77,8 @@ void run_grid(const GridCall<T>& call) {
     if (indexed && !gather_tiles) x = gather_image(x, call.gather.index, gathered);
     const int first_channel = indexed ? 0 : call.gather.first;
 
-    const int threads = omp_get_max_threads();
     const std::ptrdiff_t k = call.gemm.k(), taps = call.gemm.taps();
-    const std::ptrdiff_t tile = task_pixels(pixels, k * sizeof(T), threads, call.gemm.tile());
+    const std::ptrdiff_t tile = task_pixels(pixels, k * sizeof(T), max_threads(), call.gemm.tile());
     const std::size_t weights = k * call.gemm.n() * call.gemm.chunks() * sizeof(T);
     const std::size_t images = pixels * (k + call.out.c) * sizeof(T);
     const bool streaming = taps == 1 && weights <= kSmallWeights && images >= kLargeImages;

@@ -12,7 +12,8 @@ inline constexpr std::ptrdiff_t kMaxTask = 240;     // pixels of a task
 inline constexpr std::size_t kTaskBytes = 1 << 17;  // input of a task: stays in the second-level cache with weights
 
 // Pixels per task: large enough to reuse weights, small enough that every thread gets some.
-inline std::ptrdiff_t task_pixels(std::ptrdiff_t pixels, std::size_t row_bytes, int threads, std::ptrdiff_t tile) {
+inline std::ptrdiff_t task_pixels(std::ptrdiff_t pixels, std::size_t row_bytes, std::ptrdiff_t threads,
+                                 std::ptrdiff_t tile) {
     const auto round_up = [&](std::ptrdiff_t n) { return (n + tile - 1) / tile * tile; };
     const std::ptrdiff_t cached = round_up(kTaskBytes / std::max<std::size_t>(row_bytes, 1));
     const std::ptrdiff_t shared = threads == 1 ? kMaxTask : round_up((pixels + 4 * threads - 1) / (4 * threads));

@@ -312,7 +312,7 @@ void DepthConvBlock<T>::run_column(const Image<const T>& x, const Image<T>& out,
 template <class T>
 void DepthConvBlock<T>::run(const Image<const T>& x, const Image<T>& out, const float* scale) const {
     if (x.n * x.h * x.w == 0) return;
-    const std::ptrdiff_t threads = omp_get_max_threads();
+    const std::ptrdiff_t threads = max_threads();
     const std::ptrdiff_t columns = (x.w + kColumn - 1) / kColumn, width = (x.w + columns - 1) / columns;
     const std::ptrdiff_t rows = std::min(x.h, std::max<std::ptrdiff_t>(1, kPixels / width));
     // A strip computes two rows of the first product twice; eight rows keep that below 3 % of the block.

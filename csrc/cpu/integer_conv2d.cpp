@@ -267,8 +267,8 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
     grid.out_step = options_.shuffle;
     const std::ptrdiff_t pixels = out.n * grid.h * grid.w;
     if (pixels == 0) return;
-    const int threads = omp_get_max_threads(), taps = static_cast<int>(taps_.size());
-    const std::ptrdiff_t cached = task_pixels(pixels, zeros_.size() * sizeof(std::int16_t), threads, kTile);
+    const int taps = static_cast<int>(taps_.size());
+    const std::ptrdiff_t cached = task_pixels(pixels, zeros_.size() * sizeof(std::int16_t), max_threads(), kTile);
     const std::ptrdiff_t tile = some_zero_ ? std::min(cached, kUnplaced) : cached;
     const integer::Kernel<Out, Residual> placed = kernel<Out, Residual>();
     const integer::Kernel<std::int32_t, std::int32_t> unplaced = kernel<std::int32_t, std::int32_t>();

@@ -222,7 +222,7 @@ void Winograd::run(const Call& call) const {
     const std::ptrdiff_t h = call.out.h / call.shuffle, w = call.out.w / call.shuffle;
     const std::ptrdiff_t tiles = call.out.n * ((h + 1) / 2) * ((w + 1) / 2);
     if (call.out.n * h * w == 0) return;
-    const std::ptrdiff_t threads = omp_get_max_threads();
+    const std::ptrdiff_t threads = max_threads();
     const std::ptrdiff_t shared = threads == 1 ? kTiles : std::max<std::ptrdiff_t>(12, tiles / (4 * threads) / 12 * 12);
     const std::ptrdiff_t size = std::min(kTiles, shared);
     in_parallel((tiles + size - 1) / size, [&](Tasks& tasks) {

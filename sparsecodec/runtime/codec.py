@@ -203,10 +203,9 @@ class CompiledCodec(ABC):
 
         def work() -> tuple[list[list[bytes]], int]:
             padded = F.pad(x.to(self.device, torch.float32), (0, beside, 0, below), mode="replicate")
-            with self._lock:
-                return code(padded, quality, size)
+            return code(padded, quality, size)
 
-        return memory.with_room(work, self._lock, self.keepers)
+        return self._with_room(work)
 
     @property
     def keepers(self) -> list[CompiledTransform | Executor]:

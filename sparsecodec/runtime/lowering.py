@@ -141,10 +141,10 @@ def lower(module: nn.Module, name: str, factors: Sequence[str] = ()) -> Program:
             step = Step("factors" if node.target in factors else "input")
         else:
             step = _lower_node(wrapped, node, env, path)
-        if (target := written(wrapped, node)) is not None:  # whoever reads the changed tensor later reads the result
-            check_views(name, node, target)
-            changed = env[target]
-            env.update({other: step for other, value in env.items() if value is changed})
+        if (changed := written(wrapped, node)) is not None:  # whoever reads the changed tensor later reads the result
+            check_views(name, node, changed)
+            before = env[changed]
+            env.update({other: step for other, value in env.items() if value is before})
         env[node] = step
         if step not in steps:
             steps.append(step)

@@ -107,6 +107,8 @@ class CompiledVideo(ABC):
     def reset(self, state: VideoState, qp: int, index: int) -> VideoState:
         """The State with the picture in place of a memory that goes back further, so that its errors end there.
 
+        Only families with a `RESET_INTERVAL` have such a memory, and are asked for this.
+
         Args:
             state: after a frame; not changed.
             qp, index: that frame was coded with.

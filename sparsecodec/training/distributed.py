@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterable
-from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -64,8 +63,8 @@ def average(tensors: Iterable[Tensor]) -> None:
     tensors = list(tensors)
     if world() == 1 or not tensors:
         return
-    device = torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")  # masks live on the CPU, weights may not
-    flat = torch.cat([tensor.detach().flatten().float().to(device) for tensor in tensors])
+    # Masks live on the CPU, weights may not.
+    flat = torch.cat([tensor.detach().flatten().float().to(_device()) for tensor in tensors])
     dist.all_reduce(flat)
     flat /= world()
     with torch.no_grad():
@@ -91,17 +90,23 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     average(parameter.grad for parameter in used)
 
 
-def gathered(value: Any) -> list[Any]:
-    """`value` of every process, by rank; the same list in all of them.
+def gathered(data: bytes) -> list[bytes]:
+    """`data` of every process, by rank; the same list in all of them.
 
     Args:
-        value: small, and anything that can be pickled.
+        data: at least one byte, and as many in every process.
     """
     if world() == 1:
-        return [value]
-    found: list[Any] = [None] * world()
-    dist.all_gather_object(found, value)
-    return found
+        return [data]
+    own = torch.frombuffer(bytearray(data), dtype=torch.uint8).to(_device())
+    found = [torch.empty_like(own) for _ in range(world())]
+    dist.all_gather(found, own)
+    return [part.cpu().numpy().tobytes() for part in found]
+
+
+def _device() -> torch.device:
+    """Where tensors that processes exchange must be."""
+    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 def wait() -> None:

@@ -103,7 +103,8 @@ class Trainer:
         """
         if distributed.world() == 1:
             return
-        found = distributed.gathered((self.step, model_hash(self.model).hex()[:16]))
+        own = self.step.to_bytes(8, "big") + model_hash(self.model)[:8]
+        found = [(int.from_bytes(data[:8], "big"), data[8:].hex()) for data in distributed.gathered(own)]
         for rank, (step, weights) in enumerate(found):
             if (step, weights) != found[0]:
                 raise UsageError(
