@@ -37,6 +37,11 @@ class Data(Protocol):
         ...
 
 
+def calibration_pictures(recipe: Recipe, model: nn.Module, data: Data) -> Tensor:
+    """The recipe's first batch, on the device of `model`."""
+    return data.batch(0, recipe.batch).to(next(model.parameters()).device)
+
+
 class Trainer:
     """One phase of a run: trains a codec by a recipe and keeps all that a resumed run needs in one folder.
 

@@ -10,18 +10,18 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.sparsity import DecayConfig, GradientDecay, compact, compact_config, count, trace_model
+from sparsecodec.sparsity import DecayConfig, GradientDecay, count, trace_model
 from sparsecodec.sparsity.energy import channel_energies
 from sparsecodec.sparsity.wiring import LOCKED, STATES
+from sparsecodec.training.compaction import compacted
 from sparsecodec.training.families import calibration_loss, check_trained, family_of, trained_transforms
 from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
-from sparsecodec.training.trainer import Data, Trainer, phase
+from sparsecodec.training.trainer import Data, Trainer, calibration_pictures, phase
 
 COMMAND = "prune"
 THETA_TRAVEL = 5.0
@@ -142,13 +142,6 @@ class LearntMasks(Masking):
         reduction = float(decay.mac_reduction)
         return {"beta": decay.beta, "mac_reduction": reduction, "forced_channels": int(decay.forced)}
 
-    @torch.no_grad()
-    def compacted(self, model: nn.Module) -> nn.Module:
-        """`model` without the masked channels; carries its ``compact_config``."""
-        small = compact(model, self.decay.masks(), self.graph)
-        small.compact_config = compact_config(self.decay.masks(), self.graph)
-        return small
-
 
 def run(
     recipe: Recipe,
@@ -166,7 +159,7 @@ def run(
     """
     stages = settings.stages or (tuple(trained_transforms(model, settings.transforms, recipe.trains)),)
     check_trained([path for stage in stages for path in stage], recipe.trains, "stages")
-    x = data.batch(0, recipe.batch).to(next(model.parameters()).device)
+    x = calibration_pictures(recipe, model, data)
     # A later stage's name or target must not be refused after hours of an earlier one. What stages prune are other
     # channels, so the codec as it is tells what the compacted one will.
     probed = dataclasses.replace(settings, criterion="l2", distillation_weight=0.0)
@@ -181,7 +174,7 @@ def run(
         behind = number * recipe.steps
         averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method, behind).run()
         method.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
-        model = method.compacted(averaged)
+        model = compacted(averaged, method.decay.masks(), method.graph, x)
         config = _joined(config, model.compact_config)
         model.compact_config = config
         model.train().requires_grad_(True)

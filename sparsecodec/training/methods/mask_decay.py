@@ -9,20 +9,21 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.models import create
-from sparsecodec.sparsity import compact, compact_config, count, trace_model
+from sparsecodec.sparsity import count, trace_model
 from sparsecodec.sparsity.mask_decay import MaskDecay
 from sparsecodec.sparsity.schedules import MaskDecayConfig, Penalty
 from sparsecodec.sparsity.targets import student_targets, uniform_targets
 from sparsecodec.training import distributed
+from sparsecodec.training.compaction import compacted
 from sparsecodec.training.families import PARTS, trained_transforms
 from sparsecodec.training.fields import check_numbers
 from sparsecodec.training.masking import Masking, finetuned
 from sparsecodec.training.recipe import Recipe
-from sparsecodec.training.trainer import Data, Trainer
+from sparsecodec.training.trainer import Data, Trainer, calibration_pictures
 
 COMMAND = "prune"
 
@@ -123,16 +124,18 @@ class DecayingMasks(Masking):
         return {"live_channels": self.decay.live, "forced_channels": int(self.decay.forced)}
 
     @torch.no_grad()
-    def compacted(self, model: nn.Module) -> nn.Module:
+    def compacted(self, model: nn.Module, x: Tensor) -> nn.Module:
         """`model` with its masks folded in and without the dropped channels: the student, if there is one.
 
         Otherwise the result carries its ``compact_config``.
+
+        Args:
+            x: calibration pictures.
         """
         folded = copy.deepcopy(model)
         self.decay.fold(folded)
-        small = compact(folded, self.decay.masks(), self.graph)
+        small = compacted(folded, self.decay.masks(), self.graph, x)
         if self.settings.student is None:
-            small.compact_config = compact_config(self.decay.masks(), self.graph)
             return small
         student = create(self.settings.student).to(next(small.parameters()).device)
         student.load_state_dict(small.state_dict())
@@ -151,4 +154,5 @@ def run(
     method = DecayingMasks(model, settings, recipe.steps, recipe.trains)
     averaged = Trainer(recipe, model, data, folder / "masks", method).run()
     method.decay.set_step(recipe.steps)  # decay_end = 1: no step came after it
-    return finetuned(recipe, method.compacted(averaged), data, folder, settings, behind=recipe.steps)
+    small = method.compacted(averaged, calibration_pictures(recipe, model, data))
+    return finetuned(recipe, small, data, folder, settings, behind=recipe.steps)

@@ -16,11 +16,11 @@ from sparsecodec.sparsity import trace_model
 from sparsecodec.sparsity.plans import Plan
 from sparsecodec.sparsity.search import TOLERANCE, global_threshold, uniform
 from sparsecodec.training import distributed
+from sparsecodec.training.compaction import compacted
 from sparsecodec.training.families import check_trained
 from sparsecodec.training.methods.search import (
     calibration_set,
     check,
-    compacted,
     cost_of,
     graph_of,
     loss_of,
@@ -28,7 +28,7 @@ from sparsecodec.training.methods.search import (
     ranking_of,
 )
 from sparsecodec.training.recipe import Recipe
-from sparsecodec.training.trainer import Data, Trainer
+from sparsecodec.training.trainer import Data, Trainer, calibration_pictures
 
 COMMAND = "prune"
 BASELINES = {"uniform": uniform, "global": global_threshold}
@@ -98,5 +98,5 @@ def run(
             tqdm.write(f"{settings.plan} ranked the channels of other weights than these", file=sys.stderr)
         check_trained(plan.transforms, recipe.trains, settings.plan)
         graph = trace_model(model, plan.transforms)
-    small = compacted(model, graph, plan)
+    small = compacted(model, plan.masks(graph), graph, calibration_pictures(recipe, model, data))
     return Trainer(recipe, small.train().requires_grad_(True), data, folder / "finetune").run()

@@ -15,16 +15,17 @@ from tqdm import tqdm
 from sparsecodec._files import writing
 from sparsecodec.errors import UsageError
 from sparsecodec.nn.fingerprint import model_hash
-from sparsecodec.sparsity import ChannelGraph, compact, compact_config, count, trace_model
+from sparsecodec.sparsity import ChannelGraph, count, trace_model
 from sparsecodec.sparsity.latency import LatencyTable, latency_cost, timer_for
 from sparsecodec.sparsity.plans import Cost, Plan, mac_cost, parameter_cost
 from sparsecodec.sparsity.ranking import CRITERIA, Ranking, rank_channels
 from sparsecodec.sparsity.search import RULES, TOLERANCE, search
 from sparsecodec.sparsity.sensitivity import RATIOS, Loss, measure_sensitivity
 from sparsecodec.training import distributed
+from sparsecodec.training.compaction import compacted
 from sparsecodec.training.families import PARTS, calibration_loss, trained_transforms
 from sparsecodec.training.recipe import Recipe
-from sparsecodec.training.trainer import Data
+from sparsecodec.training.trainer import Data, calibration_pictures
 
 COMMAND = "search"
 TARGETS = ("macs", "params", "ms")
@@ -115,7 +116,8 @@ def run(
         how = {"rule": settings.rule, "tolerance": settings.tolerance}
         return search(model, graph, ranking, sensitivity, loss, cost, settings.reduction, **how)
 
-    return compacted(model, graph, plan_in(folder, model, settings, calibration_set(recipe), make))
+    plan = plan_in(folder, model, settings, calibration_set(recipe), make)
+    return compacted(model, plan.masks(graph), graph, calibration_pictures(recipe, model, data)).eval()
 
 
 def graph_of(recipe: Recipe, model: nn.Module, settings: Any) -> ChannelGraph:
@@ -137,8 +139,7 @@ def calibration_set(recipe: Recipe) -> dict[str, Any]:
 
 def loss_of(recipe: Recipe, model: nn.Module, data: Data) -> Loss:
     """The rate-distortion loss on the calibration set, the recipe's first batch."""
-    x = data.batch(0, recipe.batch).to(next(model.parameters()).device)
-    return partial(calibration_loss, x=x, lambdas=recipe.lambdas)
+    return partial(calibration_loss, x=calibration_pictures(recipe, model, data), lambdas=recipe.lambdas)
 
 
 def ranking_of(model: nn.Module, graph: ChannelGraph, settings: Any, loss: Loss) -> Ranking:
@@ -184,11 +185,3 @@ def plan_in(
     if distributed.rank() == 0:
         tqdm.write(str(plan), file=sys.stderr)
     return plan
-
-
-def compacted(model: nn.Module, graph: ChannelGraph, plan: Plan) -> nn.Module:
-    """`model` with the widths of `plan`, in eval mode; it carries its ``compact_config``."""
-    masks = plan.masks(graph)
-    small = compact(model, masks, graph)
-    small.compact_config = compact_config(masks, graph)
-    return small.eval()
