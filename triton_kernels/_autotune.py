@@ -10,6 +10,7 @@ import json
 import os
 import re
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -60,7 +61,8 @@ def cache_folder() -> Path:
 class Tuner:
     """The choices for one kind of GPU: in memory, and in ``<folder>/<device>.json``.
 
-    A file that cannot be read, written or believed costs one warning and the timings, nothing else.
+    A file that cannot be read, written or believed costs one warning and the timings, nothing else. Threads take turns:
+    what one times, the others find.
     """
 
     def __init__(
@@ -76,20 +78,22 @@ class Tuner:
         self._time = time
         self._read: dict[str, Tile] | None = None  # None before the file was looked at
         self._warned = False
+        self._lock = threading.Lock()
 
     def choose(self, name: str, key: tuple, tiles: Sequence[Tile], trial: Callable[[], Run]) -> Tile:
         """The remembered tile if it is still among `tiles`, else the fastest of them, which is remembered."""
-        if self._read is None:
-            self._read = self._load()
         entry = " ".join(map(str, ["triton", self.version, name, *key]))
-        if self._read.get(entry) in tiles:
-            return self._read[entry]
-        run = trial()
-        times = [self._time(run, tile) for tile in tiles]
-        best = tiles[times.index(min(times))]
-        self._read[entry] = dict(best)
-        self._save()
-        return best
+        with self._lock:
+            if self._read is None:
+                self._read = self._load()
+            if self._read.get(entry) in tiles:
+                return self._read[entry]
+            run = trial()
+            times = [self._time(run, tile) for tile in tiles]
+            best = tiles[times.index(min(times))]
+            self._read[entry] = dict(best)
+            self._save()
+            return best
 
     def _warn(self, problem: str) -> None:
         if not self._warned:
@@ -155,8 +159,7 @@ def choose(name: str, key: tuple, tiles: Sequence[Tile], device: torch.device, t
     if os.environ.get("SPARSECODEC_AUTOTUNE") == "0" or torch.cuda.is_current_stream_capturing():
         return tiles[0]
     kind = torch.cuda.get_device_name(device)
-    if kind not in _tuners:
-        _tuners[kind] = Tuner(cache_folder(), kind)
+    tuner = _tuners.setdefault(kind, Tuner(cache_folder(), kind))
     with torch.cuda.device(device):
-        _chosen[known] = _tuners[kind].choose(name, key, tiles, trial)
+        _chosen[known] = tuner.choose(name, key, tiles, trial)
     return _chosen[known]

@@ -19,11 +19,12 @@ from sparsecodec.runtime.lowering import INPUTS, PLAIN, Step, lower
 from sparsecodec.runtime.planning import Plan, footprint, hold, make_plan
 from sparsecodec.runtime.report import Row
 from sparsecodec.runtime.torch_steps import Writer, writer
+from sparsecodec.runtime.uncopied import Uncopied
 
 MAX_PLANS = 8  # picture sizes whose buffers are kept; the least recently used goes first
 
 
-class CompiledTransform:
+class CompiledTransform(Uncopied):
     """Runs one transform of a codec on fused kernels.
 
     The result of a call lives in a buffer of the plan and is overwritten by the next call with the same shape.

@@ -21,6 +21,7 @@ from sparsecodec.runtime.batch import check_encodable
 from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.memory import memory_told
 from sparsecodec.runtime.numerics import Numerics, check_made_here
+from sparsecodec.runtime.uncopied import Uncopied
 
 QPS = 64
 RUN_AWAY = (
@@ -38,7 +39,7 @@ class VideoState(Protocol):
         ...
 
 
-class CompiledVideo(ABC):
+class CompiledVideo(Uncopied, ABC):
     """A video codec whose networks run on fused kernels, one frame after another.
 
     It is *paired*: encoder and decoder run the same compiled arithmetic, the loop that feeds the next frame included,

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import time
 import warnings
+from threading import Thread
 
 import pytest
 import torch
@@ -51,6 +53,26 @@ def test_the_fastest_tile_is_chosen_timed_once_and_kept_for_other_processes(tmp_
     assert other.choose("gdn", ("float32", 192), TILES, pytest.fail) == TILES[1]
     assert idle.timed == []
     assert [path.name for path in tmp_path.iterdir()] == ["nvidia-h200.json"]
+
+
+def test_threads_that_ask_at_once_wait_for_one_timing(tmp_path):
+    tuner, clock = _tuner(tmp_path)
+    others, found = [], []
+
+    def ask(trial) -> None:
+        found.append(tuner.choose("gdn", (192,), TILES, trial))
+
+    def trial():
+        others.extend(Thread(target=ask, args=(pytest.fail,)) for _ in range(4))
+        for thread in others:
+            thread.start()
+        time.sleep(0.05)  # for one that would not wait
+        return lambda tile: None
+
+    ask(trial)
+    for thread in others:
+        thread.join()
+    assert clock.timed == [64, 128, 32] and found == [TILES[1]] * 5
 
 
 def test_other_kernels_shapes_devices_and_versions_are_timed_anew(tmp_path):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from sparsecodec import UsageError, zoo
 from sparsecodec.errors import NoBackendError, ResourceLimitError
+from sparsecodec.models import create
 from sparsecodec.ops import use_backend
 from sparsecodec.runtime import compile_codec
 
@@ -52,6 +55,14 @@ def test_decodes_in_another_process(codec_files: Path, tmp_path: Path, photo: Te
 def test_wrong_arguments_are_named(arguments: dict, message: str):
     with pytest.raises(UsageError, match=message):
         compile_codec(**{"model": build("evc-tiny", "dense"), **arguments})
+
+
+@pytest.mark.parametrize("name", ["evc-nano", "dcvc-rt-image", "fvc-tiny"])
+@pytest.mark.parametrize("taken", [copy.copy, copy.deepcopy, pickle.dumps])
+def test_compiled_codecs_stay_where_they_are(name: str, taken):
+    codec = compile_codec(create(name))
+    with pytest.raises(UsageError, match="compiled and cannot be copied or pickled"):
+        taken(codec)
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a CUDA device")

@@ -14,13 +14,14 @@ from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Host, Routine, eagerly
 from sparsecodec.runtime.numerics import Numerics, eager_numerics
 from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.uncopied import Uncopied
 from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.runtime.video_networks import VideoNetworks
 
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class KeepsPrecision(nn.Module):
+class KeepsPrecision(Uncopied, nn.Module):
     """One compiled model, whose precision `compile_codec` chose once: ``half()`` and ``to(dtype)`` leave its values.
 
     Programs of the published software call ``half()`` on what they have loaded. The networks do not listen, and steps
