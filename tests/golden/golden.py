@@ -19,7 +19,17 @@ sys.path.append(str(Path(__file__).parent))
 
 import numpy as np
 import torch
-from make import NATIVE, integer_rows, integers, moving, native_model, picture, portable_model, portable_video
+from make import (
+    NATIVE,
+    VARIABLE,
+    integer_rows,
+    integers,
+    moving,
+    native_model,
+    picture,
+    portable_model,
+    portable_video,
+)
 
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.cli.options import usual_stream
@@ -36,7 +46,11 @@ Entry = dict[str, Any]
 ZOO = ("evc-tiny", "evc-tiny-sparse")
 ZOO_LATER = ("evc-tiny-sparse-feds", "evc-tiny-sparse-portable", "evc-tiny-sparse-int8", "evc-tiny-sparse-exact")
 PORTABLE = ("evc-nano", "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
-BATCHED = (*ZOO, *ZOO_LATER, *(f"portable/{name}" for name in PORTABLE), *(f"native/{name}" for name in NATIVE))
+BATCHED = (
+    *(*ZOO, *ZOO_LATER),
+    *(f"portable/{name}" for name in PORTABLE),
+    *(f"native/{name}" for name in (*NATIVE, *VARIABLE)),
+)
 CLIPS = ("portable/dcvc-rt", "dcvc-rt-tiny-portable")
 RESULTS = ("sha256", "data", "symbols", "mean", "picture", "frames")
 TOGETHER = 3  # pictures of a batch
@@ -176,8 +190,12 @@ def wanted() -> Iterator[Entry]:
         for size in ((1, 1), (65, 33), (63, 129), (7, 200)):
             yield {"kind": "file", "model": f"native/{name}", "size": size, "quality": None, "tiling": None}
         yield {"kind": "file", "model": f"native/{name}", "size": (70, 100), "quality": None, "tiling": (64, 32)}
+    for name in VARIABLE:
+        for size, quality in (((1, 1), 0), ((65, 33), 100), ((7, 200), 40)):
+            yield {"kind": "file", "model": f"native/{name}", "size": size, "quality": quality, "tiling": None}
+        yield {"kind": "file", "model": f"native/{name}", "size": (70, 100), "quality": 80, "tiling": (64, 32)}
     for name in BATCHED:
-        for quality in (10, 90) if "evc" in name else (None,):
+        for quality in (10, 90) if "evc" in name or "vbr" in name else (None,):
             yield {"kind": "batch", "model": name, "size": (65, 33), "quality": quality, "count": TOGETHER}
 
     for name in CLIPS:

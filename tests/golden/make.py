@@ -78,6 +78,8 @@ def seeded(name: str, tensor: torch.Tensor) -> torch.Tensor:
         values = np.array([2.0, 1.5, 1.0, 0.75])
     elif ".q_" in name:  # of DCVC-RT: a row of factors for each quality, 1/2 to 3/2
         values = 0.5 + (random >> np.uint64(52)).astype(np.float64) * 2.0**-12
+    elif name == "Gain":  # of a variable rate, from the coarsest to the finest
+        values = (1 + np.arange(tensor.numel())) / 4
     elif name == "q_basic":
         values = 16 + (random >> np.uint64(60)).astype(np.float64)
     elif tensor.ndim >= 2 and tensor.numel() > tensor.shape[0]:
@@ -102,6 +104,10 @@ NATIVE = {
     "mbt2018": ("JointAutoregressiveHierarchicalPriors", {"N": 8, "M": 12}),
     "cheng2020-anchor": ("Cheng2020Anchor", {"N": 8}),
     "cheng2020-attn": ("Cheng2020Attention", {"N": 8}),
+}
+VARIABLE = {  # not mbt2018's, whose context model runs in torch's own arithmetic: other machines refuse its files
+    "bmshj2018-hyperprior-vbr": ("ScaleHyperpriorVbr", {"N": 8, "M": 12}),
+    "mbt2018-mean-vbr": ("MeanScaleHyperpriorVbr", {"N": 8, "M": 12}),
 }
 SCALES = 40  # rows of a Gaussian conditional
 LOUDER = 2.0**3  # what an analysis's last layer is multiplied by, so that the latent fills several symbols
@@ -158,9 +164,9 @@ def native_model(name: str) -> nn.Module:
     """A codec of CompressAI's whose every weight and table is `seeded`; its own `update`, in floating point, never ran.
 
     Args:
-        name: a key of `NATIVE`.
+        name: a key of `NATIVE` or `VARIABLE`.
     """
-    family, arguments = NATIVE[name]
+    family, arguments = {**NATIVE, **VARIABLE}[name]
     with torch.random.fork_rng(devices=[]):
         model = getattr(import_compressai().models, family)(**arguments)
     tensors = {key: seeded(key, value) for key, value in model.state_dict().items()}
