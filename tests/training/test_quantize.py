@@ -41,6 +41,14 @@ def _bits(model: nn.Module) -> set[tuple[str, int, int, bool]]:
     }
 
 
+def test_entropy_networks_on_integers_are_left_alone_and_said_to_be_on_them(pictures, tmp_path):
+    portable = _run(_recipe(transforms="decoder", entropy_bits=16), pictures, tmp_path / "a")
+    model = _run(_recipe(transforms="all"), pictures, tmp_path / "b", portable)
+    report = json.loads((tmp_path / "b" / "quantized.json").read_text())
+    assert report["float"]["y_spatial_prior"] == "on integers already"
+    assert {("y_spatial_prior", 8, 16, True), ("enc", 8, 8, False)} <= _bits(model)
+
+
 def test_entropy_networks_are_float_or_for_integers_alone(pictures, tmp_path):
     plain = _run(_recipe(transforms="all"), pictures, tmp_path / "a")
     assert _bits(plain) == {(path, 8, 8, False) for path in ("enc", "hyper_enc", "dec")}

@@ -211,7 +211,8 @@ def _precisions(recipe: Recipe, settings: Settings, model: nn.Module) -> tuple[d
     entropy = () if settings.entropy_bits is not None else family_of(model).entropy
     for path in trained_transforms(model, "decoder" if only_entropy else settings.transforms, recipe.trains):
         if path in entropy:
-            left[path] = "the entropy networks stay float"
+            on_integers = quantized_layers(model.get_submodule(path))
+            left[path] = "on integers already" if on_integers else "the entropy networks stay float"
             continue
         names, reasons = find_layers(model, [path], required=False)
         if only_entropy and exact.isdisjoint(names):
