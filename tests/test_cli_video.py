@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import io
 import json
+import os
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -13,6 +16,7 @@ import numpy as np
 import pytest
 
 from sparsecodec._clip_format import ClipFormat
+from sparsecodec.cli.main import main
 from sparsecodec.data.colour import to_frame, to_planes
 from sparsecodec.data.video_io import ClipWriter, open_clip
 from sparsecodec.entropy import VideoReader
@@ -216,6 +220,7 @@ def test_nothing_is_written_where_nothing_can_be_had(coded, capsys, tmp_path):
         (["encode", "{clip}", "out.spv", "-m", "toy", "--start", "12"], "--start 12"),
         (["encode", "{clip}", "out.spv", "-m", "toy", "--rate", "25"], "--size"),
         (["encode", "{clip}", "-", "-m", "toy", "--json"], "--json"),
+        (["encode", "{folder}", "out.spv", "-m", "toy", "--size", "8x8"], "is a folder"),
         (["encode", "{picture}", "out.spc", "--qp", "3"], "--qp is for clips"),
         (["decode", "{coded}", "out.mp4", "-m", "toy"], "needs .y4m or .yuv"),
         (["decode", "{coded}", "out.png", "-m", "toy"], "needs .y4m or .yuv"),
@@ -228,9 +233,18 @@ def test_nothing_is_written_where_nothing_can_be_had(coded, capsys, tmp_path):
 def test_wrong_usage_is_2_and_writes_nothing(arguments, words, clip, coded, picture, capsys, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     before = sorted(tmp_path.rglob("*"))
-    code, message = complaint(capsys, *(a.format(clip=clip, coded=coded, picture=picture) for a in arguments))
+    code, message = complaint(
+        capsys, *(a.format(clip=clip, coded=coded, picture=picture, folder=picture.parent) for a in arguments)
+    )
     assert code == 2 and words in message, message
     assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("option", ["--frames", "--start"])
+def test_numbers_beyond_the_machine_are_2(option, clip, capsys, tmp_path):
+    with pytest.raises(SystemExit) as error:
+        main(["encode", str(clip), str(tmp_path / "a.spv"), option, "9" * 20])
+    assert error.value.code == 2 and f"argument {option}: {'9' * 20} (needs at most" in capsys.readouterr().err
 
 
 def test_a_clip_that_breaks_off_leaves_its_frames(clip, capsys, tmp_path):
@@ -253,6 +267,36 @@ def test_an_interrupted_encode_leaves_a_whole_file(clip, capsys, tmp_path, monke
     monkeypatch.setattr(ToyVideo, "inter_encode", push)
     assert run(capsys, "encode", clip, tmp_path / "a.spv", "-m", "toy")[0] == 130
     assert len(list(ToyVideo().decoder((tmp_path / "a.spv").read_bytes()))) == 5
+
+
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="this system has no /dev/full")
+@pytest.mark.parametrize("command", ["encode", "decode"])
+def test_a_full_disk_is_named(command, clip, coded, capsys, tmp_path):
+    full = tmp_path / ("full.spv" if command == "encode" else "full.y4m")
+    full.symlink_to("/dev/full")
+    code, message = complaint(capsys, command, clip if command == "encode" else coded, full, "-m", "toy")
+    assert code == 1 and message == f"sparsecodec: {full} cannot be written: No space left on device"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_an_interrupt_while_a_pipe_is_full_leaves_whole_frames(unbuffered, coded):
+    form = ClipFormat(240, 320)
+    (coded.parent / "long.y4m").write_bytes(y4m(40, form))
+    run_in = ("encode", coded.parent / "long.y4m", coded.parent / "long.spv", "-m", "toy")
+    subprocess.run(script(*run_in), check=True, capture_output=True)
+    with subprocess.Popen(
+        script("decode", coded.parent / "long.spv", "-", "-m", "toy"),
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env={**os.environ, "PYTHONUNBUFFERED": unbuffered},
+    ) as process:
+        head = process.stdout.readline()
+        time.sleep(2)  # the pipe holds less than a frame: the writer waits inside one
+        process.send_signal(signal.SIGINT)
+        time.sleep(0.5)
+        data = process.stdout.read()
+        assert process.wait() == 130, process.stderr.read()
+    assert head.startswith(b"YUV4MPEG2") and data and len(data) % (form.frame_bytes + len(b"FRAME\n")) == 0
 
 
 SCRIPT = """

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import io
 import sys
 from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import contextmanager
@@ -20,6 +22,7 @@ from sparsecodec.data.video import RAW_SUFFIX, Y4M_SUFFIX
 from sparsecodec.data.video_io import ClipStream, ClipWriter, open_clip, read_stream
 from sparsecodec.errors import UsageError, reason
 
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)  # of writing alone
 PIPE = "-"
 DEFAULT_RATE = "25"
 
@@ -62,6 +65,8 @@ def opened_clip(arguments: argparse.Namespace) -> Iterator[ClipStream]:
     """The clip that a command is to encode."""
     raw, given = None, None if arguments.rate is None else rate(arguments.rate)
     if arguments.size is not None:
+        if Path(arguments.input).is_dir():
+            raise UsageError(f"--size and --depth are for raw frames, {arguments.input} is a folder")
         width, height = arguments.size
         raw = ClipFormat(height, width, given or rate(DEFAULT_RATE), depth=arguments.depth or 8)
     elif arguments.depth is not None or (given and not Path(arguments.input).is_dir()):
@@ -112,15 +117,23 @@ def check_frames_output(arguments: argparse.Namespace) -> None:
 def output(path: str) -> Iterator[BinaryIO]:
     """A file or stdout, open for writing; the file grows frame by frame."""
     if path == PIPE:
-        yield _pipe(sys.stdout, "stdout")
-        sys.stdout.buffer.flush()
+        file = _pipe(sys.stdout, "stdout")
+        if isinstance(file, io.RawIOBase):  # as PYTHONUNBUFFERED makes it; its writes may end early at a signal
+            file = io.BufferedWriter(io.FileIO(file.fileno(), "wb", closefd=False))
+        yield file
+        file.flush()
         return
     try:
         file = open(path, "wb")
     except OSError as error:
         raise UsageError(f"{path} cannot be written: {reason(error)}") from error
-    with file:
-        yield file
+    try:
+        with file:
+            yield file
+    except OSError as error:
+        if error.errno in FULL:  # others may be of the input
+            raise OSError(f"{path} cannot be written: {reason(error)}") from error
+        raise
 
 
 @contextmanager

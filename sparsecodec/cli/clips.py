@@ -25,9 +25,10 @@ from sparsecodec.cli.clip_io import (
 )
 from sparsecodec.cli.encoders import encoding_codec
 from sparsecodec.cli.files import VIDEO_SUFFIX, Codecs
+from sparsecodec.cli.interrupts import whole_pieces
 from sparsecodec.cli.options import DEFAULT_VIDEO_MODEL, compute_options
 from sparsecodec.cli.progress import Progress
-from sparsecodec.data.colour import to_frame
+from sparsecodec.data.colour import Samples, to_frame
 from sparsecodec.data.images import SUFFIXES as PICTURE_SUFFIXES
 from sparsecodec.data.training_files import OTHER_SUFFIXES
 from sparsecodec.data.video import is_clip, list_clips
@@ -81,20 +82,22 @@ def encode(arguments: argparse.Namespace) -> None:
             raise UsageError(f"--start {arguments.start} is behind the last frame of {arguments.input}")
         codec = encoding_codec(arguments, CompiledVideo, "clips", _calibration)
         encoder = codec.encoder(clip.form, qp, period)
-        pieces = (
-            encoder.push(to_frame(samples, clip.form, codec.colour, codec.device))
-            for samples in islice(chain([first], frames), arguments.frames)
-        )
+
+        def pushed(samples: Samples) -> bytes:
+            return encoder.push(to_frame(samples, clip.form, codec.colour, codec.device))
+
         begun = time.perf_counter()
-        head = next(pieces)
+        head = pushed(first)  # an output is opened once there is something to write
         with (
             output(arguments.output) as file,
             Progress("encoded", clip.form, remaining(clip.count, arguments), begun) as progress,
         ):
             try:
-                for piece in chain([head], pieces):
-                    file.write(piece)
-                    file.flush()  # whoever watches a growing file sees whole frames
+                for number, samples in enumerate(islice(chain([first], frames), arguments.frames)):
+                    with whole_pieces():
+                        piece = pushed(samples) if number else head
+                        file.write(piece)
+                        file.flush()  # whoever watches a growing file sees whole frames
                     progress.add(len(piece))
             finally:  # if the clip breaks off, or somebody interrupts: the frames until then are a whole file
                 end = encoder.finish()
@@ -121,7 +124,8 @@ def decode(arguments: argparse.Namespace) -> None:
         ):
             try:
                 for frame in chain([first], frames):
-                    write(frame)
+                    with whole_pieces():
+                        write(frame)
                     progress.add(reader.position - position)
                     position = reader.position
             except SparseCodecError as error:

@@ -92,7 +92,7 @@ def positive(text: str) -> int:
     value = int(text)
     if value < 1:
         raise argparse.ArgumentTypeError(f"{value} (needs at least 1)")
-    return value
+    return _in_machine_range(value)
 
 
 def count(text: str) -> int:
@@ -100,6 +100,12 @@ def count(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} (needs at least 0)")
+    return _in_machine_range(value)
+
+
+def _in_machine_range(value: int) -> int:
+    if value > sys.maxsize:
+        raise argparse.ArgumentTypeError(f"{value} (needs at most {sys.maxsize})")
     return value
 
 

@@ -30,6 +30,7 @@ from sparsecodec.cli.clip_io import (
 )
 from sparsecodec.cli.clips import PICTURES_ONLY, QP
 from sparsecodec.cli.files import read_stream
+from sparsecodec.cli.interrupts import whole_pieces
 from sparsecodec.cli.options import compute_options, write_bytes
 from sparsecodec.cli.progress import Progress
 from sparsecodec.data.clip_headers import rate
@@ -88,7 +89,8 @@ def encode(arguments: argparse.Namespace) -> None:
         count = remaining(clip.count, arguments)
         with _sink(arguments, codec) as write, Progress("encoded", clip.form, count, begun) as progress:
             for piece in chain([head], pieces):
-                write(piece)
+                with whole_pieces():
+                    write(piece)
                 progress.add(len(piece))
     report(arguments, {"output": arguments.output, "family": codec.family, **settings, **progress.result()})
 
@@ -124,7 +126,8 @@ def decode(arguments: argparse.Namespace) -> None:
                         raise BitstreamError(
                             f"frame {arguments.start + progress.frames}: {size} after {width} x {height}"
                         )
-                    write(frame)
+                    with whole_pieces():
+                        write(frame)
                     progress.add(source.bytes - counted)
                     counted = source.bytes
             except SparseCodecError as error:

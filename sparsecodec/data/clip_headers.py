@@ -6,7 +6,7 @@ import re
 from fractions import Fraction
 from pathlib import Path
 
-from sparsecodec._clip_format import DEPTHS, ClipFormat
+from sparsecodec._clip_format import DEPTHS, MAX_RATIO_PART, ClipFormat
 from sparsecodec.errors import UsageError
 
 Y4M_MAGIC = b"YUV4MPEG2"
@@ -49,7 +49,7 @@ def raw_format(path: Path, depths: tuple[int, ...] = DEPTHS) -> tuple[ClipFormat
     named = {DEPTH_WORDS[word] for word in words if word in DEPTH_WORDS}
     if len(named) > 1:
         raise UsageError(f"{path}: several depths in the name (needs {wanted(depths)})")
-    rates = [rate(word[:-3]) for word in words if re.fullmatch(r"\d+fps", word)]
+    rates = [rate(number) for number in re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)fps(?![a-z0-9])", path.stem.lower())]
     frames = [int(word[:-1]) for word in words if re.fullmatch(r"\d+f", word)]
     form = ClipFormat(height, width, (rates or [(25, 1)])[0], depth=named.pop() if named else 8)
     return form, frames[0] if frames else None
@@ -77,13 +77,18 @@ def y4m_format(header: bytes, name: str | Path, depths: tuple[int, ...] = DEPTHS
             f"{name} is interlaced, I{values['I']} (needs progressive frames; ffmpeg -vf yadif makes them)"
         )
     aspect = tuple(int(part) for part in values["A"].split(":")) if _is_ratio(values.get("A", "")) else (0, 0)
+    if max(aspect) > MAX_RATIO_PART:
+        aspect = (0, 0)  # nobody can say what it means
     full_range = b"XCOLORRANGE=FULL" in fields
     frames_per_s = values.get("F", UNKNOWN_RATE)
     if frames_per_s == UNKNOWN_RATE:
         frames_per_s = DEFAULT_RATE
     if not _is_ratio(frames_per_s):
         raise UsageError(f"{name} has {frames_per_s} frames per second (needs a ratio, as 30000:1001)")
-    return ClipFormat(height, width, rate(frames_per_s), aspect, depth, None, full_range, siting)
+    try:
+        return ClipFormat(height, width, rate(frames_per_s), aspect, depth, None, full_range, siting)
+    except UsageError as error:
+        raise UsageError(f"{name}: {error}") from error
 
 
 def _is_ratio(text: str) -> bool:

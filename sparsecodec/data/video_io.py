@@ -166,7 +166,13 @@ def _frames(file: BinaryIO, name: str | Path, form: ClipFormat, marked: bool) ->
             break
         if len(data) < form.frame_bytes:
             raise UsageError(f"{name}: frame {number} is cut off, {len(data)} of {form.frame_bytes} bytes")
-        yield _split(data, form)
+        planes = _split(data, form)
+        if form.depth > 8 and (largest := max(plane.max() for plane in planes)) > form.peak:
+            raise UsageError(
+                f"{name}: frame {number} holds {largest} (needs at most {form.peak}: {form.depth} bits, the lower ones "
+                "of 16; ffmpeg -pix_fmt yuv420p10le makes them)"
+            )
+        yield planes
         number += 1
     if not number:
         raise UsageError(f"{name} has no frames")

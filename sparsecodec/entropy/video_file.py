@@ -123,6 +123,7 @@ class VideoReader:
         check_limit(max_pixels, "max_pixels")
         self._source = source
         self.seekable = source.seekable()
+        self._origin = source.tell() if self.seekable else 0  # in the source, of the file's first byte
         self.position = 0
         self._inside = "its header"
         self.header = VideoHeader.read(self._take)
@@ -211,8 +212,14 @@ class VideoReader:
         if reason is None and not self._holds(*found):  # pieces were put in or taken out before the index
             found = max((entry for entry in self._walk(frame)[0] if entry[0] <= frame), default=found)
         self.next, self.position = found
-        self._source.seek(self.position)
+        self._go_to(self.position)
         self._intra, self._chain = [], None
+
+    def _go_to(self, position: int) -> None:
+        self._source.seek(self._origin + position)
+
+    def _end(self) -> int:
+        return self._source.seek(0, 2) - self._origin
 
     def _head(self, first: bytes, where: str) -> Head:
         pending = [first]
@@ -248,12 +255,12 @@ class VideoReader:
     def _index(self) -> tuple[list[tuple[int, int]], int]:
         """I frames, and how many frames there are, from the end record."""
         self._inside = "its end record"
-        end = self._source.seek(0, 2)
-        self._source.seek(max(end - FOOTER.size, self._begin))
+        end = self._end()
+        self._go_to(max(end - FOOTER.size, self._begin))
         size, magic = FOOTER.unpack(self._take(FOOTER.size))
         if magic != FOOTER_MAGIC or size > end - FOOTER.size - self._begin:
             raise BitstreamError("no footer")
-        self._source.seek(end - FOOTER.size - size)
+        self._go_to(end - FOOTER.size - size)
         head = read_head(self._take)
         payload = self._take(min(head.size, size))
         if head.kind != b"E" or not head.number or not head.matches(payload, self._header_link):
@@ -265,7 +272,7 @@ class VideoReader:
 
     def _holds(self, number: int, position: int) -> bool:
         """Whether the record of the I frame of that number stands there."""
-        self._source.seek(position)
+        self._go_to(position)
         try:
             head = read_head(self._take)
         except BitstreamError:
@@ -275,11 +282,11 @@ class VideoReader:
     def _walk(self, frame: int) -> tuple[list[tuple[int, int]], int, str]:
         """I frames up to `frame`, how many frames there are at least, and what stands behind them."""
         intra: list[tuple[int, int]] = []
-        end = self._source.seek(0, 2)
+        end = self._end()
         position, number = self._begin, 0
         try:
             while number <= frame:
-                self._source.seek(position)
+                self._go_to(position)
                 head = read_head(self._take)
                 if head.kind == b"E" or head.number != number:
                     break

@@ -116,6 +116,11 @@ class RTModel(Codec):
         """Whether `compress` writes two streams side by side (``ec_part`` of the parameter set) instead of one."""
         self._two_streams = bool(use_two_entropy_coders)
 
+    @property
+    def uses_two_entropy_coders(self) -> bool:
+        """As `set_use_two_entropy_coders` was told last."""
+        return self._two_streams
+
     # --- coding ---------------------------------------------------------------------------------------------------
 
     def coder(self) -> PartCoder:

@@ -69,7 +69,11 @@ class RTVideoScripts:
 
         Args:
             last_qp: the shifted quality of the frame before.
+
+        Raises:
+            UsageError: no such quality.
         """
+        last_qp = self.check_quality(last_qp)
         if self.state.feature is not None and self.dpb[0].frame is None:
             self.dpb[0].frame = self.reset(self.state, last_qp).frame
             self.reset_ref_feature()

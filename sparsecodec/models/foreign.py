@@ -50,9 +50,9 @@ def from_foreign(module: nn.Module) -> nn.Module:
 
     Args:
         module: an object of the family's published software (or of a copy of it), whole or pruned; one that is ours
-            already is returned as it is, a `VideoCodec` with both of its models converted. Not changed; weights are
-            copied, and so are the settings that streams depend on: thresholds, and coding tables if it has computed
-            them.
+            already is returned as it is, a `VideoCodec` with those of its models converted that are not. Not changed;
+            weights are copied, and so are the settings that streams depend on: thresholds, and coding tables if it has
+            computed them.
 
     Returns:
         In eval mode, in the dtype and on the device of the weights.
@@ -63,7 +63,7 @@ def from_foreign(module: nn.Module) -> nn.Module:
     if isinstance(module, FAMILIES):
         return module
     if isinstance(module, VideoCodec):
-        return VideoCodec(from_foreign(module.intra), from_foreign(module.inter))
+        return VideoCodec(*(from_foreign(half) if is_foreign(half) else half for half in (module.intra, module.inter)))
     state = module.state_dict()
     family = recognised(state)
     if family is None:

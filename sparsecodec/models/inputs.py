@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import operator
-from numbers import Real
+from numbers import Integral, Real
 from typing import Any
 
 import torch
@@ -105,7 +105,7 @@ def check_size(height: int, width: int) -> None:
         UsageError: no whole number, or below 1.
         ResourceLimitError: more than 2^28 pixels. Nothing was allocated for them.
     """
-    if not (isinstance(height, int) and isinstance(width, int)) or height < 1 or width < 1:
+    if not all(isinstance(side, Integral) and not isinstance(side, bool) and side >= 1 for side in (height, width)):
         raise UsageError(f"picture of {height!r} x {width!r} (needs at least 1 x 1, whole numbers)")
     if height * width > DEFAULT_MAX_PIXELS:
         raise ResourceLimitError(f"picture of {height} x {width} (limit: {DEFAULT_MAX_PIXELS} pixels)")

@@ -47,7 +47,7 @@ def write_units(
         The bytes of each frame, with the parameters that it needs; put together they are the stream.
 
     Raises:
-        UsageError: frames of different sizes.
+        UsageError: frames of different sizes, or one that cannot be coded; the message names the frame.
     """
     writer, size, last_qp = NalWriter("rt"), None, qp
     for index, x in enumerate(frames):
@@ -63,17 +63,20 @@ def write_units(
         padded = F.pad(x, (0, -width % _STRIDE, 0, -height % _STRIDE), mode="replicate")
         intra = index == 0 or intra_period > 0 and index % intra_period == 0
         reset = not intra and reset_interval > 0 and index % reset_interval == 1
-        if intra:
-            used_qp = qp
-            coded = codec.intra.compress(padded, qp)
-            codec.inter.clear_dpb()
-            codec.inter.add_ref_frame(None, coded["x_hat"])
-        else:
-            if reset:
-                codec.inter.prepare_feature_adaptor_i(last_qp)
-            shift = SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)]
-            used_qp = last_qp = codec.inter.shift_qp(qp if inter_qp is None else inter_qp, shift)
-            coded = codec.inter.compress(padded, used_qp)
+        try:
+            if intra:
+                used_qp = qp
+                coded = codec.intra.compress(padded, qp)
+                codec.inter.clear_dpb()
+                codec.inter.add_ref_frame(None, coded["x_hat"])
+            else:
+                if reset:
+                    codec.inter.prepare_feature_adaptor_i(last_qp)
+                shift = SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)]
+                used_qp = last_qp = codec.inter.shift_qp(qp if inter_qp is None else inter_qp, shift)
+                coded = codec.inter.compress(padded, used_qp)
+        except UsageError as error:
+            raise UsageError(f"frame {index}: {error}") from error
         payload = coded["bit_stream"]
         yield writer.write(NalFrame(intra, height, width, used_qp, payload, streams=1 + two, reset=reset))
 
@@ -116,6 +119,8 @@ def read_units(codec: Any, source: BinaryIO, max_pixels: int = DEFAULT_MAX_PIXEL
                 if frame.reset:
                     codec.inter.reset_ref_feature()
                 x_hat = codec.inter.decompress(frame.payload, given, frame.qp)["x_hat"]
-        except BitstreamError as error:
+        except (BitstreamError, UsageError) as error:  # the latter: the frame before it left no finite feature
             raise BitstreamError(f"frame {index}: {error}") from error
+        if not x_hat.isfinite().all():
+            raise BitstreamError(f"frame {index} holds values that are not finite: its networks ran over")
         yield x_hat[:, :, : frame.height, : frame.width]

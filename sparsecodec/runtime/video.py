@@ -252,7 +252,9 @@ class VideoEncoder:
 
 
 class VideoDecoder:
-    """Iterates over the frames of a file; made by `CompiledVideo.decoder`.
+    """Iterates over the frames of a file, once: a second loop goes on where the first one stopped.
+
+    Made by `CompiledVideo.decoder`.
 
     A frame is ``[1, 3, H, W]`` float32 in [0, 1] in the codec's `colour`, on its device, and the caller's to keep.
     Every frame is given that is whole and was decoded to the encoder's own State; then, where the file is damaged or
@@ -272,8 +274,12 @@ class VideoDecoder:
         check_made_here(self.header, codec.model_hash, codec.numerics, codec.exact_pictures)
         if start and reader.seekable:
             reader.seek(start)
+        self._frames = self._decoded()
 
     def __iter__(self) -> Iterator[Tensor]:
+        return self._frames
+
+    def _decoded(self) -> Iterator[Tensor]:
         state, intra, last_qp, form = None, 0, 0, self.header.form
         while (coded := self._reader.read()) is not None:
             if coded.intra:

@@ -107,6 +107,38 @@ def test_an_unknown_rate_is_25(rate):
 
 
 @pytest.mark.parametrize(
+    ("name", "rate"),
+    [
+        ("a_7x5_59.94fps.yuv", (2997, 50)),
+        ("a_7x5_23.976fps_8bit.yuv", (2997, 125)),
+        ("a_7x5_50fps_420.yuv", (50, 1)),
+        ("a_7x5.yuv", (25, 1)),
+    ],
+)
+def test_the_name_of_a_raw_file_has_its_rate(name, rate, tmp_path):
+    (tmp_path / name).write_bytes(bytes(FORM.frame_bytes))
+    with open_clip(tmp_path / name) as stream:
+        assert stream.form == ClipFormat(5, 7, rate)
+
+
+def test_headers_beyond_the_format_are_named_with_their_file():
+    data = written(FORM, [noise(FORM)])
+    assert read_stream(io.BytesIO(data.replace(b"A4:3", b"A9999999999:1")), "clip").form.aspect == (0, 0)
+    with pytest.raises(UsageError, match=r"clip: rate\[0\] = 9999999999 .needs a whole number"):
+        read_stream(io.BytesIO(data.replace(b"F30000:1001", b"F9999999999:1")), "clip")
+
+
+@pytest.mark.parametrize("sample", [1024, 40000])
+def test_samples_in_the_upper_bits_are_refused_with_their_frame(sample):
+    form = ClipFormat(6, 4, depth=10)
+    data = written(form, [noise(form)] * 2)[:-2] + sample.to_bytes(2, "little")
+    frames = read_stream(io.BytesIO(data), "clip").frames
+    assert same(next(frames), noise(form))
+    with pytest.raises(UsageError, match=f"clip: frame 1 holds {sample} .needs at most 1023: 10 bits"):
+        next(frames)
+
+
+@pytest.mark.parametrize(
     ("values", "message"),
     [
         ({"rate": 25}, r"rate = 25 .needs a fraction as two whole numbers, as \(25, 1\)"),

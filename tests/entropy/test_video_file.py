@@ -155,6 +155,17 @@ def test_seeking_goes_to_the_i_frame_before():
         reader.seek(5)
 
 
+@pytest.mark.parametrize("end", [b"", b"x"], ids=["index", "heads"])
+def test_a_file_may_begin_anywhere_in_its_source(end):
+    source = io.BytesIO(bytes(100) + written() + end)
+    source.seek(100)
+    reader = VideoReader(source)
+    assert reader.count() == (None if end else 5)
+    for frame, first in ((4, 3), (2, 0)):
+        reader.seek(frame)
+        assert reader.read().number == first
+
+
 def test_the_frames_of_a_file_are_counted_without_moving_in_it():
     data = written()
     reader = VideoReader(io.BytesIO(data))

@@ -12,6 +12,8 @@ from sparsecodec import UsageError
 from sparsecodec.entropy import EntropyTables
 from sparsecodec.models import create
 from sparsecodec.models.foreign import from_foreign, is_foreign
+from sparsecodec.models.video import VideoCodec
+from sparsecodec.runtime import compile_codec
 
 QP = 33
 
@@ -138,3 +140,26 @@ def test_what_is_unknown_or_does_not_fit_is_named(codec: nn.Module):
     first.adaptor = nn.Conv2d(192 + 96, 96, 1)  # what their first run on a GPU leaves behind
     with pytest.raises(UsageError, match="folded"):
         from_foreign(stranger)
+
+
+def test_a_stranger_behind_a_codec_of_ours_is_converted_alone():
+    torch.manual_seed(0)
+    model = create("dcvc-tiny").eval()
+    pair = VideoCodec(model.intra, Stranger(model.inter))
+    assert is_foreign(pair)
+    converted = from_foreign(pair)
+    assert converted.intra is model.intra and type(converted.inter) is type(model.inter)
+    for name, value in model.inter.state_dict().items():
+        assert torch.equal(converted.inter.state_dict()[name], value)
+
+
+def test_a_stranger_in_half_precision_keeps_its_tables_in_the_original_arithmetic(codec, x):
+    """The published order is `update`, then `half`: tables of the rounded weights would be others."""
+    model = codec.inter
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.mul_(1 + 1e-3 * torch.rand_like(parameter))
+    model.update(0.12)
+    model.half()
+    compiled = compile_codec(model, original=True)
+    assert compiled.z_tables.cdf.tobytes() == model.z_tables.cdf.tobytes()

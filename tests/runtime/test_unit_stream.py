@@ -1,5 +1,6 @@
 """DCVC-RT's own streams with an untrained tiny codec: round trips, what the units say, and damage."""
 
+import copy
 import io
 
 import pytest
@@ -105,3 +106,14 @@ def test_what_is_no_clip_is_refused(codec, clip, stream):
         list(read_units(codec, io.BytesIO(stream), 41 * 70 - 1))
     with pytest.raises(UsageError, match="frame 1: 69 x 41 after 70 x 41 pixels"):
         list(write_units(codec, [clip[0], clip[1][..., :69]], 20))
+
+
+def test_networks_that_run_over_end_the_clip_with_its_frame(codec, clip):
+    loud = copy.deepcopy(codec)
+    good = b"".join(write_units(loud, clip[:2], 20))
+    with torch.no_grad():
+        loud.inter.q_decoder.fill_(float("inf"))
+    with pytest.raises(UsageError, match="frame 2: .* needs finite ones|frame 2: .*.needs finite ones."):
+        list(write_units(loud, clip[:3], 20))
+    with pytest.raises(BitstreamError, match="frame 1"):
+        list(read_units(loud, io.BytesIO(good)))

@@ -55,6 +55,15 @@ def test_decoding_gives_the_frames_that_the_encoder_had(size):
         x_hat.add_(1)  # the caller's to keep: the next frames do not notice
 
 
+def test_a_second_loop_goes_on_where_the_first_one_stopped():
+    data = b"".join(encoded(ToyVideo()))
+    whole, decoder = list(ToyVideo().decoder(data)), ToyVideo().decoder(data)
+    first = next(iter(decoder))
+    rest = list(decoder)
+    assert all(map(torch.equal, [first, *rest], whole)) and len(rest) == len(whole) - 1
+    assert list(decoder) == []
+
+
 def test_the_intra_period_and_a_forced_frame_begin_anew():
     codec = ToyVideo()
     encoded(codec, intra_period=5)

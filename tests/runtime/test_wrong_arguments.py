@@ -6,6 +6,7 @@ import copy
 import io
 import re
 
+import numpy as np
 import pytest
 import torch
 
@@ -16,6 +17,7 @@ from sparsecodec.errors import NoBackendError, UsageError
 from sparsecodec.models import create
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
+from sparsecodec.models.inputs import check_size
 from sparsecodec.models.video import VideoCodec
 
 X = torch.full((1, 3, 64, 64), 0.5)
@@ -142,3 +144,54 @@ def test_sources_and_numbers_of_clips_are_checked():
 def test_a_device_without_kernels_is_refused(device: str):
     with pytest.raises(UsageError, match=f"device={device}: no kernels for it .needs 'cpu' or 'cuda'"):
         compile_codec(create("evc-tiny"), device=device)
+
+
+@pytest.mark.parametrize("name", ["dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"])
+def test_weights_cannot_be_loaded_into_compiled_models(name):
+    model = create(name).inter
+    compiled = compile_codec(model)
+    for strict in (True, False):
+        with pytest.raises(UsageError, match=f"a {type(compiled).__name__} is compiled with its weights"):
+            compiled.load_state_dict(model.state_dict(), strict=strict)
+
+
+@pytest.mark.parametrize("name", ["dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"])
+def test_qualities_and_states_of_compiled_codecs_are_checked(name):
+    torch.manual_seed(0)
+    codec = compile_codec(create(name))
+    payload, state = codec.intra_encode(X, 32)
+    for qp in (-1, 64, 30.5, None):
+        with pytest.raises(UsageError, match=re.escape(f"qp={qp!r}")):
+            codec.intra_encode(X, qp)
+    predicted, _ = codec.inter_encode(X, state, 32, 1)
+    with pytest.raises(UsageError, match="state is a NoneType"):
+        codec.inter_encode(X, None, 32, 1)
+    with pytest.raises(UsageError, match="state is a NoneType"):
+        codec.inter_decode(predicted, None, 64, 64, 32, 1)
+
+
+def test_sizes_may_be_numpy_integers_and_no_bools():
+    check_size(np.int64(64), 64)
+    for side in (True, 64.0, "64", 0):
+        with pytest.raises(UsageError, match="needs at least 1 x 1, whole numbers"):
+            check_size(64, side)
+
+
+def test_the_quality_of_a_dropped_feature_is_checked():
+    model = create("dcvc-rt-tiny").inter
+    for qp in (-1, 99, 30.5, None):
+        with pytest.raises(UsageError, match=re.escape(f"{qp!r}")):
+            model.prepare_feature_adaptor_i(qp)
+
+
+def test_a_session_leaves_the_number_of_streams_that_was_set():
+    torch.manual_seed(0)
+    intra = DCVCRTImage(RTImageWidths(16, 8, 16, 1, 1, 1, 1))
+    codec = compile_codec(VideoCodec(intra, DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, 1, 1, 1))))
+    codec.intra.set_use_two_entropy_coders(True)
+    expected = codec.intra.compress(X, 30)["bit_stream"]
+    encoder = codec.encoder(ClipFormat(64, 64))
+    encoder.push(X)
+    encoder.push(X)
+    assert codec.intra.compress(X, 30)["bit_stream"] == expected
+    assert codec.intra.uses_two_entropy_coders and not codec.inter.uses_two_entropy_coders

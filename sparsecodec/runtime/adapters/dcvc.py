@@ -10,14 +10,16 @@ from torch import Tensor, nn
 from sparsecodec.entropy import FrameFile, dcvc_laplace16_tables
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc import DCVC, FILE, DCVCState
+from sparsecodec.models.inputs import check_kind
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.autoregressive import PositionCoder
 from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, LatentCoder
 from sparsecodec.nn.flow import estimate_flow
 from sparsecodec.ops import dcvc_scale_thresholds
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain, check_size
-from sparsecodec.runtime.adapters.paired import copied
+from sparsecodec.runtime.adapters.paired import KeepsPrecision, copied
 from sparsecodec.runtime.context_model import ContextModel, ContextRows, why_not_native
+from sparsecodec.runtime.uncopied import Uncopied
 from sparsecodec.runtime.video_networks import VideoNetworks, warp_any
 
 
@@ -72,7 +74,7 @@ class RowsOrLayers:
         return frame[:, :, reach : reach + height, reach : reach + width].copy_(y_hat)
 
 
-class OriginalDCVC(DCVC):
+class OriginalDCVC(Uncopied, DCVC):
     """The model's own layers in float32, with native coding of the published strings."""
 
     def __init__(self, model: DCVC) -> None:
@@ -96,7 +98,7 @@ class OriginalDCVC(DCVC):
         return self._coder
 
 
-class CompiledDCVC(DCVC):
+class CompiledDCVC(KeepsPrecision, DCVC):
     """`DCVC` on compiled networks: it answers the same calls. Both ends need the same compiled arithmetic.
 
     Latents are coded wave by wave (`ContextModel`), so strings hold other positions first than the published ones.
@@ -196,6 +198,7 @@ class DCVCCodec(BehindImage):
 
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: DCVCState, qp: int, index: int) -> tuple[bytes, DCVCState]:
+        check_kind(state, DCVCState)
         strings, x_hat = self.inter.coder().encode(x, state.frame)
         fields = {"height": x.shape[2], "width": x.shape[3]}
         file = FrameFile(FILE, fields, (strings.mv_y, strings.mv_z, strings.y, strings.z))
@@ -205,6 +208,7 @@ class DCVCCodec(BehindImage):
     def inter_decode(
         self, payload: bytes, state: DCVCState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, DCVCState]:
+        check_kind(state, DCVCState)
         file = FrameFile.from_bytes(FILE, payload)
         check_size(file.fields["height"], file.fields["width"], height, width)
         x_hat = self.inter.coder().decode(DCVCStrings(*file.strings), state.frame)

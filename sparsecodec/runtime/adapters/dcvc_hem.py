@@ -12,7 +12,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
 from sparsecodec.models.dual_prior_image import STRIDE
-from sparsecodec.models.inputs import check_coded, check_size
+from sparsecodec.models.inputs import check_coded, check_kind, check_size, whole
 from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.hem_inter import FLOW, HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
@@ -183,26 +183,29 @@ class DCVCHEMCodec(TwoModels):
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, HEMState]:
-        coded = self.intra.compress(x, self._intra_steps[qp])
+        coded = self.intra.compress(x, self._intra_steps[whole(qp, "qp", QPS)])
         return coded["bit_stream"], HEMState(coded["x_hat"])
 
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: HEMState, qp: int, index: int) -> tuple[bytes, HEMState]:
         """`index` changes nothing: this family moves no rate."""
-        return self.inter.coder().encode(x, state, *self.inter.gains(*self._inter_steps[qp]))
+        check_kind(state, HEMState)
+        return self.inter.coder().encode(x, state, *self.inter.gains(*self._inter_steps[whole(qp, "qp", QPS)]))
 
     @torch.inference_mode()
     def intra_decode(self, payload: bytes, height: int, width: int, qp: int) -> tuple[Tensor, HEMState]:
-        x_hat = self.intra.decompress(payload, height, width, self._intra_steps[qp])["x_hat"]
+        x_hat = self.intra.decompress(payload, height, width, self._intra_steps[whole(qp, "qp", QPS)])["x_hat"]
         return x_hat, HEMState(x_hat)
 
     @torch.inference_mode()
     def inter_decode(
         self, payload: bytes, state: HEMState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, HEMState]:
+        check_kind(state, HEMState)
         if state.frame.shape[2:] != (height, width):
             raise UsageError(f"frame of {height} x {width} (the one before is {tuple(state.frame.shape[2:])})")
-        state = self.inter.coder().decode(payload, state, *self.inter.gains(*self._inter_steps[qp]))
+        steps = self._inter_steps[whole(qp, "qp", QPS)]
+        state = self.inter.coder().decode(payload, state, *self.inter.gains(*steps))
         return state.frame, state
 
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, ClassVar
 
 import torch
@@ -178,14 +179,14 @@ class DCVCRTCodec(TwoModels):
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, RTState]:
-        self.intra.set_use_two_entropy_coders(_split(*x.shape[2:]))
-        coded = self.intra.compress(x, qp)
+        with _streams_of(self.intra, x):
+            coded = self.intra.compress(x, qp)
         return coded["bit_stream"], RTState(frame=coded["x_hat"])
 
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: RTState, qp: int, index: int) -> tuple[bytes, RTState]:
-        self.inter.set_use_two_entropy_coders(_split(*x.shape[2:]))
-        return self.inter.compress_frame(x, state, self.shifted(qp, index))
+        with _streams_of(self.inter, x):
+            return self.inter.compress_frame(x, state, self.shifted(qp, index))
 
     @torch.inference_mode()
     def intra_decode(self, payload: bytes, height: int, width: int, qp: int) -> tuple[Tensor, RTState]:
@@ -212,10 +213,10 @@ class DCVCRTCodec(TwoModels):
 
     @classmethod
     def own_copy(cls, model: nn.Module, device: torch.device, original: bool) -> nn.Module:
-        """Of original models also the coding tables."""
+        """Of original models also the coding tables, if they bring none, maybe of weights before these were rounded."""
         model = super().own_copy(model, device, original)
         for half in model.modules():
-            if original and isinstance(half, RTModel):
+            if original and isinstance(half, RTModel) and half.z_tables is None:
                 half.update(half.force_zero_thres)
         return model
 
@@ -229,6 +230,17 @@ class DCVCRTCodec(TwoModels):
 
 def _split(height: int, width: int) -> bool:
     return height * width > SPLIT_AREA
+
+
+@contextmanager
+def _streams_of(half: RTModel, x: Tensor) -> Iterator[None]:
+    """Within the block frames of this size have as many streams as sessions give them, whatever the caller set."""
+    before = half.uses_two_entropy_coders
+    half.set_use_two_entropy_coders(_split(*x.shape[2:]))
+    try:
+        yield
+    finally:
+        half.set_use_two_entropy_coders(before)
 
 
 def _parameter_set(height: int, width: int) -> dict[str, int]:

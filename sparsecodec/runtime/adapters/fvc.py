@@ -10,12 +10,13 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
 from sparsecodec.models.fvc import FVC, FVCState
+from sparsecodec.models.inputs import check_kind
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Routine, pulling, pushing
 from sparsecodec.ops._registry import bind
 from sparsecodec.ops.deform_conv2d import DEFORM_CONV2D
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain
-from sparsecodec.runtime.adapters.paired import copied
+from sparsecodec.runtime.adapters.paired import KeepsPrecision, copied
 from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
 
 CODECS = ("motion_codec", "residual_codec")
@@ -43,7 +44,7 @@ class BoundDeformable(nn.Module):
         return self._run(x=x, offset=offset, mask=mask)
 
 
-class CompiledFVC(FVC):
+class CompiledFVC(KeepsPrecision, FVC):
     """`FVC` on compiled networks: what it answers, and how, stays the model's own.
 
     Args:
@@ -146,6 +147,7 @@ class FVCCodec(BehindImage):
 
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: FVCState, qp: int, index: int) -> tuple[bytes, FVCState]:
+        check_kind(state, FVCState)
         encoder = Encoder()
         _, features = self._run(self._encoding, x, *state.features, host=pushing(encoder))
         return encoder.finish(), FVCState(features)
@@ -154,6 +156,7 @@ class FVCCodec(BehindImage):
     def inter_decode(
         self, payload: bytes, state: FVCState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, FVCState]:
+        check_kind(state, FVCState)
         decoder = Decoder(payload)
         host = pulling(decoder, *self.inter.hyper_calls(state))
         x_hat, features = self._run(self._decoding, *state.features, host=host)

@@ -5,11 +5,12 @@ from __future__ import annotations
 import copy
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, TypeVar
+from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
 from torch import Tensor, get_num_threads, nn
 
+from sparsecodec.errors import UsageError
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Host, Routine, eagerly
 from sparsecodec.runtime.numerics import Numerics, eager_numerics
@@ -34,6 +35,13 @@ class KeepsPrecision(Uncopied, nn.Module):
             return result if result.dtype == value.dtype else value.to(result.device)
 
         return super()._apply(moved, recurse)
+
+    def load_state_dict(self, *args: Any, **options: Any) -> NoReturn:
+        """Refused: the networks would keep the weights that they were packed from."""
+        raise UsageError(
+            f"a {type(self).__name__} is compiled with its weights (needs them before: load them into the model, and "
+            "call compile_codec again)"
+        )
 
 
 class PairedVideo(CompiledVideo):
