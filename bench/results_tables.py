@@ -34,9 +34,13 @@ PARENTS = {
 SIZES = ("s", "m")  # of the students of mask decay
 FEDS = ("feds-teacher", "evc-tiny-sparse", "evc-tiny-sparse-feds")  # teacher, what the student began as, student
 OTHERS = ("nm-2-4", "scalable-0", "scalable-1", "scalable-2", "scalable-3", "scalable-rd")
-MS_RIVALS = {  # of search-ms, each with its runs: at as many predicted milliseconds, and at more measured ones
-    "uniform-ms": ("uniform-ms",),
-    "uniform": ("ablation/uniform-0", "ablation/uniform-1", "ablation/uniform-2"),
+SEEDS = range(3)
+SEARCH_MS = tuple(f"search-ms-{seed}" for seed in SEEDS)
+MS_PLANS = {  # the runs of each plan, and those of the searched one that were trained as they were
+    "search-ms": (SEARCH_MS, ()),
+    "uniform": (tuple(f"ablation/uniform-{seed}" for seed in SEEDS), SEARCH_MS),
+    "search-ms-before": (("search-ms-before",), ()),
+    "uniform-ms-before": (("uniform-ms-before",), ("search-ms-before",)),
 }
 PIXELS = 768 * 512
 COST = ("GMAC", "decode ms", "Mparams")
@@ -157,11 +161,11 @@ def feds() -> str:
 
 def milliseconds() -> str:
     """The searched plan beside one ratio for all groups; mean and deviation over the seeds that were run."""
-    head = ("plan", "seeds", *COST, "BD-rate vs evc-tiny", "BD-PSNR", "BD-rate of search-ms vs it")
+    head = ("plan", "seeds", *COST, "BD-rate vs evc-tiny", "BD-PSNR", "BD-rate of the search vs it")
     rows = []
-    for name, runs in {"search-ms": ("search-ms",), **MS_RIVALS}.items():
+    for name, (runs, searched) in MS_PLANS.items():
         rates, gains = ([measure(run, "evc-tiny") for run in runs] for measure in (rate, psnr))
-        ahead = f"{_spread([rate('search-ms', run) for run in runs], 1)} %" if name in MS_RIVALS else ""
+        ahead = f"{_spread([rate(*pair) for pair in zip(searched, runs, strict=True)], 1)} %" if searched else ""
         cells = f"{_spread(rates, 1)} %", f"{_spread(gains, 2)} dB", ahead
         rows.append((name, str(len(runs)), *cost(runs[0]), *cells))
     return table(head, rows)
