@@ -33,7 +33,8 @@ Conv2dAct<T>::Conv2dAct(const ConvKernel& kernel, const float* bias, const ConvO
     if constexpr (std::is_same_v<T, igemm::bf16>) {
         const bool shape = kernel.kh == 3 && kernel.kw == 3 && options.stride == 1;
         if (shape && gather_.kind == Gather::Kind::kRange && Winograd::pays(kernel.k, kernel.n)) {
-            winograd_ = std::make_unique<Winograd>(kernel.data, bias, kernel.n, kernel.k, options.padding,
+            const std::vector<Winograd::Part> whole{{kernel.data}};
+            winograd_ = std::make_unique<Winograd>(whole, bias, kernel.n, kernel.k, options.padding, options.shuffle,
                                                    layout_of(options));
         }
     }
@@ -78,7 +79,7 @@ void Conv2dAct<T>::run(const Image<const T>& x, const Image<T>& out, const Image
         if (winograd_) {
             Image<const T> from = x;
             from.data += gather_.first;
-            winograd_->run({from, out, residual, options_.activation, factors, options_.shuffle, copy_from});
+            winograd_->run({from, out, residual, options_.activation, factors, copy_from});
             return;
         }
     }

@@ -1,9 +1,12 @@
-// conv_transpose2d_act: one stride-1 convolution per output phase. What it computes: ops/conv_transpose2d_act.py.
+// conv_transpose2d_act: one stride-1 convolution per output phase; or one for all of them, whose channels are the phases'
+// and are shuffled, where that fills the columns of the product better. What it computes: ops/conv_transpose2d_act.py.
 #pragma once
 
+#include <memory>
 #include <vector>
 
 #include "cpu/conv2d_act.h"
+#include "cpu/winograd.h"
 
 namespace sparsecodec {
 
@@ -25,11 +28,20 @@ class ConvTranspose2dAct {
         std::vector<Grid::Tap> taps;
         igemm::Gemm<T> gemm;
     };
+    struct Step {
+        int at, offset;  // position in the kernel, and that of the input it reads
+    };
+    std::vector<Step> steps(int phase, int size) const;
+    bool together() const;
+    void add_phases(const float* data, const float* bias);
+    void add_together(const float* data, const float* bias);
+    void add_winograd(const float* data, const float* bias);
     ConvKernel kernel_;  // data is null
     int stride_, padding_, output_padding_;
     igemm::Activation activation_;
     Gather gather_;
-    std::vector<Phase> phases_;
+    std::vector<Phase> phases_;           // several, or the one of all
+    std::unique_ptr<Winograd> winograd_;  // bf16, where it pays; then phases_ is empty
     std::vector<T> zeros_;
 };
 

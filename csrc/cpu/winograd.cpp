@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <memory>
+#include <utility>
 
 #include "common/parallel.h"
 #include "cpu/conv_rows.h"
@@ -83,7 +84,8 @@ void transform_inputs(const TileRun& run, std::ptrdiff_t count, int k, bf16* cel
 }
 
 // The products of `count` tiles, 32 channels, to the sums of their pixels: pixel (i, j) of tile t at
-// sums + place[t * 4 + i * 2 + j] * 32.
+// sums + place[t * 4 + i * 2 + j] * 32. Above, Left: whether there are products of the first row, the first column.
+template <bool Above, bool Left>
 void transform_products(const float* products, std::ptrdiff_t cell_step, std::ptrdiff_t count, const int* place,
                         float* sums) {
     for (std::ptrdiff_t t = 0; t < count; ++t, products += kBlock, place += 4) {
@@ -91,15 +93,16 @@ void transform_products(const float* products, std::ptrdiff_t cell_step, std::pt
         for (int v = 0; v < kBlock; v += 16) {
             __m512 upper[4], lower[4];
 #pragma GCC unroll 4
-            for (int j = 0; j < 4; ++j) {
+            for (int j = Left ? 0 : 1; j < 4; ++j) {
                 const float* const from = products + j * cell_step + v;
-                const __m512 a = _mm512_loadu_ps(from), b = _mm512_loadu_ps(from + 4 * cell_step);
-                const __m512 c = _mm512_loadu_ps(from + 8 * cell_step), d = _mm512_loadu_ps(from + 12 * cell_step);
-                upper[j] = _mm512_add_ps(_mm512_add_ps(a, b), c);
+                const __m512 b = _mm512_loadu_ps(from + 4 * cell_step), c = _mm512_loadu_ps(from + 8 * cell_step);
+                const __m512 d = _mm512_loadu_ps(from + 12 * cell_step);
+                upper[j] = _mm512_add_ps(Above ? _mm512_add_ps(_mm512_loadu_ps(from), b) : b, c);
                 lower[j] = _mm512_sub_ps(_mm512_sub_ps(b, c), d);
             }
             const auto put = [&](int pixel, const __m512 (&m)[4]) {
-                _mm512_storeu_ps(sums + place[pixel] * kBlock + v, _mm512_add_ps(_mm512_add_ps(m[0], m[1]), m[2]));
+                const __m512 first = Left ? _mm512_add_ps(m[0], m[1]) : m[1];
+                _mm512_storeu_ps(sums + place[pixel] * kBlock + v, _mm512_add_ps(first, m[2]));
                 _mm512_storeu_ps(sums + place[pixel + 1] * kBlock + v,
                                  _mm512_sub_ps(_mm512_sub_ps(m[1], m[2]), m[3]));
             };
@@ -111,8 +114,15 @@ void transform_products(const float* products, std::ptrdiff_t cell_step, std::pt
 #pragma GCC pop_options
 #else
 void transform_inputs(const TileRun&, std::ptrdiff_t, int, bf16*, std::ptrdiff_t, std::ptrdiff_t) {}
+template <bool, bool>
 void transform_products(const float*, std::ptrdiff_t, std::ptrdiff_t, const int*, float*) {}
 #endif
+
+using TransformProducts = void (*)(const float*, std::ptrdiff_t, std::ptrdiff_t, const int*, float*);
+constexpr TransformProducts kTransformProducts[2][2] = {  // [above][left]
+    {transform_products<false, false>, transform_products<false, true>},
+    {transform_products<true, false>, transform_products<true, true>},
+};
 
 // Weights transformed for cell (i, j): row i of G * weights * G^T, column j.
 float transformed_weight(const float* w, int i, int j) {
@@ -122,6 +132,14 @@ float transformed_weight(const float* w, int i, int j) {
         for (int x = 0; x < 3; ++x) sum += kG[i][y] * kG[j][x] * w[y * 3 + x];
     }
     return sum;
+}
+
+// Tiles of 2 x 2 of a convolution's pixels.
+Grid tiles_of(const Image<bf16>& out, int step) {
+    Grid tiles;
+    tiles.h = (out.h + 2 * step - 1) / (2 * step);
+    tiles.w = (out.w + 2 * step - 1) / (2 * step);
+    return tiles;
 }
 
 template <class T>
@@ -166,62 +184,74 @@ bool Winograd::pays(int k, int n) {
     return igemm::isa() == igemm::Isa::kAvx512Bf16 && std::min(k, n) >= kLeastChannels;
 }
 
-Winograd::Winograd(const float* weights, const float* bias, int n, int k, int padding, const igemm::Layout& layout)
-    : k_(k), padding_(padding) {
+Winograd::Winograd(const std::vector<Part>& parts, const float* bias, int n, int k, int padding, int step,
+                   const igemm::Layout& layout)
+    : k_(k), padding_(padding), step_(step) {
     std::vector<float> transformed(static_cast<std::size_t>(n) * k);
-    for (int cell = 0; cell < kCells; ++cell) {
-        for (std::size_t i = 0; i < transformed.size(); ++i) {
-            transformed[i] = transformed_weight(weights + i * 9, cell / 4, cell % 4);
+    for (const Part& part : parts) {
+        Products products{part.y, part.x, part.above, part.left, {}, {}};
+        for (int cell = 0; cell < kCells; ++cell) {
+            if ((cell / 4 == 0 && !part.above) || (cell % 4 == 0 && !part.left)) continue;
+            for (std::size_t i = 0; i < transformed.size(); ++i) {
+                transformed[i] = transformed_weight(part.weights + i * 9, cell / 4, cell % 4);
+            }
+            // Every pixel of a tile has the product of cell (1, 1) with a plus sign: it brings the bias.
+            products.cells.push_back(cell);
+            products.gemms.emplace_back(igemm::Weights::oihw(transformed.data(), n, k), cell == 5 ? bias : nullptr,
+                                        layout);
         }
-        // Every pixel of a tile has the product of cell (1, 1) with a plus sign: it brings the bias.
-        products_.emplace_back(igemm::Weights::oihw(transformed.data(), n, k), cell == 5 ? bias : nullptr, layout);
+        parts_.push_back(std::move(products));
     }
 }
 
 void Winograd::run_tiles(const Call& call, std::ptrdiff_t first, std::ptrdiff_t count, Scratch& s) const {
-    const int r = call.shuffle;
-    const std::ptrdiff_t h = call.out.h / r, w = call.out.w / r;
-    Grid tiles;
-    tiles.h = (h + 1) / 2;
-    tiles.w = (w + 1) / 2;
-    int pixels = 0;
-    for_each_stretch(tiles, first, count, [&](auto at, auto n, auto ty, auto tx, auto length) {
+    for_each_stretch(tiles_of(call.out, step_), first, count, [&](auto at, auto n, auto ty, auto tx, auto length) {
         TileRun run{{}, 2 * tx - padding_, call.x.w, call.x.stride_w};
         for (int i = 0; i < 4; ++i) {
             const std::ptrdiff_t y = 2 * ty - padding_ + i;
             run.rows[i] = y >= 0 && y < call.x.h ? call.x.pixel(n, y, 0) : nullptr;
         }
         transform_inputs(run, length, k_, s.cells.get() + at * s.row_step, s.cell_step, s.row_step);
+    });
+    for (const Products& part : parts_) run_part(part, call, first, count, s);
+}
+
+void Winograd::run_part(const Products& part, const Call& call, std::ptrdiff_t first, std::ptrdiff_t count,
+                        Scratch& s) const {
+    int pixels = 0;
+    for_each_stretch(tiles_of(call.out, step_), first, count, [&](auto at, auto n, auto ty, auto tx, auto length) {
         for (std::ptrdiff_t t = 0; t < length; ++t) {
             for (int i = 0; i < 4; ++i) {
-                const std::ptrdiff_t y = 2 * ty + i / 2, x = 2 * (tx + t) + i % 2;
+                const std::ptrdiff_t y = (2 * ty + i / 2) * step_ + part.y, x = (2 * (tx + t) + i % 2) * step_ + part.x;
                 int& place = s.place[(at + t) * 4 + i];
                 place = 4 * kTiles;
-                if (y >= h || x >= w) continue;
+                if (y >= call.out.h || x >= call.out.w) continue;
                 place = pixels++;
-                s.out[place] = call.out.pixel(n, y * r, x * r);
+                s.out[place] = call.out.pixel(n, y, x);
                 if (!call.residual) continue;
-                s.residual[place] = call.residual->pixel(n, y * r, x * r);
+                s.residual[place] = call.residual->pixel(n, y, x);
                 copy_scaled(s.residual[place], call.copy_from, call.out.c, call.scale, s.out[place]);
             }
         }
     });
     const igemm::Epilogue<bf16> epilogue{s.out.data(), call.residual ? s.residual.data() : nullptr, call.activation,
                                          nullptr, call.scale};
-    for (int block = 0; block < products_[0].blocks(); ++block) {
-        for (int cell = 0; cell < kCells; ++cell) {
-            products_[cell].sums(block, s.rows.data() + cell * kTiles, kTiles, static_cast<int>(count),
-                                 s.product_rows.data() + cell * kTiles);
+    for (int block = 0; block < part.gemms[0].blocks(); ++block) {
+        for (std::size_t i = 0; i < part.cells.size(); ++i) {
+            const std::ptrdiff_t rows = part.cells[i] * kTiles;
+            part.gemms[i].sums(block, s.rows.data() + rows, kTiles, static_cast<int>(count),
+                               s.product_rows.data() + rows);
         }
-        transform_products(s.products.get(), s.product_step, count, s.place.data(), s.sums.get());
-        products_[0].finish(block, s.sums.get(), pixels, epilogue, call.out.stride_h);
+        kTransformProducts[part.above][part.left](s.products.get(), s.product_step, count, s.place.data(),
+                                                  s.sums.get());
+        part.gemms[0].finish(block, s.sums.get(), pixels, epilogue, call.out.stride_h);
     }
 }
 
 void Winograd::run(const Call& call) const {
-    const std::ptrdiff_t h = call.out.h / call.shuffle, w = call.out.w / call.shuffle;
-    const std::ptrdiff_t tiles = call.out.n * ((h + 1) / 2) * ((w + 1) / 2);
-    if (call.out.n * h * w == 0) return;
+    const Grid grid = tiles_of(call.out, step_);
+    const std::ptrdiff_t tiles = call.out.n * grid.h * grid.w;
+    if (tiles == 0) return;
     const std::ptrdiff_t threads = max_threads();
     const std::ptrdiff_t shared = threads == 1 ? kTiles : std::max<std::ptrdiff_t>(12, tiles / (4 * threads) / 12 * 12);
     const std::ptrdiff_t size = std::min(kTiles, shared);

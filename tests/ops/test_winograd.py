@@ -1,4 +1,4 @@
-"""Claims of conv2d_act's minimal filtering beyond agreement with the reference, which its conformance cases check."""
+"""Claims of minimal filtering in conv2d_act and conv_transpose2d_act beyond agreement with the reference, which its conformance cases check."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import torch.nn.functional as F
 from sparsecodec import _C
 from sparsecodec.ops import bind
 from sparsecodec.ops.conv2d_act import CONV2D_ACT
+from sparsecodec.ops.conv_transpose2d_act import CONV_TRANSPOSE2D_ACT
 
 ISA = _C.cpu_isa()
 pytestmark = pytest.mark.skipif(ISA != "avx512bf16", reason=f"needs AVX512-BF16 without AMX, this is {ISA}")
@@ -72,3 +73,42 @@ def test_residual_may_be_out():
         expected = run(x, residual)
         assert run(x, residual, out=residual) is residual
         assert torch.equal(residual, expected)
+
+
+DOUBLING = {"stride": 2, "padding": 2, "output_padding": 1}
+
+
+def _upward(c_in: int, c_out: int):
+    torch.manual_seed(0)
+    x = torch.randn(2, c_in, 17, 26).bfloat16().to(memory_format=torch.channels_last)
+    weight = torch.randn(c_in, c_out, 5, 5) / (6 * c_in) ** 0.5
+    return x, weight, bind(CONV_TRANSPOSE2D_ACT, x, weight, torch.randn(c_out), **DOUBLING).run
+
+
+@pytest.mark.parametrize(("c_in", "c_out", "direct"), [(32, 32, False), (31, 32, True), (32, 31, True)])
+def test_transposed_layers_of_few_channels_are_computed_directly(c_in, c_out, direct):
+    weight = torch.full((c_in, c_out, 5, 5), 1 + 2**-7)  # the sum of three of them is no bfloat16
+    weight[:, :, 2, 2] = 1
+    one = torch.zeros(1, c_in, 4, 4).bfloat16().to(memory_format=torch.channels_last)
+    one[0, 0, 1, 1] = 1
+    got = bind(CONV_TRANSPOSE2D_ACT, one, weight, None, **DOUBLING).run(one)[0, :, :5, :5].float()
+    assert torch.allclose(got, weight[0], atol=1e-6) == direct
+
+
+@pytest.mark.parametrize("threads", [1, 2, 3])
+def test_transposed_bits_depend_neither_on_threads_nor_on_the_rest_of_the_batch(threads):
+    x, _, run = _upward(40, 48)
+    expected, before = run(x), torch.get_num_threads()
+    try:
+        torch.set_num_threads(threads)
+        assert torch.equal(run(x[1:]), expected[1:])
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_transposed_errors_stay_below_twice_those_of_direct_products():
+    x, weight, _ = _upward(64, 64)
+    got = bind(CONV_TRANSPOSE2D_ACT, x, weight, None, **DOUBLING).run(x).double()
+    truth = F.conv_transpose2d(x.double(), weight.double(), **DOUBLING)
+    direct = F.conv_transpose2d(x.double(), weight.bfloat16().double(), **DOUBLING).bfloat16().double()
+    assert float((got - truth).pow(2).mean() / (direct - truth).pow(2).mean()) < 4
