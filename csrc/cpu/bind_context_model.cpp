@@ -3,6 +3,7 @@
 #include <pybind11/stl.h>
 
 #include <algorithm>
+#include <limits>
 #include <memory>
 #include <string>
 #include <tuple>
@@ -39,13 +40,12 @@ struct Kernel {
     const float* bias_or_null() const { return bias.empty() ? nullptr : bias.data(); }
 };
 
-// The networks as Python describes them. layers: (weight, bias, activation, slope) each.
-struct Networks {
-    Kernel context;
+// Layers as Python describes them: (weight, bias, activation, slope) each.
+struct Layers {
     std::vector<Kernel> kernels;
-    std::vector<ContextModel::Layer> layers;
+    std::vector<ContextLayer> layers;
 
-    Networks(py::object weight, py::handle bias, const py::list& list) : context(std::move(weight), bias, "context") {
+    explicit Layers(const py::list& list) {
         std::vector<float> slopes;
         for (const py::handle item : list) {
             const auto [layer_weight, layer_bias, activation, slope] =
@@ -63,7 +63,16 @@ struct Networks {
             layers.push_back({sizes.data, kernels[i].bias_or_null(), sizes.n, sizes.k, slopes[i]});
         }
     }
-    Networks(const Networks&) = delete;
+    Layers(const Layers&) = delete;
+};
+
+// All of a context model. offsets: layers, and the least deviation that they are given.
+struct Networks {
+    Kernel context;
+    Layers parameters, offsets;
+
+    Networks(py::object weight, py::handle bias, const py::list& layers, const py::list& offset_layers)
+        : context(std::move(weight), bias, "context"), parameters(layers), offsets(offset_layers) {}
 };
 
 template <class T>
@@ -86,15 +95,29 @@ Image<float> view_decoded(const Model& model, py::handle y_hat, const Image<cons
     return view_sized<float>(y_hat, "y_hat", model.latent(), prior.h + reach, prior.w + 2 * reach);
 }
 
+// rate: None, or (gain, whether the latent is scaled, shift of the context or None).
 template <class Model>
-py::bytes encode(const Model& model, py::handle y, py::handle prior, py::handle y_hat) {
+ContextRate view_rate(const Model& model, py::handle rate) {
+    ContextRate result;
+    if (rate.is_none()) return result;
+    const auto [gain, scaled, shift] = rate.cast<std::tuple<float, bool, py::object>>();
+    SC_CHECK(gain > 0 && gain <= std::numeric_limits<float>::max(), "gain=", gain, " (needs a finite one above 0)");
+    result = {gain, scaled, copy_values<float>(shift, "shift")};
+    SC_CHECK(result.shift.empty() || static_cast<int>(result.shift.size()) == model.context_channels(), "shift: ",
+             result.shift.size(), " values (needs ", model.context_channels(), ")");
+    return result;
+}
+
+template <class Model>
+py::bytes encode(const Model& model, py::handle y, py::handle prior, py::handle y_hat, py::handle at_rate) {
     const auto given = view_prior(model, prior);
     const auto latent = view_sized<const float>(y, "y", model.latent(), given.h, given.w);
     const auto to = view_decoded(model, y_hat, given);
+    const ContextRate rate = view_rate(model, at_rate);
     std::string bytes;
     {
         const Unlocked unlocked;
-        const rans::Writer writer = model.encode(latent, given, to);
+        const rans::Writer writer = model.encode(latent, given, to, rate);
         bytes.resize(writer.size());
         writer.flush_to(reinterpret_cast<unsigned char*>(bytes.data()));
     }
@@ -102,24 +125,27 @@ py::bytes encode(const Model& model, py::handle y, py::handle prior, py::handle 
 }
 
 template <class Model>
-void decode(const Model& model, const py::buffer& data, py::handle prior, py::handle y_hat) {
+void decode(const Model& model, const py::buffer& data, py::handle prior, py::handle y_hat, py::handle at_rate) {
     const py::buffer_info bytes = data.request();
     SC_CHECK(bytes.ndim == 1 && bytes.itemsize == 1 && bytes.strides[0] == 1, "data: no contiguous bytes");
     const auto given = view_prior(model, prior);
     const auto to = view_decoded(model, y_hat, given);
+    const ContextRate rate = view_rate(model, at_rate);
     const Unlocked unlocked;
-    model.decode({static_cast<const unsigned char*>(bytes.ptr), static_cast<std::size_t>(bytes.size)}, given, to);
+    model.decode({static_cast<const unsigned char*>(bytes.ptr), static_cast<std::size_t>(bytes.size)}, given, to, rate);
 }
 
 // ContextRows with the tensors whose memory it uses.
 class RowsPlan {
   public:
-    RowsPlan(py::object weight, py::handle bias, const py::list& layers, bool means_first,
-             py::handle thresholds, std::shared_ptr<rans::Tables> tables, int block, std::uintptr_t gemv)
-        : networks_(std::move(weight), bias, layers),
-          model_(networks_.context.sizes, networks_.context.bias_or_null(), networks_.layers,
+    RowsPlan(py::object weight, py::handle bias, const py::list& layers, bool means_first, py::handle thresholds,
+             std::shared_ptr<rans::Tables> tables, const py::list& offsets, float bound, int block, std::uintptr_t gemv,
+             std::uintptr_t gemm)
+        : networks_(std::move(weight), bias, layers, offsets),
+          model_(networks_.context.sizes, networks_.context.bias_or_null(), networks_.parameters.layers,
                  means_first, ScaleTable(copy_values<float>(thresholds, "thresholds")), std::move(tables), block,
-                 reinterpret_cast<ContextRows::Gemv>(gemv)) {
+                 reinterpret_cast<ContextRows::Gemv>(gemv),
+                 blas_offsets(networks_.offsets.layers, bound, reinterpret_cast<BlasGemm>(gemm))) {
         SC_CHECK(gemv != 0, "gemv: no address");
     }
 
@@ -129,6 +155,15 @@ class RowsPlan {
         const auto seen = view_sized<const float>(y_hat, "y_hat", model_.latent(), size, size);
         const py::object out = empty_nhwc<float>(1, model_.entropy_parameters(), 1, 1);
         model_.parameters(seen, given, view_nhwc<float>(out, "out").data);
+        return out;
+    }
+
+    // pairs: [1, 2, latent, 1] -> [1, 1, latent, 1]
+    py::object offsets(py::handle pairs) const {
+        SC_CHECK(static_cast<bool>(model_.offsets().network), "no offsets");
+        const auto given = view_sized<const float>(pairs, "pairs", 2, model_.latent(), 1);
+        const py::object out = empty_nhwc<float>(1, 1, model_.latent(), 1);
+        model_.offsets().network(given.data, model_.latent(), view_nhwc<float>(out, "out").data);
         return out;
     }
     const ContextRows& model() const { return model_; }
@@ -143,32 +178,36 @@ class RowsPlan {
 void bind_context_model(py::module_& m) {
     py::class_<ContextModel>(m, "ContextModelPlan", "The context model of an autoregressive codec, wave by wave.")
         .def(py::init([](py::object weight, py::handle bias, const py::list& layers, bool means_first,
-                         py::handle thresholds, std::shared_ptr<rans::Tables> tables) {
-                 const Networks networks(std::move(weight), bias, layers);
+                         py::handle thresholds, std::shared_ptr<rans::Tables> tables, const py::list& offsets,
+                         float bound) {
+                 const Networks networks(std::move(weight), bias, layers, offsets);
                  return std::make_unique<ContextModel>(
-                     networks.context.sizes, networks.context.bias_or_null(), networks.layers, means_first,
-                     ScaleTable(copy_values<float>(thresholds, "thresholds")), std::move(tables));
+                     networks.context.sizes, networks.context.bias_or_null(), networks.parameters.layers, means_first,
+                     ScaleTable(copy_values<float>(thresholds, "thresholds")), std::move(tables),
+                     networks.offsets.layers, bound);
              }),
-             "weight"_a, "bias"_a, "layers"_a, "means_first"_a, "thresholds"_a, "tables"_a)
-        .def("encode", &encode<ContextModel>, "y"_a, "prior"_a, "y_hat"_a)
-        .def("decode", &decode<ContextModel>, "data"_a, "prior"_a, "y_hat"_a);
+             "weight"_a, "bias"_a, "layers"_a, "means_first"_a, "thresholds"_a, "tables"_a, "offsets"_a, "bound"_a)
+        .def("encode", &encode<ContextModel>, "y"_a, "prior"_a, "y_hat"_a, "rate"_a = py::none())
+        .def("decode", &decode<ContextModel>, "data"_a, "prior"_a, "y_hat"_a, "rate"_a = py::none());
     py::class_<RowsPlan>(m, "ContextRowsPlan", "The same row by row, in torch's arithmetic.")
-        .def(py::init<py::object, py::handle, const py::list&, bool, py::handle, std::shared_ptr<rans::Tables>, int,
-                      std::uintptr_t>(),
-             "weight"_a, "bias"_a, "layers"_a, "means_first"_a, "thresholds"_a, "tables"_a, "block"_a, "gemv"_a)
+        .def(py::init<py::object, py::handle, const py::list&, bool, py::handle, std::shared_ptr<rans::Tables>,
+                      const py::list&, float, int, std::uintptr_t, std::uintptr_t>(),
+             "weight"_a, "bias"_a, "layers"_a, "means_first"_a, "thresholds"_a, "tables"_a, "offsets"_a, "bound"_a,
+             "block"_a, "gemv"_a, "gemm"_a)
         .def("parameters", &RowsPlan::parameters, "y_hat"_a, "prior"_a)
+        .def("offsets", &RowsPlan::offsets, "pairs"_a)
         .def(
             "encode",
-            [](const RowsPlan& plan, py::handle y, py::handle prior, py::handle y_hat) {
-                return encode(plan.model(), y, prior, y_hat);
+            [](const RowsPlan& plan, py::handle y, py::handle prior, py::handle y_hat, py::handle rate) {
+                return encode(plan.model(), y, prior, y_hat, rate);
             },
-            "y"_a, "prior"_a, "y_hat"_a)
+            "y"_a, "prior"_a, "y_hat"_a, "rate"_a = py::none())
         .def(
             "decode",
-            [](const RowsPlan& plan, const py::buffer& data, py::handle prior, py::handle y_hat) {
-                decode(plan.model(), data, prior, y_hat);
+            [](const RowsPlan& plan, const py::buffer& data, py::handle prior, py::handle y_hat, py::handle rate) {
+                decode(plan.model(), data, prior, y_hat, rate);
             },
-            "data"_a, "prior"_a, "y_hat"_a);
+            "data"_a, "prior"_a, "y_hat"_a, "rate"_a = py::none());
 }
 
 }  // namespace sparsecodec

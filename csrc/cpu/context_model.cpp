@@ -41,10 +41,12 @@ void activate(float* values, int n, float slope) {
 }  // namespace
 
 ContextModel::ContextModel(const ConvKernel& context, const float* bias, const std::vector<Layer>& layers,
-                           bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables)
+                           bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables,
+                           const std::vector<Layer>& offsets, float bound)
     : reach_(context.kh / 2),
       symbols_(std::move(table), std::move(tables), context.k, layers.empty() ? 0 : layers.back().n,
                means_first),
+      offsets_(pinned_offsets(offsets, bound)),
       from_prior_(first_layer(layers, 0, layers.empty() ? 0 : layers[0].k - context.n), layers[0].bias) {
     products_.push_back(cut(masked(context), bias, 1.0f));
     products_.push_back(cut(first_layer(layers, from_prior_.k(), context.n), nullptr, layers[0].slope));
@@ -86,7 +88,8 @@ std::vector<float> ContextModel::base_of(const Image<const float>& prior) const 
 
 // Calls code(wave) for each wave in order; it must write y_hat at the wave's positions. y_hat: as decode() has it.
 template <class Code>
-void ContextModel::walk(const Image<const float>& prior, const Image<float>& y_hat, Code code) const {
+void ContextModel::walk(const Image<const float>& prior, const Image<float>& y_hat, const ContextRate& rate,
+                        Code code) const {
     const std::ptrdiff_t h = prior.h, w = prior.w, advance = reach_ + 1;
     if (h == 0 || w == 0) return;
     const std::ptrdiff_t waves = w + advance * (h - 1), most = std::min(h, (w + advance - 1) / advance);
@@ -105,7 +108,8 @@ void ContextModel::walk(const Image<const float>& prior, const Image<float>& y_h
         }
     }
     const int taps = products_[0].blocks[0].taps();
-    std::vector<const float*> seen(taps * most), residuals(products_[1].blocks.size() * most);
+    std::vector<const float*> seen(taps * most), residuals(products_[1].blocks.size() * most), shifts;
+    for (std::size_t at = 0; at < rate.shift.size(); at += igemm::kBlock) shifts.insert(shifts.end(), most, &rate.shift[at]);
     Wave wave;
     wave.rows.resize(most);
     wave.columns.resize(most);
@@ -132,6 +136,7 @@ void ContextModel::walk(const Image<const float>& prior, const Image<float>& y_h
         const igemm::Gemm<float>& gemm = product.blocks[b];
         float* const* const to = results[p].data() + b * most;
         igemm::Epilogue<float> epilogue{to};
+        if (p == 0 && !shifts.empty()) epilogue.residual = shifts.data() + b * most;
         if (p == 1) {
             epilogue.residual = residuals.data() + b * most;
         } else {
@@ -165,18 +170,19 @@ void ContextModel::walk(const Image<const float>& prior, const Image<float>& y_h
 }
 
 rans::Writer ContextModel::encode(const Image<const float>& y, const Image<const float>& prior,
-                                  const Image<float>& y_hat) const {
+                                  const Image<float>& y_hat, const ContextRate& rate) const {
     const std::ptrdiff_t latent = symbols_.latent, total = y.h * y.w * latent;
     fill_zeros(y_hat);
     std::vector<std::int32_t> symbols(total);
     std::vector<std::int16_t> rows(total);
     std::ptrdiff_t coded = 0;
-    walk(prior, y_hat, [&](const Wave& wave) {
+    PositionCoder position(symbols_, rate, offsets_);
+    walk(prior, y_hat, rate, [&](const Wave& wave) {
         for (int i = 0; i < wave.positions; ++i, coded += latent) {
             const float* const parameters = wave.parameters + i * products_.back().n;
-            symbols_.choose(parameters, rows.data() + coded);
-            symbols_.quantize(parameters, y.pixel(0, wave.rows[i], wave.columns[i]), symbols.data() + coded);
-            symbols_.restore(parameters, symbols.data() + coded,
+            position.choose(parameters, rows.data() + coded);
+            position.quantize(parameters, y.pixel(0, wave.rows[i], wave.columns[i]), symbols.data() + coded);
+            position.restore(parameters, symbols.data() + coded,
                              y_hat.pixel(0, wave.rows[i] + reach_, wave.columns[i] + reach_));
         }
     });
@@ -185,18 +191,20 @@ rans::Writer ContextModel::encode(const Image<const float>& y, const Image<const
     return std::move(writers[0]);
 }
 
-void ContextModel::decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat) const {
+void ContextModel::decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat,
+                          const ContextRate& rate) const {
     fill_zeros(y_hat);
     const std::ptrdiff_t latent = symbols_.latent, most = prior.h * latent;  // symbols of a wave
     std::vector<std::int32_t> symbols(most);
     std::vector<std::int16_t> rows(most);
     std::vector<rans::Reader> readers{reader};
-    walk(prior, y_hat, [&](const Wave& wave) {
+    PositionCoder position(symbols_, rate, offsets_);
+    walk(prior, y_hat, rate, [&](const Wave& wave) {
         const std::ptrdiff_t n = products_.back().n;
-        for (int i = 0; i < wave.positions; ++i) symbols_.choose(wave.parameters + i * n, rows.data() + i * latent);
+        for (int i = 0; i < wave.positions; ++i) position.choose(wave.parameters + i * n, rows.data() + i * latent);
         rans::decode(readers, symbols.data(), rows.data(), wave.positions * latent, *symbols_.tables);
         for (int i = 0; i < wave.positions; ++i) {
-            symbols_.restore(wave.parameters + i * n, symbols.data() + i * latent,
+            position.restore(wave.parameters + i * n, symbols.data() + i * latent,
                              y_hat.pixel(0, wave.rows[i] + reach_, wave.columns[i] + reach_));
         }
     });

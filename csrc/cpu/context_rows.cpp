@@ -1,8 +1,7 @@
 #include "cpu/context_rows.h"
 
 #include <algorithm>
-#include <cstring>
-#include <new>
+#include <utility>
 
 #include "check.h"
 
@@ -52,17 +51,9 @@ void finish_context(const float*, std::ptrdiff_t, const float*, const float*, co
 
 }  // namespace
 
-ContextRows::Buffer ContextRows::allocate(std::size_t count) {
-    const std::size_t bytes = (count * sizeof(float) + 64) / 64 * 64;
-    Buffer buffer(static_cast<float*>(std::aligned_alloc(64, bytes)));
-    if (!buffer) throw std::bad_alloc();
-    std::memset(buffer.get(), 0, bytes);
-    return buffer;
-}
-
 ContextRows::ContextRows(const ConvKernel& context, const float* bias, const std::vector<ContextModel::Layer>& layers,
                          bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block,
-                         Gemv gemv)
+                         Gemv gemv, ContextOffsets offsets)
     : size_(context.kh),
       reach_(context.kh / 2),
       channels_(context.n),
@@ -70,6 +61,7 @@ ContextRows::ContextRows(const ConvKernel& context, const float* bias, const std
       block_(block),
       symbols_(std::move(table), std::move(tables), context.k, layers.empty() ? 0 : layers.back().n,
                means_first),
+      offsets_(std::move(offsets)),
       layers_(layers),
       gemv_(gemv) {
     SC_CHECK(supported(), "this CPU has no AVX2 and FMA");
@@ -89,9 +81,9 @@ ContextRows::ContextRows(const ConvKernel& context, const float* bias, const std
         weights.taps.resize(reach_ * size_);
         above_.emplace_back(weights, nullptr);
     }
-    bias_ = allocate(padded_);
+    bias_ = aligned_floats(padded_);
     if (bias) std::copy_n(bias, channels_, bias_.get());
-    beside_ = allocate(static_cast<std::size_t>(padded_) * blocks * reach_ * block_);
+    beside_ = aligned_floats(static_cast<std::size_t>(padded_) * blocks * reach_ * block_);
     for (int c = 0; c < channels_; ++c) {
         for (int i = 0; i < k; ++i) {
             for (int tap = 0; tap < reach_; ++tap) {
@@ -108,9 +100,9 @@ ContextRows::Scratch ContextRows::scratch(std::ptrdiff_t columns) const {
     scratch.above.resize(above_.size() * columns * padded_);
     scratch.from.resize(reach_ * size_ * columns);
     scratch.to.resize(columns);
-    scratch.values.push_back(allocate(layers_[0].k + kBlock));
-    for (const ContextModel::Layer& layer : layers_) scratch.values.push_back(allocate(layer.n));
-    scratch.values.push_back(allocate(above_.size() * reach_ * block_ + padded_));
+    scratch.values.push_back(aligned_floats(layers_[0].k + kBlock));
+    for (const ContextModel::Layer& layer : layers_) scratch.values.push_back(aligned_floats(layer.n));
+    scratch.values.push_back(aligned_floats(above_.size() * reach_ * block_ + padded_));
     return scratch;
 }
 
@@ -132,7 +124,8 @@ void ContextRows::start_row(const Image<const float>& y_hat, std::ptrdiff_t row,
 
 // The entropy parameters of a position of the row that was started.
 const float* ContextRows::at(const Image<const float>& y_hat, const float* prior, std::ptrdiff_t row,
-                             std::ptrdiff_t column, std::ptrdiff_t columns, Scratch& scratch) const {
+                             std::ptrdiff_t column, std::ptrdiff_t columns, const ContextRate& rate,
+                             Scratch& scratch) const {
     const int blocks = static_cast<int>(above_.size()), k = symbols_.latent, priors = prior_channels();
     float* const seen = scratch.values.back().get();  // [block][tap][block_], zeros past the last channel
     float* const context = seen + blocks * reach_ * block_;
@@ -149,6 +142,7 @@ const float* ContextRows::at(const Image<const float>& y_hat, const float* prior
                        reach_ * block_, sums);
         std::copy_n(sums, kBlock, context + c);
     }
+    for (std::size_t c = 0; c < rate.shift.size(); ++c) context[c] += rate.shift[c];
     std::copy_n(prior, priors, scratch.values[0].get());
     std::copy_n(context, channels_, scratch.values[0].get() + priors);
     for (std::size_t i = 0; i < layers_.size(); ++i) {
@@ -174,49 +168,53 @@ const float* ContextRows::at(const Image<const float>& y_hat, const float* prior
 void ContextRows::parameters(const Image<const float>& y_hat, const Image<const float>& prior, float* to) const {
     Scratch memory = scratch(1);
     start_row(y_hat, 0, 1, memory);
-    std::copy_n(at(y_hat, prior.pixel(0, 0, 0), 0, 0, 1, memory), entropy_parameters(), to);
+    std::copy_n(at(y_hat, prior.pixel(0, 0, 0), 0, 0, 1, {}, memory), entropy_parameters(), to);
 }
 
 // Calls code(number of the position, parameters, latent) for each position; it must write the latent. y_hat: as
 // decode() has it.
 template <class Code>
-void ContextRows::walk(const Image<const float>& prior, const Image<float>& y_hat, Code code) const {
+void ContextRows::walk(const Image<const float>& prior, const Image<float>& y_hat, const ContextRate& rate,
+                       Code code) const {
     Scratch memory = scratch(prior.w);
     for (std::ptrdiff_t row = 0; row < prior.h; ++row) {
         start_row(y_hat, row, prior.w, memory);
         for (std::ptrdiff_t column = 0; column < prior.w; ++column) {
-            const float* const found = at(y_hat, prior.pixel(0, row, column), row, column, prior.w, memory);
+            const float* const found = at(y_hat, prior.pixel(0, row, column), row, column, prior.w, rate, memory);
             code(row * prior.w + column, found, y_hat.pixel(0, row + reach_, column + reach_));
         }
     }
 }
 
 rans::Writer ContextRows::encode(const Image<const float>& y, const Image<const float>& prior,
-                                 const Image<float>& y_hat) const {
+                                 const Image<float>& y_hat, const ContextRate& rate) const {
     const std::ptrdiff_t latent = symbols_.latent, total = y.h * y.w * latent;
     fill_zeros(y_hat);
     std::vector<std::int32_t> symbols(total);
     std::vector<std::int16_t> rows(total);
-    walk(prior, y_hat, [&](std::ptrdiff_t number, const float* found, float* to) {
+    PositionCoder position(symbols_, rate, offsets_);
+    walk(prior, y_hat, rate, [&](std::ptrdiff_t number, const float* found, float* to) {
         std::int32_t* const here = symbols.data() + number * latent;
-        symbols_.choose(found, rows.data() + number * latent);
-        symbols_.quantize(found, y.pixel(0, number / y.w, number % y.w), here);
-        symbols_.restore(found, here, to);
+        position.choose(found, rows.data() + number * latent);
+        position.quantize(found, y.pixel(0, number / y.w, number % y.w), here);
+        position.restore(found, here, to);
     });
     std::vector<rans::Writer> writers(1);
     rans::encode(writers, symbols.data(), rows.data(), symbols.size(), *symbols_.tables);
     return std::move(writers[0]);
 }
 
-void ContextRows::decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat) const {
+void ContextRows::decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat,
+                         const ContextRate& rate) const {
     fill_zeros(y_hat);
     std::vector<std::int32_t> symbols(symbols_.latent);
     std::vector<std::int16_t> rows(symbols_.latent);
     std::vector<rans::Reader> readers{reader};
-    walk(prior, y_hat, [&](std::ptrdiff_t, const float* found, float* to) {
-        symbols_.choose(found, rows.data());
+    PositionCoder position(symbols_, rate, offsets_);
+    walk(prior, y_hat, rate, [&](std::ptrdiff_t, const float* found, float* to) {
+        position.choose(found, rows.data());
         rans::decode(readers, symbols.data(), rows.data(), symbols.size(), *symbols_.tables);
-        symbols_.restore(found, symbols.data(), to);
+        position.restore(found, symbols.data(), to);
     });
     readers[0].finish();
 }

@@ -25,15 +25,22 @@ class ContextRows {
     // As for ContextModel, but the layers' weights are borrowed for the life of this object and used where they lie,
     // because the bits depend on their alignment. Throws std::invalid_argument without AVX2 and FMA.
     ContextRows(const ConvKernel& context, const float* bias, const std::vector<ContextModel::Layer>& layers,
-                bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block, Gemv gemv);
+                bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block, Gemv gemv,
+                ContextOffsets offsets = {});
 
     // The entropy parameters at the first position: y_hat: [1, latent, >= size, >= size]; prior: [1, P, >= 1, >= 1];
     // to: [entropy_parameters()].
     void parameters(const Image<const float>& y_hat, const Image<const float>& prior, float* to) const;
 
+    const ContextOffsets& offsets() const { return offsets_; }
+
     // As in ContextModel, in another order and arithmetic.
-    rans::Writer encode(const Image<const float>& y, const Image<const float>& prior, const Image<float>& y_hat) const;
-    void decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat) const;
+    rans::Writer encode(const Image<const float>& y, const Image<const float>& prior, const Image<float>& y_hat,
+                        const ContextRate& rate = {}) const;
+    void decode(rans::Reader reader, const Image<const float>& prior, const Image<float>& y_hat,
+                const ContextRate& rate = {}) const;
+
+    int context_channels() const { return channels_; }
 
     int latent() const { return symbols_.latent; }
     int prior_channels() const { return layers_[0].k - channels_; }
@@ -41,31 +48,27 @@ class ContextRows {
     int reach() const { return reach_; }
 
   private:
-    struct Free {
-        void operator()(float* p) const { std::free(p); }
-    };
-    using Buffer = std::unique_ptr<float[], Free>;  // aligned as torch aligns
     struct Scratch {
         std::vector<float> above;     // [block of input channels][column][padded_]
         std::vector<const float*> from;
         std::vector<float*> to;
-        std::vector<Buffer> values;   // the inputs of each layer, and the result of the last
+        std::vector<AlignedFloats> values;   // the inputs of each layer, and the result of the last
     };
-    static Buffer allocate(std::size_t count);
     Scratch scratch(std::ptrdiff_t columns) const;
     void start_row(const Image<const float>& y_hat, std::ptrdiff_t row, std::ptrdiff_t columns, Scratch& scratch) const;
     const float* at(const Image<const float>& y_hat, const float* prior, std::ptrdiff_t row, std::ptrdiff_t column,
-                    std::ptrdiff_t columns, Scratch& scratch) const;
+                    std::ptrdiff_t columns, const ContextRate& rate, Scratch& scratch) const;
     template <class Code>
-    void walk(const Image<const float>& prior, const Image<float>& y_hat, Code code) const;
+    void walk(const Image<const float>& prior, const Image<float>& y_hat, const ContextRate& rate, Code code) const;
 
     int size_, reach_, channels_, padded_, block_;   // channels_: of the context; padded_: multiple of igemm::kBlock
     ContextSymbols symbols_;
+    ContextOffsets offsets_;
     std::vector<ContextModel::Layer> layers_;
     Gemv gemv_;
     std::vector<igemm::Gemm<float>> above_;  // per block of input channels: the taps of the rows above
-    Buffer beside_;                          // taps of the same row: [channels / 32][input channel blocks][tap][block][32]
-    Buffer bias_;                            // [padded_]
+    AlignedFloats beside_;                          // taps of the same row: [channels / 32][input channel blocks][tap][block][32]
+    AlignedFloats bias_;                            // [padded_]
 };
 
 }  // namespace sparsecodec

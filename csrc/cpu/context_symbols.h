@@ -2,11 +2,15 @@
 #pragma once
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <memory>
+#include <utility>
+#include <vector>
 
 #include "check.h"
 #include "common/spatial_prior.h"
+#include "cpu/context_rate.h"
 #include "cpu/entropy_parameters.h"
 #include "cpu/image.h"
 #include "entropy/rans.h"
@@ -41,23 +45,58 @@ struct ContextSymbols {
                  " latent channels (needs as many, or twice as many)");
         SC_CHECK(has_means || !means_first, "means_first without means");
     }
+};
 
-    // parameters: of one position. The others: [latent].
-    void choose(const float* parameters, std::int16_t* rows) const {
-        table.look_up(parameters + scales, latent, rows, 1);
+// Codes positions at a rate. Of one call; parameters: of one position; the others: [latent].
+class PositionCoder {
+  public:
+    PositionCoder(const ContextSymbols& symbols, const ContextRate& rate, const ContextOffsets& offsets)
+        : symbols_(symbols), rate_(rate), offsets_(offsets), inverse_(1.0f / rate.gain), scales_(symbols.latent) {
+        if (rate.scaled && offsets.network) pairs_.resize(2 * symbols.latent);
+        moves_.resize(pairs_.size() / 2);
+    }
+
+    void choose(const float* parameters, std::int16_t* rows) {
+        const float* scales = parameters + symbols_.scales;
+        for (int c = 0; c < symbols_.latent; ++c) scales_[c] = scales[c] * rate_.gain;
+        symbols_.table.look_up(scales_.data(), symbols_.latent, rows, 1);
     }
     void quantize(const float* parameters, const float* y, std::int32_t* symbols) const {
         constexpr float kLimit = 1 << 24;  // float holds every integer up to here
-        for (int c = 0; c < latent; ++c) {
-            symbols[c] = sparsecodec::quantize(has_means ? y[c] - parameters[means + c] : y[c], kLimit);
+        for (int c = 0; c < symbols_.latent; ++c) {
+            const float centred = symbols_.has_means ? y[c] - parameters[symbols_.means + c] : y[c];
+            symbols[c] = sparsecodec::quantize(rate_.scaled ? centred * rate_.gain : centred, kLimit);
         }
     }
-    void restore(const float* parameters, const std::int32_t* symbols, float* y_hat) const {
-        for (int c = 0; c < latent; ++c) {
-            const float symbol = static_cast<float>(symbols[c]);
-            y_hat[c] = has_means ? symbol + parameters[means + c] : symbol;
+    void restore(const float* parameters, const std::int32_t* symbols, float* y_hat) {
+        for (int c = 0; c < symbols_.latent; ++c) y_hat[c] = static_cast<float>(symbols[c]);
+        if (!pairs_.empty()) move(parameters + symbols_.scales, y_hat);
+        for (int c = 0; c < symbols_.latent; ++c) {
+            const float value = rate_.scaled ? y_hat[c] * inverse_ : y_hat[c];
+            y_hat[c] = symbols_.has_means ? value + parameters[symbols_.means + c] : value;
         }
     }
+
+  private:
+    // Symbols towards zero; zeros stay.
+    void move(const float* scales, float* values) {
+        for (int c = 0; c < symbols_.latent; ++c) {
+            pairs_[2 * c] = std::max(scales[c] * rate_.gain, offsets_.bound);
+            pairs_[2 * c + 1] = rate_.gain;
+        }
+        offsets_.network(pairs_.data(), symbols_.latent, moves_.data());
+        for (int c = 0; c < symbols_.latent; ++c) {
+            if (values[c] == 0.0f) continue;
+            const float moved = std::fabs(values[c]) - moves_[c];
+            values[c] = values[c] < 0.0f ? -moved : moved;
+        }
+    }
+
+    const ContextSymbols& symbols_;
+    const ContextRate& rate_;
+    const ContextOffsets& offsets_;
+    float inverse_;
+    std::vector<float> scales_, pairs_, moves_;
 };
 
 }  // namespace sparsecodec

@@ -5,7 +5,7 @@ from __future__ import annotations
 import ctypes
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -39,12 +39,49 @@ def why_not_native(context: nn.Conv2d, parameters: nn.Module, device: torch.devi
     return ""
 
 
+class Offsets(NamedTuple):
+    """How far towards zero from its symbol a value is taken to be (arXiv 2402.18930).
+
+    Attributes:
+        network: linear layers and ReLUs, ``[..., 2]``, deviation and gain, -> ``[..., 1]``.
+        bound: least deviation.
+    """
+
+    network: nn.Module
+    bound: float
+
+
+class ContextRate(NamedTuple):
+    """What a rate does to a latent and its tables.
+
+    Attributes:
+        gain: > 0, factor of the scales.
+        scaled: whether the latent less its means is multiplied by it, and offset, too.
+        shift: ``[1, C, 1, 1]`` or None, added to the context.
+    """
+
+    gain: float
+    scaled: bool
+    shift: Tensor | None
+
+
+def why_no_offsets(network: nn.Module) -> str:
+    """Why `ContextModel` cannot run this network of `Offsets`, one sentence; empty if it can."""
+    layers = list(network) if isinstance(network, nn.Sequential) else [network]
+    for index, layer in enumerate(layers):
+        after_linear = index > 0 and type(layers[index - 1]) is nn.Linear
+        if type(layer) is not nn.Linear and not (type(layer) is nn.ReLU and after_linear):
+            return f"the offsets' network holds {layer}, so it runs position by position as in the model"
+    return ""
+
+
 def _layers(parameters: nn.Module) -> list[tuple[Tensor, Tensor | None, str, float]]:
     """(weight, bias, activation, slope) of each 1x1."""
     layers: list[tuple[Tensor, Tensor | None, str, float]] = []
     for layer in parameters if isinstance(parameters, nn.Sequential) else [parameters]:
-        if isinstance(layer, nn.Conv2d):
-            layers.append((layer.weight.contiguous(), layer.bias, "none", 1.0))
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            weight = layer.weight.contiguous()
+            layers.append((weight.view(*weight.shape[:2], 1, 1), layer.bias, "none", 1.0))
         else:
             slope = layer.negative_slope if isinstance(layer, nn.LeakyReLU) else 0.0
             layers[-1] = (*layers[-1][:2], "leaky_relu" if slope else "relu", slope)
@@ -62,6 +99,7 @@ class ContextModel:
         parameters: 1x1 convolutions, over the hyper-prior's channels followed by those of `context`.
         thresholds: scale -> row of `tables`, as for `entropy_parameters`.
         means_first: whether `parameters` gives means before scales, as in DCVC, or behind them, as in CompressAI.
+        offsets: of latents that are coded at a rate; `why_no_offsets` accepts their network.
     """
 
     def __init__(
@@ -71,34 +109,35 @@ class ContextModel:
         thresholds: Tensor,
         tables: EntropyTables,
         means_first: bool = False,
+        offsets: Offsets | None = None,
     ) -> None:
         self._context = context
-        self._native = native().ContextModelPlan(
-            context.weight.contiguous(), context.bias, _layers(parameters), means_first, thresholds, tables.native
-        )
+        constants = (context.weight.contiguous(), context.bias, _layers(parameters), means_first, thresholds)
+        self._native = native().ContextModelPlan(*constants, tables.native, *_offsets(offsets))
 
-    def encode(self, y: Tensor, prior: Tensor) -> tuple[bytes, Tensor]:
+    def encode(self, y: Tensor, prior: Tensor, rate: ContextRate | None = None) -> tuple[bytes, Tensor]:
         """One latent to a string.
 
         Args:
             y: ``[1, M, H, W]`` float32.
             prior: ``[1, P, H, W]`` float32.
+            rate: None leaves everything as it is.
 
         Returns:
             The string, and what `decode` will make of it.
         """
         y, prior = (x.contiguous(memory_format=torch.channels_last) for x in (y, prior))
         padded, y_hat = self._empty(prior)
-        return self._native.encode(y, prior, padded), y_hat
+        return self._native.encode(y, prior, padded, rate), y_hat
 
-    def decode(self, string: bytes, prior: Tensor) -> Tensor:
+    def decode(self, string: bytes, prior: Tensor, rate: ContextRate | None = None) -> Tensor:
         """The latent of a string as its encoder had it, ``[1, M, H, W]`` float32, channels innermost.
 
         Raises:
             BitstreamError: the string does not hold exactly a latent of the size of `prior`.
         """
         padded, y_hat = self._empty(prior)
-        self._native.decode(string, prior.contiguous(memory_format=torch.channels_last), padded)
+        self._native.decode(string, prior.contiguous(memory_format=torch.channels_last), padded, rate)
         observed(y_hat.contiguous().numpy().view(np.int32))  # for the symbols, which do not leave the native call
         return y_hat
 
@@ -131,15 +170,18 @@ class ContextRows(ContextModel):
         tables: EntropyTables,
         parameters_at: Callable[[Tensor, Tensor], Tensor],
         means_first: bool = False,
+        offsets: Offsets | None = None,
     ) -> None:
         self._context = context
         self._parameters_at = parameters_at
-        layers, gemv = _layers(parameters), _sgemv()
+        self._offsets = offsets
+        layers, gemv, gemm = _layers(parameters), _blas("sgemv_"), _blas("sgemm_")
         self._prior_channels = layers[0][0].shape[1] - context.out_channels
         self._plans = []
-        if gemv and torch.cpu._is_avx2_supported():
+        if gemv and gemm and torch.cpu._is_avx2_supported():
             constants = (context.weight.contiguous(), context.bias, layers, means_first, thresholds, tables.native)
-            self._plans = [native().ContextRowsPlan(*constants, block, gemv) for block in self.BLOCKS]
+            constants += _offsets(offsets)
+            self._plans = [native().ContextRowsPlan(*constants, block, gemv, gemm) for block in self.BLOCKS]
 
     def matches(self) -> bool:
         """Whether the bits are torch's here and now: in this process, with as many threads as it has at the moment."""
@@ -156,14 +198,24 @@ class ContextRows(ContextModel):
             ours = plan.parameters(*(x.contiguous(memory_format=torch.channels_last) for x in (seen, here)))
             if not torch.equal(ours, self._parameters_at(seen, here)):
                 return False
+            if self._offsets is not None:
+                pairs = torch.rand(1, latent.shape[1], 1, 1, 2, generator=random) * spread
+                ours = plan.offsets(pairs.view(1, -1, 1, 2).permute(0, 3, 1, 2))
+                if not torch.equal(ours.flatten(), self._offsets.network(pairs).flatten()):
+                    return False
         return True
 
 
-def _sgemv() -> int:
-    """Address of the matrix-vector product of torch's BLAS, 0 if it shows none."""
+def _offsets(offsets: Offsets | None) -> tuple[list[tuple[Tensor, Tensor | None, str, float]], float]:
+    """As the native classes take them."""
+    return ([], 0.0) if offsets is None else (_layers(offsets.network), offsets.bound)
+
+
+def _blas(name: str) -> int:
+    """Address of a function of torch's BLAS, 0 if it shows none."""
     try:
         library = ctypes.CDLL(str(Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"))
-        return ctypes.cast(library.sgemv_, ctypes.c_void_p).value or 0
+        return ctypes.cast(getattr(library, name), ctypes.c_void_p).value or 0
     except (OSError, AttributeError):
         return 0
 

@@ -105,9 +105,10 @@ NATIVE = {
     "cheng2020-anchor": ("Cheng2020Anchor", {"N": 8}),
     "cheng2020-attn": ("Cheng2020Attention", {"N": 8}),
 }
-VARIABLE = {  # not mbt2018's, whose context model runs in torch's own arithmetic: other machines refuse its files
+VARIABLE = {
     "bmshj2018-hyperprior-vbr": ("ScaleHyperpriorVbr", {"N": 8, "M": 12}),
     "mbt2018-mean-vbr": ("MeanScaleHyperpriorVbr", {"N": 8, "M": 12}),
+    "mbt2018-vbr": ("JointAutoregressiveHierarchicalPriorsVbr", {"N": 8, "M": 12}),
 }
 SCALES = 40  # rows of a Gaussian conditional
 LOUDER = 2.0**3  # what an analysis's last layer is multiplied by, so that the latent fills several symbols

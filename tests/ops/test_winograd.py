@@ -1,4 +1,4 @@
-"""Claims of minimal filtering in conv2d_act and conv_transpose2d_act beyond agreement with the reference, which its conformance cases check."""
+"""Claims of minimal filtering beyond agreement with the reference, which conformance cases check."""
 
 from __future__ import annotations
 

@@ -16,7 +16,7 @@ from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.ops import bind, specs
 from sparsecodec.runtime.adapters.compressai import Calls, HyperpriorCodec, Network
 from sparsecodec.runtime.codec import finished
-from sparsecodec.runtime.context_model import ContextModel, ContextPart, ContextRows, why_not_native
+from sparsecodec.runtime.context_model import ContextModel, ContextPart, ContextRows, Offsets, why_not_native
 from sparsecodec.runtime.report import Report
 
 
@@ -51,14 +51,20 @@ class AutoregressiveCodec(HyperpriorCodec):
         if not reason:
             self.EAGER = {}
             constants = (context, self._model.entropy_parameters, self._thresholds, self._tables)
-            waves = ContextModel(*constants)
+            offsets = self._offsets(self._model)
+            waves = ContextModel(*constants, offsets=offsets)
             for path in self.INSIDE:
                 self._transforms[path] = ContextPart(self._model.get_submodule(path), path, waves)
-            self._rows = ContextRows(*constants, self._parameters_at)
+            self._rows = ContextRows(*constants, self._parameters_at, offsets=offsets)
 
     @staticmethod
     def _why_not_native(model: nn.Module, device: torch.device) -> str:
         return why_not_native(model.context_prediction, model.entropy_parameters, device)
+
+    @staticmethod
+    def _offsets(model: nn.Module) -> Offsets | None:
+        """What moves decoded values, of codecs that have a rate."""
+        return None
 
     def _parameter_channels(self) -> int:
         width = self._prior_channels + self._model.context_prediction.out_channels

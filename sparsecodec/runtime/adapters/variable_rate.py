@@ -19,6 +19,7 @@ from sparsecodec.ops import entropy_parameters, quantize_latent
 from sparsecodec.runtime.adapters.autoregressive import AutoregressiveCodec
 from sparsecodec.runtime.adapters.compressai import MAX_SYMBOL, Calls, HyperpriorCodec, Network, decode_each
 from sparsecodec.runtime.codec import finished
+from sparsecodec.runtime.context_model import ContextModel, ContextRate, ContextRows, Offsets, why_no_offsets
 from sparsecodec.runtime.numerics import Numerics, eager_numerics
 
 STEP_NETWORKS = frozenset({"gayn2zqstep", "lower_bound_zqstep"})
@@ -201,19 +202,31 @@ class VariableRateCodec(VariableRate):
 
 
 class VariableRateContextCodec(VariableRate, AutoregressiveCodec):
-    """mbt2018-vbr. A network moves each decoded value before the next position sees it: all as torch's layers."""
+    """mbt2018-vbr: as `AutoregressiveCodec`, with a network that moves each decoded value before it is context."""
 
     CHILDREN: ClassVar = AutoregressiveCodec.CHILDREN | {"QuantABCD", "scale_to_context"}
 
     @staticmethod
     def _why_not_native(model: nn.Module, device: torch.device) -> str:
-        return "a network moves what was decoded before the next position sees it, so it runs as in the model"
+        reason = AutoregressiveCodec._why_not_native(model, device)
+        return reason or ("" if model.no_quantoffset else why_no_offsets(model.QuantABCD))
+
+    @staticmethod
+    def _offsets(model: nn.Module) -> Offsets | None:
+        if model.no_quantoffset:
+            return None
+        return Offsets(model.QuantABCD, float(model.gaussian_conditional.lower_bound_scale.bound))
 
     def _code(self, x: Tensor, networks: Callable[[str], Network], rate: Rate) -> tuple[list[list[bytes]], torch.Size]:
         y, z_symbols = self._latents(x, networks)
         calls = Calls()
         calls(self._bottleneck.coding(z_symbols.cpu()), None)
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))
+        context = self._native(networks)
+        if context is not None:
+            here = self._context_rate(context, rate)
+            strings = [context.encode(y[i : i + 1], prior[i : i + 1], here)[0] for i in range(len(y))]
+            return [strings, *calls.strings], calls.shape
         padded = F.pad(y.contiguous(), (self._context.kernel_size[0] // 2,) * 4)
         strings = [self._encode_at(padded[i : i + 1], prior[i : i + 1], rate) for i in range(len(y))]
         return [strings, *calls.strings], calls.shape
@@ -242,11 +255,25 @@ class VariableRateContextCodec(VariableRate, AutoregressiveCodec):
     ) -> Tensor:
         z_symbols = self._bottleneck.decode(strings[1], shape).to(self.device)
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))
+        context = self._native(networks)
+        if context is not None:
+            here = self._context_rate(context, rate)
+            y_hat = torch.cat([context.decode(some, prior[i : i + 1], here) for i, some in enumerate(strings[0])])
+            return finished(self._transforms["g_s"](y_hat), *size)
         margin, (h, w) = self._context.kernel_size[0] // 2, prior.shape[2:]
         y_hat = torch.zeros(len(prior), self._latent, h + 2 * margin, w + 2 * margin, device=prior.device)
         for i, string in enumerate(strings[0]):
             self._decode_at(string, y_hat[i : i + 1], prior[i : i + 1], rate)
         return finished(self._transforms["g_s"](y_hat[:, :, margin : margin + h, margin : margin + w]), *size)
+
+    def _context_rate(self, context: ContextModel, rate: Rate) -> ContextRate:
+        """The rate as `context` takes it. Files must not depend on how torch adds the two terms of a shift."""
+        if isinstance(context, ContextRows) or self._shift(rate) is None:
+            shift = self._shift(rate)
+        else:
+            layer = self._model.scale_to_context
+            shift = layer.weight[:, 0] * rate.gain + layer.bias
+        return ContextRate(float(rate.gain), rate.scaled, shift)
 
     def _decode_at(self, string: bytes, y_hat: Tensor, prior: Tensor, rate: Rate) -> None:
         """As `_decode_one`, at a rate."""
