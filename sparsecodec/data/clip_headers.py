@@ -12,6 +12,7 @@ from sparsecodec.errors import UsageError
 Y4M_MAGIC = b"YUV4MPEG2"
 UNKNOWN_RATE, DEFAULT_RATE = "0:0", "25:1"  # of a y4m header; the first is y4m's convention, the second FFmpeg's guess
 LINE_BYTES = 1024  # that a y4m header may have
+BROADCAST = r"23[_-]976?|29[_-]97|47[_-]95|59[_-]94|119[_-]88"  # rates in names that have no points
 DEPTH_WORDS = {"8bit": 8, "yuv420p": 8, "10bit": 10, "yuv420p10le": 10}
 # colour spaces of y4m: depth and siting
 Y4M_SPACES = {
@@ -49,7 +50,8 @@ def raw_format(path: Path, depths: tuple[int, ...] = DEPTHS) -> tuple[ClipFormat
     named = {DEPTH_WORDS[word] for word in words if word in DEPTH_WORDS}
     if len(named) > 1:
         raise UsageError(f"{path}: several depths in the name (needs {wanted(depths)})")
-    rates = [rate(number) for number in re.findall(r"(?<![\d.])(\d+(?:\.\d+)?)fps(?![a-z0-9])", path.stem.lower())]
+    numbers = re.findall(rf"(?<![\d.])({BROADCAST}|\d+(?:\.\d+)?)fps(?![a-z0-9])", path.stem.lower())
+    rates = [rate(re.sub("[_-]", ".", number)) for number in numbers]
     frames = [int(word[:-1]) for word in words if re.fullmatch(r"\d+f", word)]
     form = ClipFormat(height, width, (rates or [(25, 1)])[0], depth=named.pop() if named else 8)
     return form, frames[0] if frames else None

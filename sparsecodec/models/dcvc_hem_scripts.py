@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,7 +13,7 @@ from torch import Tensor, nn
 from sparsecodec.entropy import EntropyTables, FrameFile
 from sparsecodec.errors import UsageError
 from sparsecodec.models.checkpoint import read_checkpoint
-from sparsecodec.models.steps import round_step
+from sparsecodec.models.frame_scripts import given, hundredths, through
 
 
 class _Adopting:
@@ -80,8 +79,8 @@ class ImageScripts(_Adopting):
             out = self(x, torch.tensor([float(q_scale)], device=x.device))
             return {**out, "bit": float(out["bit"])}
         payload = self.compress(x, q_scale)["bit_stream"]
-        fields = {"height": _given(pic_height), "width": _given(pic_width), "step": _hundredths(q_scale)}
-        file, bits = _through(output_path, FrameFile("hem-intra", fields, (payload,)))
+        fields = {"height": given(pic_height), "width": given(pic_width), "step": hundredths(q_scale)}
+        file, bits = through(output_path, FrameFile("hem-intra", fields, (payload,)))
         height, width, step = (file.fields[name] for name in ("height", "width", "step"))
         return {"bit": bits, "x_hat": self.decompress(file.strings[0], height, width, step / 100)["x_hat"]}
 
@@ -130,26 +129,9 @@ class VideoScripts(_Adopting):
             bits = {name.replace("bpp", "bit"): float(out[name]) * x[0, 0].numel() for name in out if "bpp_" in name}
             return {"dpb": self.dpb_of(out["state"]), "bit": float(out["bit"]), **bits, "decoding_time": 0}
         payload = self.compress(x, dpb, mv_y_q_scale, y_q_scale)["bit_stream"]
-        fields = {"mv_step": _hundredths(mv_y_q_scale), "step": _hundredths(y_q_scale)}
-        file, bits = _through(output_path, FrameFile("hem-inter", fields, (payload,)))
+        fields = {"mv_step": hundredths(mv_y_q_scale), "step": hundredths(y_q_scale)}
+        file, bits = through(output_path, FrameFile("hem-inter", fields, (payload,)))
         steps = file.fields["mv_step"] / 100, file.fields["step"] / 100
         start = time.perf_counter()
-        decoded = self.decompress(dpb, file.strings[0], _given(pic_height), _given(pic_width), *steps)["dpb"]
+        decoded = self.decompress(dpb, file.strings[0], given(pic_height), given(pic_width), *steps)["dpb"]
         return {"dpb": decoded, "bit": bits, "decoding_time": time.perf_counter() - start}
-
-
-def _through(path: str, file: FrameFile) -> tuple[FrameFile, int]:
-    """Writes a file and reads it back; and its number of bits."""
-    Path(path).write_bytes(file.to_bytes())
-    data = Path(path).read_bytes()
-    return FrameFile.from_bytes(file.kind, data), 8 * len(data)
-
-
-def _hundredths(step: float) -> int:
-    return round(100 * round_step(step))
-
-
-def _given(side: int | None) -> int:
-    if side is None:
-        raise UsageError("pic_width and pic_height are missing (a file needs the size of the picture before padding)")
-    return side

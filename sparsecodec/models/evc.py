@@ -5,6 +5,7 @@ Attribute names follow the published checkpoints, so those load unchanged.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -16,6 +17,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.models.attention import AttentiveBlock, SwinBlock
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.dual_prior_image import STRIDE, DualPriorImage
+from sparsecodec.models.evc_scripts import EVCScripts
 from sparsecodec.models.inputs import check_picture
 from sparsecodec.nn import (
     DepthConvBlock,
@@ -97,7 +99,7 @@ def _decoder(widths: Widths) -> nn.Sequential:
     )
 
 
-class EVC(DualPriorImage):
+class EVC(EVCScripts, DualPriorImage):
     """EVC image codec.
 
     Args:
@@ -179,7 +181,7 @@ class EVC(DualPriorImage):
         return self._code(x, self.enc(x), q_scale)
 
     @torch.no_grad()
-    def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:
+    def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Any]:
         """A payload to the picture; the inverse of `compress` on the same machine and thread count.
 
         Args:
@@ -188,10 +190,12 @@ class EVC(DualPriorImage):
             q_scale: as given to `compress`.
 
         Returns:
-            ``x_hat``: ``[1, 3, height, width]`` in [0, 1].
+            ``x_hat``: ``[1, 3, height, width]`` in [0, 1]; ``dec_time``: seconds that this took.
 
         Raises:
             BitstreamError: the payload is damaged or belongs to other settings.
             UsageError: a size below 1.
         """
-        return {"x_hat": self._decompress(bit_stream, height, width, q_scale)[:, :, :height, :width]}
+        start = time.perf_counter()
+        x_hat = self._decompress(bit_stream, height, width, q_scale)[:, :, :height, :width]
+        return {"x_hat": x_hat, "dec_time": time.perf_counter() - start}

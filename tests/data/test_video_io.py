@@ -110,6 +110,9 @@ def test_an_unknown_rate_is_25(rate):
     ("name", "rate"),
     [
         ("a_7x5_59.94fps.yuv", (2997, 50)),
+        ("a_7x5_59_94fps.yuv", (2997, 50)),
+        ("a-7x5-29-97fps-8bit.yuv", (2997, 100)),
+        ("a_7x5_97fps.yuv", (97, 1)),
         ("a_7x5_23.976fps_8bit.yuv", (2997, 125)),
         ("a_7x5_50fps_420.yuv", (50, 1)),
         ("a_7x5.yuv", (25, 1)),

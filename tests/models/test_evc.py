@@ -261,3 +261,25 @@ def test_checkpoints_that_do_not_fit_are_named(model: EVC):
         create("evc-tiny").load_state_dict(missing)
     with pytest.raises(UsageError, match="surplus"):
         create("evc-tiny").load_state_dict({**state, "surplus": torch.ones(1)})
+
+
+# --- what the family's scripts call -----------------------------------------------------------------------------------
+
+
+def test_a_picture_goes_through_the_published_file(model: EVC, x: Tensor, tmp_path):
+    path = tmp_path / "picture.bin"
+    model.update(force=True)
+    out = model.encode_decode(x, 0.804, str(path), pic_width=101, pic_height=119)
+    coded, data = model.compress(x, 0.8), path.read_bytes()
+    size = len(coded["bit_stream"])
+    assert data[:14] == bytes([0, 0, 0, 119, 0, 0, 0, 101, 0, 80]) + size.to_bytes(4, "big")
+    assert data[14:] == coded["bit_stream"] and out["bit"] == 8 * len(data)
+    assert torch.equal(out["x_hat"], coded["x_hat"][:, :, :119, :101])
+    assert out["latency"] == out["enc_time"] + out["dec_time"] > out["dec_time"] > 0
+    assert model.decompress(data[14:], 119, 101, 0.8)["dec_time"] > 0
+    in_memory = model.encode_decode(x, 0.804)
+    assert in_memory["bit"] == out["bit"] and torch.equal(in_memory["x_hat"], coded["x_hat"])
+    with pytest.raises(UsageError, match="pic_width"):
+        model.encode_decode(x, 0.804, str(path))
+    with pytest.raises(UsageError, match="cannot be written"):
+        model.encode_decode(x, 0.804, str(tmp_path / "none" / "p"), 101, 119)

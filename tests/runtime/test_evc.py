@@ -55,6 +55,16 @@ def test_streams_are_the_models_byte_for_byte(evc: Pair, photo: Tensor):
         assert coded_by(compiled, x, q_scale) == coded_by(evc.original, x, q_scale)
 
 
+def test_scripts_of_the_family_run_on_it(evc: Pair, photo: Tensor, tmp_path):
+    x, path = photo[:, :, :64, :128], tmp_path / "picture.bin"
+    evc.compiled.update(force=True)
+    out = evc.compiled.encode_decode(x, Q_SCALE, str(path), pic_width=100, pic_height=64)
+    payload = evc.compiled.compress(x, Q_SCALE)["bit_stream"]
+    assert path.read_bytes()[14:] == payload and out["bit"] == 8 * (14 + len(payload))
+    assert torch.equal(out["x_hat"], picture(evc.compiled, payload, x)[..., :100])
+    assert out["latency"] == out["enc_time"] + out["dec_time"] and out["dec_time"] > 0
+
+
 def test_compress_returns_the_decoders_picture(evc: Pair, photo: Tensor):
     x = photo[:, :, :64, :64]
     result = evc.compiled.compress(x, Q_SCALE)

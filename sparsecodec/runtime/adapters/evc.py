@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from typing import Any, ClassVar
 
 import torch
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, DecoderGroup, Encoder, EncoderGroup, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
+from sparsecodec.models.evc_scripts import EVCScripts
 from sparsecodec.models.inputs import check_finite, check_picture, check_quality
 from sparsecodec.nn import DualPrior, DualPriorCoder, factorized_tables, lower_bound
 from sparsecodec.nn.dual_prior import PASSES, STREAMS
@@ -20,8 +22,8 @@ from sparsecodec.runtime.codec import CompiledCodec, finished
 STEP_MIN = 0.5
 
 
-class EVCCodec(CompiledCodec):
-    """Compiled EVC; ``compress(x, q_scale)`` and ``decompress(bit_stream, height, width, q_scale)`` as the family's."""
+class EVCCodec(EVCScripts, CompiledCodec):
+    """Compiled EVC; ``compress``, ``decompress``, ``encode_decode`` and ``update`` as the family's."""
 
     SYNTHESIS: ClassVar = ("dec",)
     ANALYSIS: ClassVar = ("enc", "hyper_enc")
@@ -84,12 +86,14 @@ class EVCCodec(CompiledCodec):
         return {"bit_stream": payload, "x_hat": x_hat}
 
     @torch.inference_mode()
-    def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Tensor]:
-        """As the model's own: payload -> ``x_hat`` ``[1, 3, height, width]``."""
+    def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Any]:
+        """As the model's own: payload -> ``x_hat`` ``[1, 3, height, width]``, ``dec_time`` until this returns."""
+        start = time.perf_counter()
         if height < 1 or width < 1:
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
         inputs = [bit_stream], self._round(q_scale), height, width, self._original_coder
-        return {"x_hat": self._decompressing((height, width), 1, lambda: self._synthesise(*inputs))}
+        x_hat = self._decompressing((height, width), 1, lambda: self._synthesise(*inputs))
+        return {"x_hat": x_hat, "dec_time": time.perf_counter() - start}
 
     def _analyse(
         self, x: Tensor, q_scale: float, coder: DualPriorCoder, reconstruct: bool

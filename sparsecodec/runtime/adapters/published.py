@@ -23,7 +23,7 @@ from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
-from sparsecodec.models.steps import round_step
+from sparsecodec.models.frame_scripts import hundredths
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.dcvc_coder import DCVCStrings
 from sparsecodec.runtime.adapters.dcvc import DCVCCodec
@@ -163,12 +163,12 @@ class PublishedHEM(FrameFiles):
             x = F.pad(frame.to(self.device), (0, -width % self.stride, 0, -height % self.stride))
             if not dpb or (intra_period > 0 and index % intra_period == 0):
                 coded = self.intra.compress(x, step)
-                fields = {"height": height, "width": width, "step": _hundredths(step)}
+                fields = {"height": height, "width": width, "step": hundredths(step)}
                 file = FrameFile("hem-intra", fields, (coded["bit_stream"],))
                 dpb = _first(coded["x_hat"])
             else:
                 coded = self.inter.compress(x, dpb, *steps)
-                fields = {"mv_step": _hundredths(steps[0]), "step": _hundredths(steps[1])}
+                fields = {"mv_step": hundredths(steps[0]), "step": hundredths(steps[1])}
                 file, dpb = FrameFile("hem-inter", fields, (coded["bit_stream"],)), coded["dbp"]
             yield file.to_bytes()
 
@@ -283,7 +283,3 @@ def _check_reference(x: Tensor | None, height: int, width: int, stride: int) -> 
 
 def _first(x_hat: Tensor) -> dict[str, Tensor | None]:
     return {"ref_frame": x_hat.clamp(0, 1), "ref_feature": None, "ref_y": None, "ref_mv_y": None}
-
-
-def _hundredths(step: float) -> int:
-    return round(100 * round_step(step))
