@@ -1,4 +1,4 @@
-"""What the scripts of EVC's published software call beside compress and decompress, of the model and its compiled form."""
+"""What the scripts of EVC's published software call beside compress and decompress; also of compiled codecs."""
 
 from __future__ import annotations
 
