@@ -53,6 +53,7 @@ def run(arguments: argparse.Namespace) -> None:
     expected = None if arguments.against is None else _read_sums(arguments.against)
     decoding = arguments.model is not None or expected is not None or arguments.sums is not None
     codecs = Codecs(arguments.model, compute_options(arguments)) if decoding else None
+    passed = "ok, decoded" if decoding else "ok, checksums only"
     results, failures = [], []
     for path in files:
         result: dict[str, Any] = {"file": str(path), "ok": True, "error": None, "symbols_sha256": None}
@@ -61,7 +62,7 @@ def run(arguments: argparse.Namespace) -> None:
         except SparseCodecError as error:
             result |= {"ok": False, "error": str(error)}
             failures.append(error)
-        print(f"{path}: {'ok' if result['ok'] else result['error']}", file=sys.stderr)
+        print(f"{path}: {passed if result['ok'] else result['error']}", file=sys.stderr)
         results.append(result)
     if arguments.sums is not None:
         lines = [f"{r['symbols_sha256']}  {Path(r['file']).name}\n" for r in results if r["ok"]]
