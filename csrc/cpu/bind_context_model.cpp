@@ -139,12 +139,12 @@ void decode(const Model& model, const py::buffer& data, py::handle prior, py::ha
 class RowsPlan {
   public:
     RowsPlan(py::object weight, py::handle bias, const py::list& layers, bool means_first, py::handle thresholds,
-             std::shared_ptr<rans::Tables> tables, const py::list& offsets, float bound, int block, std::uintptr_t gemv,
-             std::uintptr_t gemm)
+             std::shared_ptr<rans::Tables> tables, const py::list& offsets, float bound, std::uintptr_t gemv,
+             std::uintptr_t gemm, int block, bool four_sums)
         : networks_(std::move(weight), bias, layers, offsets),
           model_(networks_.context.sizes, networks_.context.bias_or_null(), networks_.parameters.layers,
                  means_first, ScaleTable(copy_values<float>(thresholds, "thresholds")), std::move(tables), block,
-                 reinterpret_cast<ContextRows::Gemv>(gemv),
+                 reinterpret_cast<ContextRows::Gemv>(gemv), four_sums,
                  blas_offsets(networks_.offsets.layers, bound, reinterpret_cast<BlasGemm>(gemm))) {
         SC_CHECK(gemv != 0, "gemv: no address");
     }
@@ -191,9 +191,9 @@ void bind_context_model(py::module_& m) {
         .def("decode", &decode<ContextModel>, "data"_a, "prior"_a, "y_hat"_a, "rate"_a = py::none());
     py::class_<RowsPlan>(m, "ContextRowsPlan", "The same row by row, in torch's arithmetic.")
         .def(py::init<py::object, py::handle, const py::list&, bool, py::handle, std::shared_ptr<rans::Tables>,
-                      const py::list&, float, int, std::uintptr_t, std::uintptr_t>(),
+                      const py::list&, float, std::uintptr_t, std::uintptr_t, int, bool>(),
              "weight"_a, "bias"_a, "layers"_a, "means_first"_a, "thresholds"_a, "tables"_a, "offsets"_a, "bound"_a,
-             "block"_a, "gemv"_a, "gemm"_a)
+             "gemv"_a, "gemm"_a, "block"_a, "four_sums"_a)
         .def("parameters", &RowsPlan::parameters, "y_hat"_a, "prior"_a)
         .def("offsets", &RowsPlan::offsets, "pairs"_a)
         .def(

@@ -4,6 +4,7 @@
 #include <utility>
 
 #include "check.h"
+#include "common/parallel.h"
 
 #if defined(__x86_64__)
 #pragma GCC diagnostic ignored "-Wmaybe-uninitialized"  // gcc 12 on its own intrinsics headers (its bug 105593)
@@ -14,6 +15,7 @@ namespace sparsecodec {
 namespace {
 
 constexpr int kBlock = igemm::kBlock;
+constexpr std::ptrdiff_t kShared = 16;  // positions of a row from which on threads share what comes from the rows above
 
 bool supported() {
 #if defined(__x86_64__)
@@ -53,7 +55,7 @@ void finish_context(const float*, std::ptrdiff_t, const float*, const float*, co
 
 ContextRows::ContextRows(const ConvKernel& context, const float* bias, const std::vector<ContextModel::Layer>& layers,
                          bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block,
-                         Gemv gemv, ContextOffsets offsets)
+                         Gemv gemv, bool four_sums, ContextOffsets offsets)
     : size_(context.kh),
       reach_(context.kh / 2),
       channels_(context.n),
@@ -71,6 +73,10 @@ ContextRows::ContextRows(const ConvKernel& context, const float* bias, const std
         const int given = i == 0 ? channels_ : layers_[i - 1].n;
         SC_CHECK(i == 0 ? layers_[i].k >= given : layers_[i].k == given, "1x1 number ", i, " takes ", layers_[i].k,
                  " channels, the one before gives ", given);
+    }
+    for (const ContextModel::Layer& layer : layers_) {
+        sums_.emplace_back();
+        if (four_sums && FourSums::fits(layer.n, layer.k)) sums_.back().emplace(layer.weight, layer.n, layer.k);
     }
     const int k = context.k, blocks = (k + block_ - 1) / block_, taps = size_ * size_;
     for (int b = 0; b < blocks; ++b) {
@@ -98,8 +104,8 @@ ContextRows::ContextRows(const ConvKernel& context, const float* bias, const std
 ContextRows::Scratch ContextRows::scratch(std::ptrdiff_t columns) const {
     Scratch scratch;
     scratch.above.resize(above_.size() * columns * padded_);
-    scratch.from.resize(reach_ * size_ * columns);
-    scratch.to.resize(columns);
+    scratch.from.resize(above_.size() * reach_ * size_ * columns);
+    scratch.to.resize(above_.size() * columns);
     scratch.values.push_back(aligned_floats(layers_[0].k + kBlock));
     for (const ContextModel::Layer& layer : layers_) scratch.values.push_back(aligned_floats(layer.n));
     scratch.values.push_back(aligned_floats(above_.size() * reach_ * block_ + padded_));
@@ -109,16 +115,17 @@ ContextRows::Scratch ContextRows::scratch(std::ptrdiff_t columns) const {
 // The rows above all positions of a row, for all of them at once.
 void ContextRows::start_row(const Image<const float>& y_hat, std::ptrdiff_t row, std::ptrdiff_t columns,
                             Scratch& scratch) const {
-    for (std::size_t b = 0; b < above_.size(); ++b) {
-        for (int tap = 0; tap < reach_ * size_; ++tap) {
-            igemm::fill_rows(scratch.from.data() + tap * columns,
-                             y_hat.pixel(0, row + tap / size_, tap % size_) + b * block_, y_hat.stride_w,
-                             static_cast<int>(columns));
+    const std::ptrdiff_t blocks = above_.size(), taps = reach_ * size_;
+#pragma omp parallel for num_threads(std::min(max_threads(), blocks)) if (columns >= kShared)
+    for (std::ptrdiff_t b = 0; b < blocks; ++b) {
+        const float** const from = scratch.from.data() + b * taps * columns;
+        float** const to = scratch.to.data() + b * columns;
+        for (std::ptrdiff_t tap = 0; tap < taps; ++tap) {
+            igemm::fill_rows(from + tap * columns, y_hat.pixel(0, row + tap / size_, tap % size_) + b * block_,
+                             y_hat.stride_w, static_cast<int>(columns));
         }
-        igemm::fill_rows(scratch.to.data(), scratch.above.data() + b * columns * padded_, padded_,
-                         static_cast<int>(columns));
-        above_[b].run(scratch.from.data(), columns, static_cast<int>(columns),
-                      igemm::Epilogue<float>{scratch.to.data()});
+        igemm::fill_rows(to, scratch.above.data() + b * columns * padded_, padded_, static_cast<int>(columns));
+        above_[b].run(from, columns, static_cast<int>(columns), igemm::Epilogue<float>{to});
     }
 }
 
@@ -155,7 +162,11 @@ const float* ContextRows::at(const Image<const float>& y_hat, const float* prior
         }
         const std::int64_t inputs = layer.k, outputs = layer.n, one = 1;
         const float unit = 1.0f;
-        gemv_("t", &inputs, &outputs, &unit, layer.weight, &inputs, scratch.values[i].get(), &one, &unit, to, &one);
+        if (sums_[i]) {
+            sums_[i]->run(scratch.values[i].get(), to);
+        } else {
+            gemv_("t", &inputs, &outputs, &unit, layer.weight, &inputs, scratch.values[i].get(), &one, &unit, to, &one);
+        }
         if (layer.slope == 1.0f) continue;
         for (int c = 0; c < layer.n; ++c) {
             const float negative = layer.slope == 0.0f ? 0.0f : to[c] * layer.slope;

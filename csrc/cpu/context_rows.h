@@ -3,15 +3,17 @@
 //
 // torch gives the masked convolution to oneDNN's direct kernel: blocks of `block` input channels; for each one the sum
 // over (tap, channel) from zero, with fma; the first plus the bias, then each plus what came before. Taps that the mask
-// hides add nothing. The 1x1s are matrix-vector products by its BLAS, onto the bias, so that very function is called.
-// None of this is promised by torch: the caller compares `parameters` with torch before it relies on them.
+// hides add nothing. The 1x1s are matrix-vector products by its BLAS, onto the bias: that very function is called, or
+// FourSums, which knows one order in which it adds. None of this is promised by torch: the caller compares `parameters` with torch before it relies on them.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "cpu/context_model.h"
+#include "cpu/four_sums.h"
 
 namespace sparsecodec {
 
@@ -26,7 +28,7 @@ class ContextRows {
     // because the bits depend on their alignment. Throws std::invalid_argument without AVX2 and FMA.
     ContextRows(const ConvKernel& context, const float* bias, const std::vector<ContextModel::Layer>& layers,
                 bool means_first, ScaleTable table, std::shared_ptr<const rans::Tables> tables, int block, Gemv gemv,
-                ContextOffsets offsets = {});
+                bool four_sums, ContextOffsets offsets = {});
 
     // The entropy parameters at the first position: y_hat: [1, latent, >= size, >= size]; prior: [1, P, >= 1, >= 1];
     // to: [entropy_parameters()].
@@ -66,6 +68,7 @@ class ContextRows {
     ContextOffsets offsets_;
     std::vector<ContextModel::Layer> layers_;
     Gemv gemv_;
+    std::vector<std::optional<FourSums>> sums_;  // of each layer, instead of gemv_
     std::vector<igemm::Gemm<float>> above_;  // per block of input channels: the taps of the rows above
     AlignedFloats beside_;                          // taps of the same row: [channels / 32][input channel blocks][tap][block][32]
     AlignedFloats bias_;                            // [padded_]

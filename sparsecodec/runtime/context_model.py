@@ -160,7 +160,9 @@ class ContextRows(ContextModel):
             there) -> ``[1, E, 1, 1]``.
     """
 
-    BLOCKS = (16, 8)  # input channels that oneDNN adds before it goes on: the floats of a register
+    # Ways that torch is known to go: input channels that oneDNN adds before it goes on, the floats of a register; and
+    # whether MKL has four sums (`csrc/cpu/four_sums.h`) or is called.
+    WAYS = ((16, True), (8, True), (16, False), (8, False))
 
     def __init__(
         self,
@@ -177,18 +179,19 @@ class ContextRows(ContextModel):
         self._offsets = offsets
         layers, gemv, gemm = _layers(parameters), _blas("sgemv_"), _blas("sgemm_")
         self._prior_channels = layers[0][0].shape[1] - context.out_channels
-        self._plans = []
-        if gemv and gemm and torch.cpu._is_avx2_supported():
-            constants = (context.weight.contiguous(), context.bias, layers, means_first, thresholds, tables.native)
-            constants += _offsets(offsets)
-            self._plans = [native().ContextRowsPlan(*constants, block, gemv, gemm) for block in self.BLOCKS]
+        constants = (context.weight.contiguous(), context.bias, layers, means_first, thresholds, tables.native)
+        self._constants = (*constants, *_offsets(offsets), gemv, gemm)
+        self._ways = self.WAYS if gemv and gemm and torch.cpu._is_avx2_supported() else ()
+        self._plans: dict[tuple[int, bool], Any] = {}  # of the ways that were tried: weights are packed for each
 
     def matches(self) -> bool:
         """Whether the bits are torch's here and now: in this process, with as many threads as it has at the moment."""
-        return any(self._chooses(plan) for plan in self._plans)
+        return any(self._chooses(way) for way in self._ways)
 
-    def _chooses(self, plan: Any) -> bool:
-        self._native = plan
+    def _chooses(self, way: tuple[int, bool]) -> bool:
+        if way not in self._plans:
+            self._plans[way] = native().ContextRowsPlan(*self._constants, *way)
+        self._native = plan = self._plans[way]
         size, random = self._context.kernel_size[0], torch.Generator().manual_seed(7)
         for spread in (1.0, 30.0):
             latent = torch.randn(1, self._context.in_channels, size + 2, size + 2, generator=random) * spread

@@ -18,7 +18,7 @@ using namespace sparsecodec;
 using fuzz::Bytes;
 using fuzz::Guarded;
 
-constexpr int kLatent = 5, kContext = 7, kPrior = 6, kHidden = 9, kOffsets = 3;
+constexpr int kLatent = 5, kContext = 6, kPrior = 6, kHidden = 20, kOffsets = 3;
 constexpr int kSizes[][2] = {{1, 1}, {1, 6}, {5, 1}, {3, 5}, {4, 4}};
 
 // BLAS's sgemv of a transposed matrix, the only call of it that there is: y = beta y + alpha a' x.
@@ -134,7 +134,8 @@ auto with_model(std::uint8_t way, F f) {
     if (way & kRated) rate = {0.75f, true, std::vector<float>(kContext, 0.25f)};
     if (way & kRows) {
         const ContextOffsets offsets = blas_offsets(kNetworks.offsets(), 0.11f, gemm);
-        const ContextRows model(kernel, bias, kNetworks.layers(), false, kNetworks.table, kNetworks.tables, 4, gemv, offsets);
+        const ContextRows model(kernel, bias, kNetworks.layers(), false, kNetworks.table, kNetworks.tables, 4, gemv, true,
+                                offsets);
         return f(model, rate);
     }
     const ContextModel model(kernel, bias, kNetworks.layers(), false, kNetworks.table, kNetworks.tables,

@@ -7,6 +7,7 @@ all symbols and tables follow from one dense masked convolution, which is what t
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -85,7 +86,7 @@ class Networks:
 def rows_of(networks: Networks) -> ContextRows:
     """Ready to code, whether or not its bits are torch's here."""
     rows = ContextRows(*networks.constants, networks.parameters_at)
-    if not rows._plans:
+    if not rows._ways:
         pytest.skip("no native rows: they need AVX2 and a torch that shows its sgemv")
     rows.matches()
     return rows
@@ -188,7 +189,11 @@ def test_the_arithmetic_of_torch_is_known():
     if torch.backends.cpu.get_cpu_capability() != "AVX512":
         pytest.skip("no AVX-512 (other processors: other orders)")
     networks = real_networks()
-    assert ContextRows(*networks.constants, networks.parameters_at).matches()
+    rows = ContextRows(*networks.constants, networks.parameters_at)
+    assert rows.matches() and rows._chooses((16, False))
+    cpus = Path("/proc/cpuinfo")
+    if cpus.exists() and "AuthenticAMD" in cpus.read_text():
+        assert rows._chooses((16, True))  # MKL's order there
     for name in AUTOREGRESSIVE:
         assert pair_of(name, "dense", torch.float32).compiled._rows.matches()
 
@@ -201,7 +206,7 @@ def test_another_arithmetic_is_noticed(monkeypatch: pytest.MonkeyPatch):
     ):
         rows = ContextRows(*networks.constants, lambda seen, here, s=spoil: s(networks.parameters_at(seen, here)))
         assert not rows.matches()
-    monkeypatch.setattr(ContextRows, "BLOCKS", (4,))
+    monkeypatch.setattr(ContextRows, "WAYS", ((4, True), (4, False)))
     assert not ContextRows(*networks.constants, networks.parameters_at).matches()
 
 
