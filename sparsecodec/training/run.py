@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec._files import replacing, writing
-from sparsecodec.errors import UsageError
+from sparsecodec.errors import SparseCodecError, UsageError
 from sparsecodec.models import EVC, create, names
 from sparsecodec.models.description import describe
 from sparsecodec.models.video import VideoCodec
@@ -20,6 +20,7 @@ from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer
 
+STARTED_FROM = "started_from.txt"
 NEEDS_DENSE = ("prune", "search")
 
 
@@ -59,13 +60,20 @@ def run(
         raise UsageError(f"{name} holds frozen integers, which do not learn (start from the float codec)")
     if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
         raise UsageError(f"{recipe.start_from} is pruned already (start from a dense codec)")
+    began = (folder / STARTED_FROM).exists()
     if recipe.start_from:
         _remember_start(folder, recipe.start_from, model)
-    if recipe.method == methods.PLAIN:
-        codec = Trainer(recipe, model, data, folder).run()
-    else:
-        method = methods.module_of(recipe.method)
-        codec = method.run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+    try:
+        if recipe.method == methods.PLAIN:
+            codec = Trainer(recipe, model, data, folder).run()
+        else:
+            method = methods.module_of(recipe.method)
+            codec = method.run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+    except SparseCodecError:
+        kept = any(path.suffix in (".safetensors", ".json") for path in folder.rglob("*"))
+        if not (began or kept) and distributed.rank() == 0:  # refused before it made anything: no run began
+            (folder / STARTED_FROM).unlink(missing_ok=True)
+        raise
     refresh_tables(codec)
     return codec
 
@@ -126,7 +134,7 @@ def _checked_start(recipe: Recipe, model: nn.Module) -> nn.Module:
 
 def _remember_start(folder: Path, name: str, model: nn.Module) -> None:
     """Keeps the fingerprint of the weights that a run began with; one that goes on must begin with them."""
-    path, found = folder / "started_from.txt", model_hash(model).hex()
+    path, found = folder / STARTED_FROM, model_hash(model).hex()
     if not path.exists():
         if distributed.rank() == 0:
             with writing(path):

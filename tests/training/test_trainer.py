@@ -11,7 +11,7 @@ import torch
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.data import RandomCrops
-from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.errors import GraphError, SparseCodecError, UsageError
 from sparsecodec.models import create
 from sparsecodec.sparsity import apply_compact_config, count
 from sparsecodec.training import Recipe, Trainer, family_of, rate_distortion, run
@@ -348,6 +348,16 @@ def test_a_run_goes_on_from_the_weights_that_it_began_with(pictures, tmp_path):
         next(other.parameters()).add_(1e-3)
     with pytest.raises(UsageError, match="evc-tiny has other weights than when"):
         run(recipe, other, data, tmp_path)
+
+
+def test_a_refused_run_is_none_that_began(pictures, tmp_path):
+    table = {"student": "evc-nano", "transforms": "all", "finetune_steps": 1}  # whose latent has other channels
+    recipe = Recipe.from_dict({**PLAIN, "steps": 2, "start_from": "evc-tiny", "mask_decay": table})
+    data = RandomCrops(pictures, recipe.crop)
+    with pytest.raises(GraphError, match="student cannot be cut"):
+        run(recipe, load("evc-tiny"), data, tmp_path / "run")
+    assert not [path for path in tmp_path.rglob("*") if path.is_file()]
+    run(Recipe.from_dict({**PLAIN, "steps": 2, "start_from": "other"}), create("evc-tiny"), data, tmp_path / "run")
 
 
 @pytest.mark.parametrize("table", [{}, {"gradient_decay": PRUNING}, {"nm": {}}], ids=["train", "prune", "nm"])
