@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,14 @@ from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.ops import bind, specs
 from sparsecodec.runtime.adapters.compressai import Calls, HyperpriorCodec, Network
 from sparsecodec.runtime.codec import finished
-from sparsecodec.runtime.context_model import ContextModel, ContextPart, ContextRows, Offsets, why_not_native
+from sparsecodec.runtime.context_model import (
+    ContextModel,
+    ContextPart,
+    ContextRate,
+    ContextRows,
+    Offsets,
+    why_not_native,
+)
 from sparsecodec.runtime.report import Report
 
 
@@ -76,44 +83,54 @@ class AutoregressiveCodec(HyperpriorCodec):
         own = {"context_prediction": (1, self._latent, h, w), "entropy_parameters": (1, prior, h, w)}
         return {**super().input_shapes(height, width), **own}
 
-    def _compress(self, x: Tensor, networks: Callable[[str], Network]) -> tuple[list[list[bytes]], torch.Size]:
+    def _compress(
+        self, x: Tensor, networks: Callable[[str], Network], rate: Any = None
+    ) -> tuple[list[list[bytes]], torch.Size]:
+        """As `HyperpriorCodec._compress`; `rate`: of codecs that have several, as for the methods that take one."""
         y, z_symbols = self._latents(x, networks)
         calls = Calls()
         calls(self._bottleneck.coding(z_symbols.cpu()), None)
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))
         context = self._native(networks)
         if context is not None:
-            strings = [context.encode(y[i : i + 1], prior[i : i + 1])[0] for i in range(len(y))]
+            here = self._context_rate(context, rate)
+            strings = [context.encode(y[i : i + 1], prior[i : i + 1], here)[0] for i in range(len(y))]
             return [strings, *calls.strings], calls.shape
         margin = self._context.kernel_size[0] // 2
         padded = F.pad(y.contiguous(), (margin,) * 4)
-        strings = [self._encode_one(padded[i : i + 1], prior[i : i + 1]) for i in range(len(y))]
+        strings = [self._encode_one(padded[i : i + 1], prior[i : i + 1], rate) for i in range(len(y))]
         return [strings, *calls.strings], calls.shape
 
-    def _encode_one(self, y_hat: Tensor, prior: Tensor) -> bytes:
+    def _encode_one(self, y_hat: Tensor, prior: Tensor, rate: Any) -> bytes:
         count = prior.shape[2] * prior.shape[3]
         symbols = torch.empty(count, self._latent, dtype=torch.int32)
         rows = torch.empty(count, self._latent, dtype=torch.int16)
 
         def push(position: int, y_here: Tensor, scales: Tensor, means: Tensor | None) -> Tensor:
-            rounded = (y_here if means is None else y_here - means).round()
+            rounded = self._rounded(y_here, means, rate)
             symbols[position] = rounded.view(-1)
-            rows[position] = self._table_rows(scales).view(-1)
-            return rounded if means is None else rounded + means
+            rows[position] = self._rows_at(scales, rate).view(-1)
+            return self._moved(rounded, scales, means, rate)
 
-        self._walk(y_hat, prior, push)
+        self._walk(y_hat, prior, push, self._shift(rate))
         return encode(symbols, rows, self._tables)
 
     def _decompress(
-        self, strings: list[list[bytes]], shape: torch.Size, size: tuple[int, int], networks: Callable[[str], Network]
+        self,
+        strings: list[list[bytes]],
+        shape: torch.Size,
+        size: tuple[int, int],
+        networks: Callable[[str], Network],
+        rate: Any = None,
     ) -> Tensor:
         z_symbols = self._bottleneck.decode(strings[1], shape).to(self.device)
         prior = networks("h_s")(self._bottleneck.restore(z_symbols))
         context = self._native(networks)
         if context is not None:
-            y_hat = torch.cat([context.decode(some, prior[i : i + 1]) for i, some in enumerate(strings[0])])
+            here = self._context_rate(context, rate)
+            y_hat = torch.cat([context.decode(some, prior[i : i + 1], here) for i, some in enumerate(strings[0])])
         else:
-            y_hat = self._decode_latent(strings[0], prior)
+            y_hat = self._decode_latent(strings[0], prior, rate)
         return finished(self._transforms["g_s"](y_hat), *size)
 
     def _native(self, networks: Callable[[str], Network]) -> ContextModel | None:
@@ -123,23 +140,43 @@ class AutoregressiveCodec(HyperpriorCodec):
             return context.model
         return self._rows if self._rows is not None and self._rows.matches() else None
 
-    def _decode_latent(self, strings: list[bytes], prior: Tensor) -> Tensor:
+    def _decode_latent(self, strings: list[bytes], prior: Tensor, rate: Any) -> Tensor:
         margin = self._context.kernel_size[0] // 2
         n, _, h, w = prior.shape
         y_hat = torch.zeros(n, self._latent, h + 2 * margin, w + 2 * margin, device=prior.device)
         for i, string in enumerate(strings):
-            self._decode_one(string, y_hat[i : i + 1], prior[i : i + 1])
+            self._decode_one(string, y_hat[i : i + 1], prior[i : i + 1], rate)
         return y_hat[:, :, margin : margin + h, margin : margin + w]
 
-    def _decode_one(self, string: bytes, y_hat: Tensor, prior: Tensor) -> None:
+    def _decode_one(self, string: bytes, y_hat: Tensor, prior: Tensor, rate: Any) -> None:
         decoder = Decoder(string)
 
         def pull(position: int, y_here: Tensor, scales: Tensor, means: Tensor | None) -> Tensor:
-            value = decoder.decode(self._table_rows(scales).cpu(), self._tables).to(scales)
-            return value if means is None else value + means
+            symbols = decoder.decode(self._rows_at(scales, rate).cpu(), self._tables).to(scales)
+            return self._moved(symbols, scales, means, rate)
 
-        self._walk(y_hat, prior, pull)
+        self._walk(y_hat, prior, pull, self._shift(rate))
         decoder.finish()
+
+    def _context_rate(self, context: ContextModel, rate: Any) -> ContextRate | None:
+        """The rate as `context` takes it."""
+        return None
+
+    def _rounded(self, y: Tensor, means: Tensor | None, rate: Any) -> Tensor:
+        """Latent -> symbols, like all of the next ``[1, M, 1, 1]``, in floating point."""
+        return (y if means is None else y - means).round()
+
+    def _rows_at(self, scales: Tensor, rate: Any) -> Tensor:
+        """Scales -> rows of the tables."""
+        return self._table_rows(scales)
+
+    def _moved(self, symbols: Tensor, scales: Tensor, means: Tensor | None, rate: Any) -> Tensor:
+        """Symbols -> decoded latent."""
+        return symbols if means is None else symbols + means
+
+    def _shift(self, rate: Any) -> Tensor | None:
+        """What is added to the context, ``[1, C, 1, 1]``."""
+        return None
 
     def _walk(
         self,

@@ -8,10 +8,8 @@ from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from sparsecodec.entropy import Decoder, encode
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.models.inputs import check_quality
 from sparsecodec.nn.routine import Coding
@@ -218,32 +216,7 @@ class VariableRateContextCodec(VariableRate, AutoregressiveCodec):
         return Offsets(model.QuantABCD, float(model.gaussian_conditional.lower_bound_scale.bound))
 
     def _code(self, x: Tensor, networks: Callable[[str], Network], rate: Rate) -> tuple[list[list[bytes]], torch.Size]:
-        y, z_symbols = self._latents(x, networks)
-        calls = Calls()
-        calls(self._bottleneck.coding(z_symbols.cpu()), None)
-        prior = networks("h_s")(self._bottleneck.restore(z_symbols))
-        context = self._native(networks)
-        if context is not None:
-            here = self._context_rate(context, rate)
-            strings = [context.encode(y[i : i + 1], prior[i : i + 1], here)[0] for i in range(len(y))]
-            return [strings, *calls.strings], calls.shape
-        padded = F.pad(y.contiguous(), (self._context.kernel_size[0] // 2,) * 4)
-        strings = [self._encode_at(padded[i : i + 1], prior[i : i + 1], rate) for i in range(len(y))]
-        return [strings, *calls.strings], calls.shape
-
-    def _encode_at(self, y_hat: Tensor, prior: Tensor, rate: Rate) -> bytes:
-        """As `_encode_one`, at a rate."""
-        symbols, rows = [], []
-
-        def push(position: int, y_here: Tensor, scales: Tensor, means: Tensor) -> Tensor:
-            residual = y_here - means
-            rounded = (residual * rate.gain if rate.scaled else residual).round()
-            symbols.append(rounded.view(-1).int().cpu())
-            rows.append(self._table_rows(scales * rate.gain).view(-1).cpu())
-            return self._moved(rounded, scales, means, rate)
-
-        self._walk(y_hat, prior, push, self._shift(rate))
-        return encode(torch.cat(symbols), torch.cat(rows), self._tables)
+        return self._compress(x, networks, rate)
 
     def _restore(
         self,
@@ -253,47 +226,28 @@ class VariableRateContextCodec(VariableRate, AutoregressiveCodec):
         networks: Callable[[str], Network],
         rate: Rate,
     ) -> Tensor:
-        z_symbols = self._bottleneck.decode(strings[1], shape).to(self.device)
-        prior = networks("h_s")(self._bottleneck.restore(z_symbols))
-        context = self._native(networks)
-        if context is not None:
-            here = self._context_rate(context, rate)
-            y_hat = torch.cat([context.decode(some, prior[i : i + 1], here) for i, some in enumerate(strings[0])])
-            return finished(self._transforms["g_s"](y_hat), *size)
-        margin, (h, w) = self._context.kernel_size[0] // 2, prior.shape[2:]
-        y_hat = torch.zeros(len(prior), self._latent, h + 2 * margin, w + 2 * margin, device=prior.device)
-        for i, string in enumerate(strings[0]):
-            self._decode_at(string, y_hat[i : i + 1], prior[i : i + 1], rate)
-        return finished(self._transforms["g_s"](y_hat[:, :, margin : margin + h, margin : margin + w]), *size)
+        return self._decompress(strings, shape, size, networks, rate)
 
     def _context_rate(self, context: ContextModel, rate: Rate) -> ContextRate:
-        """The rate as `context` takes it. Files must not depend on how torch adds the two terms of a shift."""
-        if isinstance(context, ContextRows) or self._shift(rate) is None:
-            shift = self._shift(rate)
-        else:
+        shift = self._shift(rate)
+        if shift is not None and not isinstance(context, ContextRows):
+            # Files must not depend on how torch adds the two terms.
             layer = self._model.scale_to_context
             shift = layer.weight[:, 0] * rate.gain + layer.bias
         return ContextRate(float(rate.gain), rate.scaled, shift)
 
-    def _decode_at(self, string: bytes, y_hat: Tensor, prior: Tensor, rate: Rate) -> None:
-        """As `_decode_one`, at a rate."""
-        decoder = Decoder(string)
+    def _rounded(self, y: Tensor, means: Tensor, rate: Rate) -> Tensor:
+        return ((y - means) * rate.gain if rate.scaled else y - means).round()
 
-        def pull(position: int, y_here: Tensor, scales: Tensor, means: Tensor) -> Tensor:
-            symbols = decoder.decode(self._table_rows(scales * rate.gain).cpu(), self._tables).to(scales)
-            return self._moved(symbols, scales, means, rate)
-
-        self._walk(y_hat, prior, pull, self._shift(rate))
-        decoder.finish()
+    def _rows_at(self, scales: Tensor, rate: Rate) -> Tensor:
+        return self._table_rows(scales * rate.gain)
 
     def _moved(self, symbols: Tensor, scales: Tensor, means: Tensor, rate: Rate) -> Tensor:
-        """Symbols -> decoded latent, all ``[1, M, 1, 1]``."""
         if not rate.scaled:
             return symbols + means
         return self._dequantize(symbols, scales * rate.gain, rate.gain) * (1.0 / rate.gain) + means
 
     def _shift(self, rate: Rate) -> Tensor | None:
-        """What the rate adds to the context, ``[1, C, 1, 1]``."""
         if not (rate.scaled and self._model.scl2ctx):
             return None
         return self._model.scale_to_context(rate.gain.view(1, 1)).view(1, -1, 1, 1)
