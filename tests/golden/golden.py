@@ -44,7 +44,14 @@ MANIFEST = Path(__file__).parent / "streams.json"
 Entry = dict[str, Any]
 # Native files of the zoo and of CompressAI's models have numerics 1: every machine decodes them.
 ZOO = ("evc-tiny", "evc-tiny-sparse")
-ZOO_LATER = ("evc-tiny-sparse-feds", "evc-tiny-sparse-portable", "evc-tiny-sparse-int8", "evc-tiny-sparse-exact")
+ZOO_LATER = (
+    "evc-tiny-sparse-feds",
+    "evc-tiny-sparse-portable",
+    "evc-tiny-sparse-int8",
+    "evc-tiny-sparse-exact",
+    "evc-tiny-m",
+    "evc-tiny-s",
+)
 PORTABLE = ("evc-nano", "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
 BATCHED = (
     *(*ZOO, *ZOO_LATER),
