@@ -160,7 +160,8 @@ def feds() -> str:
     rows = []
     for name in FEDS:
         against = ("", "") if name == FEDS[0] else (f"{rate(name, FEDS[0]):+.1f} %", f"{psnr(name, FEDS[0]):+.2f} dB")
-        rows.append((name, *cost(name), f"{rate(name, 'evc-tiny'):+.1f} %", *against))
+        label = "the teacher" if name == FEDS[0] else name
+        rows.append((label, *cost(name), f"{rate(name, 'evc-tiny'):+.1f} %", *against))
     return table(head, rows)
 
 
