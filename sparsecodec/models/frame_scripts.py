@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from sparsecodec._files import writing
 from sparsecodec.entropy import FrameFile
 from sparsecodec.errors import UsageError
 from sparsecodec.models.steps import round_step
@@ -19,10 +18,9 @@ def through(path: str | None, file: FrameFile) -> tuple[FrameFile, int]:
     data = file.to_bytes()
     if path is not None:
         try:
-            with writing(path):
-                Path(path).write_bytes(data)
+            Path(path).write_bytes(data)
         except OSError as error:
-            raise UsageError(str(error)) from error
+            raise UsageError(f"{path} cannot be written: {error.strerror or error}") from error
         data = Path(path).read_bytes()
     return FrameFile.from_bytes(file.kind, data), 8 * len(data)
 
