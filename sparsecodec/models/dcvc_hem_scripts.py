@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from sparsecodec.entropy import EntropyTables, FrameFile
 from sparsecodec.errors import UsageError
 from sparsecodec.models.checkpoint import read_checkpoint
-from sparsecodec.models.frame_scripts import given, hundredths, through
+from sparsecodec.models.frame_scripts import SingleFrames, given, hundredths, through
 
 
 class _Adopting:
@@ -42,7 +42,7 @@ class _Adopting:
         self._adopted = None
 
 
-class ImageScripts(_Adopting):
+class ImageScripts(_Adopting, SingleFrames):
     """Of the codec of single frames."""
 
     TABLES = ("gaussian_encoder", "bit_estimator_z")
@@ -65,24 +65,11 @@ class ImageScripts(_Adopting):
         pic_width: int | None = None,
         pic_height: int | None = None,
     ) -> dict[str, Any]:
-        """A picture through a file, or, without a path, through an estimate.
-
-        Args:
-            x, q_scale: as for `compress`.
-            output_path: of the file of one frame.
-            pic_width, pic_height: of the picture before padding.
-
-        Returns:
-            ``bit``: of the file, or an estimate; ``x_hat`` ``[1, 3, H, W]``, as decoded from the file.
-        """
+        """As `SingleFrames.encode_decode`; without a path ``bit`` is an estimate, and what `forward` gives is there."""
         if output_path is None:
             out = self(x, torch.tensor([float(q_scale)], device=x.device))
             return {**out, "bit": float(out["bit"])}
-        payload = self.compress(x, q_scale)["bit_stream"]
-        fields = {"height": given(pic_height), "width": given(pic_width), "step": hundredths(q_scale)}
-        file, bits = through(output_path, FrameFile("hem-intra", fields, (payload,)))
-        height, width, step = (file.fields[name] for name in ("height", "width", "step"))
-        return {"bit": bits, "x_hat": self.decompress(file.strings[0], height, width, step / 100)["x_hat"]}
+        return super().encode_decode(x, q_scale, output_path, pic_width, pic_height)
 
 
 class VideoScripts(_Adopting):

@@ -17,7 +17,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.models.attention import AttentiveBlock, SwinBlock
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.dual_prior_image import STRIDE, DualPriorImage
-from sparsecodec.models.evc_scripts import EVCScripts
+from sparsecodec.models.frame_scripts import SingleFrames
 from sparsecodec.models.inputs import check_picture
 from sparsecodec.nn import (
     DepthConvBlock,
@@ -99,7 +99,7 @@ def _decoder(widths: Widths) -> nn.Sequential:
     )
 
 
-class EVC(EVCScripts, DualPriorImage):
+class EVC(SingleFrames, DualPriorImage):
     """EVC image codec.
 
     Args:

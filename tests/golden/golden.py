@@ -272,7 +272,7 @@ def key(entry: Entry) -> str:
 
 
 def write(entries: list[Entry]) -> None:
-    lines = ",\n".join(json.dumps(entry, sort_keys=True) for entry in entries)
+    lines = ",\n".join(json.dumps(entry, sort_keys=True, separators=(",", ":")) for entry in entries)
     MANIFEST.write_text(f"[\n{lines}\n]\n")
 
 

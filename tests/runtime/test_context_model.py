@@ -20,7 +20,7 @@ from sparsecodec.ops import scale_table_thresholds
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.context_model import ContextModel, ContextRows
 
-from .conftest import build, pair_of
+from .conftest import build, pair_of, skip_where_torch_adds_otherwise
 
 AUTOREGRESSIVE = ("mbt2018", "cheng2020-anchor", "cheng2020-attn")
 SCALES = [0.5, 1.0, 2.0, 4.0, 8.0, 16.0, 32.0]
@@ -184,10 +184,7 @@ def test_waves_do_not_depend_on_the_layout_of_their_inputs():
 
 def test_the_arithmetic_of_torch_is_known():
     """As found out with torch 2.13 on AVX-512; elsewhere the codec asks, and falls back."""
-    if not (torch.__version__.startswith("2.13") and torch.backends.mkl.is_available()):
-        pytest.skip(f"torch {torch.__version__} (the order of its sums was found for 2.13 with MKL)")
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        pytest.skip("no AVX-512 (other processors: other orders)")
+    skip_where_torch_adds_otherwise()
     networks = real_networks()
     rows = ContextRows(*networks.constants, networks.parameters_at)
     assert rows.matches() and rows._chooses((16, False))

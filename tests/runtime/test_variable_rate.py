@@ -13,7 +13,7 @@ from sparsecodec import BitstreamError, UsageError
 from sparsecodec._compat import import_compressai
 from sparsecodec.runtime import CompiledCodec, compile_codec
 
-from .conftest import _lively
+from .conftest import _lively, skip_where_torch_adds_otherwise
 
 # name -> class of compressai.models.vbr, constructor arguments
 CLASSES = {
@@ -94,10 +94,7 @@ def test_strings_where_torch_adds_in_another_order(rate: dict, pictures: Tensor,
 
 def test_the_arithmetic_of_torchs_offsets_is_known_and_another_one_noticed():
     """As found out with torch 2.13 on AVX-512; elsewhere the codec asks, and falls back."""
-    if not (torch.__version__.startswith("2.13") and torch.backends.mkl.is_available()):
-        pytest.skip(f"torch {torch.__version__} (the order of its sums was found for 2.13 with MKL)")
-    if torch.backends.cpu.get_cpu_capability() != "AVX512":
-        pytest.skip("no AVX-512 (other processors: other orders)")
+    skip_where_torch_adds_otherwise()
     rows = models("mbt2018-vbr")[1]._rows
     assert rows.matches()
     network = rows._offsets.network

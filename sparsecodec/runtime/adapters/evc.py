@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, DecoderGroup, Encoder, EncoderGroup, evc_gaussian_tables
 from sparsecodec.errors import BitstreamError, UsageError
-from sparsecodec.models.evc_scripts import EVCScripts
+from sparsecodec.models.frame_scripts import SingleFrames
 from sparsecodec.models.inputs import check_finite, check_picture, check_quality
 from sparsecodec.nn import DualPrior, DualPriorCoder, factorized_tables, lower_bound
 from sparsecodec.nn.dual_prior import PASSES, STREAMS
@@ -22,7 +22,7 @@ from sparsecodec.runtime.codec import CompiledCodec, finished
 STEP_MIN = 0.5
 
 
-class EVCCodec(EVCScripts, CompiledCodec):
+class EVCCodec(SingleFrames, CompiledCodec):
     """Compiled EVC; ``compress``, ``decompress``, ``encode_decode`` and ``update`` as the family's."""
 
     SYNTHESIS: ClassVar = ("dec",)
