@@ -110,9 +110,12 @@ def _conv2d_act_fwd_kernel(
 
 
 def conv2d_act_plan(
-    weight, bias, stride, padding, in_index, out_index, activation, slope, shuffle, dtype
+    weight, bias, stride, padding, in_index, out_index, activation, slope, shuffle, pinned, dtype
 ):  # fmt: skip
-    """The op with its constants packed: a callable ``(x, residual=None, out=None)``; `out` may be `residual`."""
+    """The op with its constants packed: a callable ``(x, residual=None, out=None)``; `out` may be `residual`.
+
+    `pinned` is for the CPU; the sums here have one order in any case.
+    """
     c_out, c_in, kh, kw = weight.shape
     merged = c_in < MERGED_BELOW
     taps = weight.detach().permute(2, 3, 0, 1).reshape(kh * kw, c_out, c_in)
@@ -172,7 +175,8 @@ def conv2d_act(
     activation="none",
     slope=0.01,
     shuffle=1,
+    pinned=True,
 ):
     """The op on channels_last tensors."""
-    plan = conv2d_act_plan(weight, bias, stride, padding, in_index, out_index, activation, slope, shuffle, x.dtype)
-    return plan(x, residual)
+    options = (stride, padding, in_index, out_index, activation, slope, shuffle, pinned)
+    return conv2d_act_plan(weight, bias, *options, x.dtype)(x, residual)

@@ -131,14 +131,14 @@ def _pays_as_convolution(weight, stride, padding, output_padding, dtype) -> bool
     return (2 * _reach(kh, stride, padding) + 1) ** 2 * once < kh * kw * phases
 
 
-def conv_transpose2d_act_plan(weight, bias, stride, padding, output_padding, activation, slope, dtype):
-    """The op with its constants packed: a callable ``(x, out=None)``."""
+def conv_transpose2d_act_plan(weight, bias, stride, padding, output_padding, activation, slope, pinned, dtype):
+    """The op with its constants packed: a callable ``(x, out=None)``; `pinned` as for `conv2d_act_plan`."""
     weight = weight.detach()
     if _pays_as_convolution(weight, stride, padding, output_padding, dtype):
         phases = _as_convolution(weight, stride, padding)
         biases = None if bias is None else bias.repeat_interleave(stride**2)
         reach = phases.shape[2] // 2
-        run = conv2d_act_plan(phases, biases, 1, reach, None, None, activation, slope, stride, dtype)
+        run = conv2d_act_plan(phases, biases, 1, reach, None, None, activation, slope, stride, pinned, dtype)
         return lambda x, out=None: run(x, out=out)
     return _phases_plan(weight, bias, stride, padding, output_padding, activation, slope, dtype)
 
@@ -185,8 +185,8 @@ def _phases_plan(weight, bias, stride, padding, output_padding, activation, slop
 
 
 def conv_transpose2d_act(
-    x, weight, bias=None, stride=1, padding=0, output_padding=0, activation="none", slope=0.01
+    x, weight, bias=None, stride=1, padding=0, output_padding=0, activation="none", slope=0.01, pinned=True
 ):  # fmt: skip
     """The op on a channels_last tensor."""
-    plan = conv_transpose2d_act_plan(weight, bias, stride, padding, output_padding, activation, slope, x.dtype)
+    plan = conv_transpose2d_act_plan(weight, bias, stride, padding, output_padding, activation, slope, pinned, x.dtype)
     return plan(x)

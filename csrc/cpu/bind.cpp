@@ -114,7 +114,7 @@ class ConvPlan {
 };
 
 ConvOptions conv_options(int stride, int padding, py::handle in_index, py::handle out_index,
-                         const std::string& activation, float slope, int shuffle, int chunks = 1,
+                         const std::string& activation, float slope, int shuffle, bool pinned, int chunks = 1,
                          bool interleaved = false) {
     ConvOptions options;
     options.stride = stride;
@@ -124,6 +124,7 @@ ConvOptions conv_options(int stride, int padding, py::handle in_index, py::handl
     options.scatter = !out_index.is_none();
     options.shuffle = shuffle;
     options.activation = activation_named(activation, slope);
+    options.pinned = pinned;
     options.chunks = chunks;
     options.interleaved = interleaved;
     return options;
@@ -131,10 +132,10 @@ ConvOptions conv_options(int stride, int padding, py::handle in_index, py::handl
 
 std::unique_ptr<ConvPlan> conv2d_act_plan(py::handle weight, py::handle bias, int stride, int padding,
                                           py::handle in_index, py::handle out_index, const std::string& activation,
-                                          float slope, int shuffle, py::handle dtype) {
+                                          float slope, int shuffle, bool pinned, py::handle dtype) {
     return std::make_unique<ConvPlan>(
         Constants(weight, bias, 0),
-        conv_options(stride, padding, in_index, out_index, activation, slope, shuffle), dtype);
+        conv_options(stride, padding, in_index, out_index, activation, slope, shuffle, pinned), dtype);
 }
 
 std::unique_ptr<ConvPlan> pointwise_plan(py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
@@ -142,13 +143,13 @@ std::unique_ptr<ConvPlan> pointwise_plan(py::handle weight, py::handle bias, py:
                                          bool interleaved, py::handle dtype) {
     return std::make_unique<ConvPlan>(
         Constants(weight, bias, 0),
-        conv_options(1, 0, in_index, out_index, activation, slope, shuffle, chunks, interleaved), dtype);
+        conv_options(1, 0, in_index, out_index, activation, slope, shuffle, true, chunks, interleaved), dtype);
 }
 
 class ConvTransposePlan {
   public:
     ConvTransposePlan(py::handle weight, py::handle bias, int stride, int padding, int output_padding,
-                      const std::string& activation, float slope, py::handle dtype) {
+                      const std::string& activation, float slope, bool pinned, py::handle dtype) {
         if (stride < 1 || padding < 0 || output_padding < 0 || output_padding >= stride) {
             refuse("stride=", stride, ", padding=", padding, ", output_padding=", output_padding,
                    " (needs stride >= 1, padding >= 0, 0 <= output_padding < stride)");
@@ -158,7 +159,7 @@ class ConvTransposePlan {
         with_element(dtype, [&](auto element) {
             conv_ = std::make_unique<ConvTranspose2dAct<decltype(element)>>(
                 constants.kernel, constants.bias_or_null(), stride, padding, output_padding,
-                activation_named(activation, slope));
+                activation_named(activation, slope), pinned);
         });
     }
 
@@ -240,28 +241,30 @@ void bind_cpu(py::module_& m) {
         .def("__call__", &ConvTransposePlan::operator(), "x"_a, "out"_a = py::none());
 
     m.def("conv2d_act_plan", &conv2d_act_plan, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "in_index"_a,
-          "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "dtype"_a);
+          "out_index"_a, "activation"_a, "slope"_a, "shuffle"_a, "pinned"_a, "dtype"_a);
     m.def("pointwise_plan", &pointwise_plan, "weight"_a, "bias"_a, "in_index"_a, "out_index"_a, "activation"_a,
           "slope"_a, "shuffle"_a, "chunks"_a, "interleaved"_a, "dtype"_a);
     m.def(
         "conv_transpose2d_act_plan",
         [](py::handle weight, py::handle bias, int stride, int padding, int output_padding,
-           const std::string& activation, float slope, py::handle dtype) {
+           const std::string& activation, float slope, bool pinned, py::handle dtype) {
             return std::make_unique<ConvTransposePlan>(weight, bias, stride, padding, output_padding, activation, slope,
-                                                       dtype);
+                                                       pinned, dtype);
         },
-        "weight"_a, "bias"_a, "stride"_a, "padding"_a, "output_padding"_a, "activation"_a, "slope"_a, "dtype"_a);
+        "weight"_a, "bias"_a, "stride"_a, "padding"_a, "output_padding"_a, "activation"_a, "slope"_a, "pinned"_a,
+        "dtype"_a);
 
     // The ops as the registry calls them: pack, run once, forget.
     m.def(
         "conv2d_act",
         [](py::handle x, py::handle weight, py::handle bias, int stride, int padding, py::handle in_index,
-           py::handle out_index, py::handle residual, const std::string& activation, float slope, int shuffle) {
+           py::handle out_index, py::handle residual, const std::string& activation, float slope, int shuffle,
+           bool pinned) {
             return (*conv2d_act_plan(weight, bias, stride, padding, in_index, out_index, activation, slope, shuffle,
-                                     x.attr("dtype")))(x, residual, py::none(), py::none());
+                                     pinned, x.attr("dtype")))(x, residual, py::none(), py::none());
         },
         "x"_a, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "in_index"_a, "out_index"_a, "residual"_a,
-        "activation"_a, "slope"_a, "shuffle"_a);
+        "activation"_a, "slope"_a, "shuffle"_a, "pinned"_a);
     m.def(
         "pointwise",
         [](py::handle x, py::handle weight, py::handle bias, py::handle in_index, py::handle out_index,
@@ -275,9 +278,10 @@ void bind_cpu(py::module_& m) {
     m.def(
         "conv_transpose2d_act",
         [](py::handle x, py::handle weight, py::handle bias, int stride, int padding, int output_padding,
-           const std::string& activation, float slope) {
-            return ConvTransposePlan(weight, bias, stride, padding, output_padding, activation, slope,
+           const std::string& activation, float slope, bool pinned) {
+            return ConvTransposePlan(weight, bias, stride, padding, output_padding, activation, slope, pinned,
                                      x.attr("dtype"))(x, py::none());
         },
-        "x"_a, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "output_padding"_a, "activation"_a, "slope"_a);
+        "x"_a, "weight"_a, "bias"_a, "stride"_a, "padding"_a, "output_padding"_a, "activation"_a, "slope"_a,
+        "pinned"_a);
 }

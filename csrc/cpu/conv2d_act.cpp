@@ -30,13 +30,12 @@ Conv2dAct<T>::Conv2dAct(const ConvKernel& kernel, const float* bias, const ConvO
       gemm_(igemm::Weights::oihw(kernel.data, kernel.n, kernel.k, kernel.kh, kernel.kw), bias, layout_of(options)),
       copy_from_(0),
       zeros_(std::max(gather_.width, kernel.k)) {
-    if constexpr (std::is_same_v<T, igemm::bf16>) {
-        const bool shape = kernel.kh == 3 && kernel.kw == 3 && options.stride == 1;
-        if (shape && gather_.kind == Gather::Kind::kRange && Winograd::pays(kernel.k, kernel.n)) {
-            const std::vector<Winograd::Part> whole{{kernel.data}};
-            winograd_ = std::make_unique<Winograd>(whole, bias, kernel.n, kernel.k, options.padding, options.shuffle,
-                                                   layout_of(options));
-        }
+    const bool shape = kernel.kh == 3 && kernel.kw == 3 && options.stride == 1;
+    const bool wanted = std::is_same_v<T, igemm::bf16> || !options.pinned;
+    if (shape && wanted && gather_.kind == Gather::Kind::kRange && Winograd<T>::pays(kernel.k, kernel.n)) {
+        const std::vector<typename Winograd<T>::Part> whole{{kernel.data}};
+        winograd_ = std::make_unique<Winograd<T>>(whole, bias, kernel.n, kernel.k, options.padding, options.shuffle,
+                                                  layout_of(options));
     }
     kernel_.data = nullptr;
     for (std::int32_t channel : options_.out_index) copy_from_ = std::max<std::ptrdiff_t>(copy_from_, channel + 1);
@@ -75,13 +74,11 @@ void Conv2dAct<T>::run(const Image<const T>& x, const Image<T>& out, const Image
     }
     const std::ptrdiff_t copy_from = options_.scatter ? copy_from_ : out.c;
     const float* const factors = repeated.empty() ? scale : repeated.data();
-    if constexpr (std::is_same_v<T, igemm::bf16>) {
-        if (winograd_) {
-            Image<const T> from = x;
-            from.data += gather_.first;
-            winograd_->run({from, out, residual, options_.activation, factors, copy_from});
-            return;
-        }
+    if (winograd_) {
+        Image<const T> from = x;
+        from.data += gather_.first;
+        winograd_->run({from, out, residual, options_.activation, factors, copy_from});
+        return;
     }
     run_grid<T>({gemm_, grid, gather_, zeros_.data(), x, out, residual, copy_from, options_.activation, factors});
 }

@@ -17,6 +17,7 @@ struct ConvOptions {
     bool scatter = false;                 // out_index was given, be it empty
     int shuffle = 1;
     igemm::Activation activation;
+    bool pinned = true;        // float: the one order of products, not fewer of them
     int chunks = 1;            // as in igemm::Layout
     bool interleaved = false;
 };
@@ -46,7 +47,7 @@ class Conv2dAct {
     Gather gather_;
     std::vector<Grid::Tap> taps_;
     igemm::Gemm<T> gemm_;
-    std::unique_ptr<Winograd> winograd_;  // bf16, where it pays; then gemm_ does not run
+    std::unique_ptr<Winograd<T>> winograd_;  // where it is wanted and pays; then gemm_ does not run
     std::ptrdiff_t copy_from_;
     std::vector<T> zeros_;
 };

@@ -15,7 +15,7 @@ int filled(int columns) { return (columns + kLanes - 1) / kLanes * kLanes; }
 
 template <class T>
 ConvTranspose2dAct<T>::ConvTranspose2dAct(const ConvKernel& kernel, const float* bias, int stride, int padding,
-                                          int output_padding, igemm::Activation activation)
+                                          int output_padding, igemm::Activation activation, bool pinned)
     : kernel_(kernel),
       stride_(stride),
       padding_(padding),
@@ -25,7 +25,8 @@ ConvTranspose2dAct<T>::ConvTranspose2dAct(const ConvKernel& kernel, const float*
       zeros_(kernel.k) {
     const float* const data = std::exchange(kernel_.data, nullptr);
     const bool halves = stride == 2 && kernel.kh == 5 && kernel.kw == 5 && padding == 2;
-    if (std::is_same_v<T, igemm::bf16> && halves && Winograd::pays(kernel.k, kernel.n)) {
+    const bool wanted = std::is_same_v<T, igemm::bf16> || !pinned;
+    if (wanted && halves && Winograd<T>::pays(kernel.k, kernel.n)) {
         add_winograd(data, bias);
     } else if (together()) {
         add_together(data, bias);
@@ -112,7 +113,7 @@ template <class T>
 void ConvTranspose2dAct<T>::add_winograd(const float* data, const float* bias) {
     const int n = kernel_.n, k = kernel_.k;
     std::vector<std::vector<float>> kernels;
-    std::vector<Winograd::Part> parts;
+    std::vector<typename Winograd<T>::Part> parts;
     for (int phase = 0; phase < 4; ++phase) {
         const int y = phase / 2, x = phase % 2;
         std::vector<float>& values = kernels.emplace_back(static_cast<std::size_t>(n) * k * 9);
@@ -129,7 +130,7 @@ void ConvTranspose2dAct<T>::add_winograd(const float* data, const float* bias) {
         }
         parts.push_back({values.data(), y, x, y == 0, x == 0});
     }
-    winograd_ = std::make_unique<Winograd>(parts, bias, n, k, 1, 2, igemm::Layout{});
+    winograd_ = std::make_unique<Winograd<T>>(parts, bias, n, k, 1, 2, igemm::Layout{});
 }
 
 template <class T>
@@ -144,9 +145,7 @@ Image<T> ConvTranspose2dAct<T>::result(const Image<const T>& x) const {
 
 template <class T>
 void ConvTranspose2dAct<T>::run(const Image<const T>& x, const Image<T>& out) const {
-    if constexpr (std::is_same_v<T, igemm::bf16>) {
-        if (winograd_) return winograd_->run({x, out, nullptr, activation_, nullptr, out.c});
-    }
+    if (winograd_) return winograd_->run({x, out, nullptr, activation_, nullptr, out.c});
     for (const Phase& phase : phases_) {
         Grid grid;
         grid.h = (out.h - phase.y + stride_ - 1) / stride_;

@@ -14,8 +14,9 @@ template <class T>
 class ConvTranspose2dAct {
   public:
     // kernel.data: [k, n, kh, kw] contiguous (torch's order for transposed convolutions); bias: [kernel.n] or null.
+    // pinned: as in ConvOptions.
     ConvTranspose2dAct(const ConvKernel& kernel, const float* bias, int stride, int padding, int output_padding,
-                       igemm::Activation activation);
+                       igemm::Activation activation, bool pinned = true);
 
     // Size of the result for an input of this size, [n, c, h, w].
     Image<T> result(const Image<const T>& x) const;
@@ -40,8 +41,8 @@ class ConvTranspose2dAct {
     int stride_, padding_, output_padding_;
     igemm::Activation activation_;
     Gather gather_;
-    std::vector<Phase> phases_;           // several, or the one of all
-    std::unique_ptr<Winograd> winograd_;  // bf16, where it pays; then phases_ is empty
+    std::vector<Phase> phases_;              // several, or the one of all
+    std::unique_ptr<Winograd<T>> winograd_;  // where it is wanted and pays; then phases_ is empty
     std::vector<T> zeros_;
 };
 

@@ -24,6 +24,7 @@ def conv2d_act_reference(
     activation: str = "none",
     slope: float = 0.01,
     shuffle: int = 1,
+    pinned: bool = True,
 ) -> Tensor:
     """`conv2d_act` in plain torch."""
     x = select_channels(x, in_index)
@@ -44,8 +45,8 @@ CONV2D_ACT = register(
         name="conv2d_act",
         schema=(
             "(Tensor x, Tensor weight, Tensor? bias=None, int stride=1, int padding=0, Tensor? in_index=None, "
-            'Tensor? out_index=None, Tensor? residual=None, str activation="none", float slope=0.01, int shuffle=1) '
-            "-> Tensor"
+            'Tensor? out_index=None, Tensor? residual=None, str activation="none", float slope=0.01, int shuffle=1, '
+            "bool pinned=True) -> Tensor"
         ),
         reference=conv2d_act_reference,
         impls=(
@@ -59,6 +60,7 @@ CONV2D_ACT = register(
         ),
         constants=(
             "weight", "bias", "stride", "padding", "in_index", "out_index", "activation", "slope", "shuffle",
+            "pinned",
         ),
     )
 )  # fmt: skip
@@ -76,6 +78,7 @@ def conv2d_act(
     activation: str = "none",
     slope: float = 0.01,
     shuffle: int = 1,
+    pinned: bool = True,
 ) -> Tensor:
     """`torch.nn.functional.conv2d` of some channels, activation, pixel shuffle, added to some channels.
 
@@ -91,6 +94,8 @@ def conv2d_act(
         activation: none | relu | leaky_relu | sigmoid_gate (y * sigmoid(4 y)).
         slope: of leaky_relu.
         shuffle: r of `torch.nn.PixelShuffle`, applied after the activation; C_out is a multiple of r^2.
+        pinned: for float32 on a CPU: the order of products below. Without it a 3x3 kernel of stride 1 may take fewer of
+            them (minimal filtering, arXiv 1509.09308). Has no effect elsewhere.
 
     Returns:
         ``[N, C_full or C_out / r^2, H'*r, W'*r]``, dtype of `x`.
@@ -100,7 +105,10 @@ def conv2d_act(
         UsageError: an unknown activation, or `out_index` without `residual` or with a shuffle.
 
     Exactness: tolerance. The float32 kernels are pinned: acc = bias, then acc = fma(x, w, acc) over kernel row, kernel
-        column, input channel; their bits do not depend on instruction set, threads, tile, batch or image size.
+        column, input channel; their bits do not depend on instruction set, threads, tile, batch or image size. Those
+        of fewer products, on a CPU, do not either, but on where in the picture a pixel lies (even or odd).
     Gradients: reference only.
     """
-    return call(CONV2D_ACT, x, weight, bias, stride, padding, in_index, out_index, residual, activation, slope, shuffle)
+    return call(
+        CONV2D_ACT, x, weight, bias, stride, padding, in_index, out_index, residual, activation, slope, shuffle, pinned
+    )

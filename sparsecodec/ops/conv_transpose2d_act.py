@@ -21,6 +21,7 @@ def conv_transpose2d_act_reference(
     output_padding: int = 0,
     activation: str = "none",
     slope: float = 0.01,
+    pinned: bool = True,
 ) -> Tensor:
     """`conv_transpose2d_act` in plain torch."""
     cast = None if bias is None else bias.to(x.dtype)
@@ -41,7 +42,7 @@ CONV_TRANSPOSE2D_ACT = register(
         name="conv_transpose2d_act",
         schema=(
             "(Tensor x, Tensor weight, Tensor? bias=None, int stride=1, int padding=0, int output_padding=0, "
-            'str activation="none", float slope=0.01) -> Tensor'
+            'str activation="none", float slope=0.01, bool pinned=True) -> Tensor'
         ),
         reference=conv_transpose2d_act_reference,
         impls=(
@@ -58,7 +59,7 @@ CONV_TRANSPOSE2D_ACT = register(
                 plan="sparsecodec._triton.conv_transpose2d_act:conv_transpose2d_act_plan",
             ),
         ),
-        constants=("weight", "bias", "stride", "padding", "output_padding", "activation", "slope"),
+        constants=("weight", "bias", "stride", "padding", "output_padding", "activation", "slope", "pinned"),
     )
 )
 
@@ -72,6 +73,7 @@ def conv_transpose2d_act(
     output_padding: int = 0,
     activation: str = "none",
     slope: float = 0.01,
+    pinned: bool = True,
 ) -> Tensor:
     """`torch.nn.functional.conv_transpose2d` and an activation.
 
@@ -84,6 +86,7 @@ def conv_transpose2d_act(
         output_padding: as torch: rows and columns added at the end; smaller than `stride`.
         activation: none | relu | leaky_relu | sigmoid_gate (y * sigmoid(4 y)).
         slope: of leaky_relu.
+        pinned: as for `conv2d_act`, of a 5x5 kernel with stride 2 and padding 2.
 
     Returns:
         ``[N, C_out, H', W']`` with H' = (H - 1) * stride - 2 * padding + Kh + output_padding, dtype of `x`.
@@ -96,4 +99,4 @@ def conv_transpose2d_act(
         and columns that reach an output pixel, ascending, then input channels.
     Gradients: reference only.
     """
-    return call(CONV_TRANSPOSE2D_ACT, x, weight, bias, stride, padding, output_padding, activation, slope)
+    return call(CONV_TRANSPOSE2D_ACT, x, weight, bias, stride, padding, output_padding, activation, slope, pinned)

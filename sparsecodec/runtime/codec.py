@@ -85,9 +85,10 @@ class CompiledCodec(Uncopied, ABC):
         module = self._model.get_submodule(path)
         if path in self.EAGER:
             return EagerTransform(module, path, self.EAGER[path])
+        # Between integer layers a lower precision would move the integers; what makes pictures may round otherwise.
         exact = path in self.ENTROPY or any(map(is_quantized, module.modules()))
-        precision = torch.float32 if exact else self.dtype  # between integer layers a lower one would move the integers
-        return CompiledTransform(module, path, precision, strict=strict, head=self._head(path))
+        precision, pinned = torch.float32 if exact else self.dtype, exact or path not in self.SYNTHESIS
+        return CompiledTransform(module, path, precision, strict=strict, head=self._head(path), pinned=pinned)
 
     def _head(self, path: str) -> dict[str, Any] | None:
         """The constants of `prior_head` for a transform that may end in one."""
@@ -236,16 +237,8 @@ class CompiledCodec(Uncopied, ABC):
     def _container(
         self, payloads: list[bytes], field: int, height: int, width: int, tiling: Tiling | None = None
     ) -> bytes:
-        return Container(
-            model_hash=self.model_hash,
-            numerics=self.numerics.tag,
-            height=height,
-            width=width,
-            quality=field,
-            payloads=payloads,
-            exact=self.exact_pictures,
-            tiling=tiling,
-        ).to_bytes()
+        fields = (self.model_hash, self.numerics.tag, height, width, field, tuple(payloads))
+        return Container(*fields, self.exact_pictures, tiling).to_bytes()
 
     @torch.inference_mode()
     def decode(
@@ -376,14 +369,14 @@ class CompiledCodec(Uncopied, ABC):
         return False
 
     def _on_integers(self) -> str:
-        return " and quantised transforms" if any(map(is_quantized, self._model.modules())) else ""
+        networks = map(self._model.get_submodule, (*self.ANALYSIS, *self.SYNTHESIS))
+        return " and quantised transforms" * any(is_quantized(m) for network in networks for m in network.modules())
 
     @property
     def report(self) -> Report:
         """Each layer with its op, backend and MACs, or the reason why it stayed a torch layer."""
-        height = width = 8 * self.STRIDE
-        shapes = self.input_shapes(height, width)
-        layers = {layer.name: layer for layer in count(self._model, shapes).layers}
+        side = 8 * self.STRIDE
+        layers = {layer.name: layer for layer in count(self._model, self.input_shapes(side, side)).layers}
         macs = {}
         for name, layer in layers.items():
             module = self._model.get_submodule(name)
@@ -392,7 +385,7 @@ class CompiledCodec(Uncopied, ABC):
             kept_in, kept_out = layer.channels
             shrunk = (kept_out, dense_out) if layer.kind == "depthwise" else (kept_in * kept_out, dense_in * dense_out)
             macs[name] = (layer.macs, layer.macs * shrunk[1] / max(shrunk[0], 1))
-        rows = [row for transform in self._transforms.values() for row in transform.rows(height * width, macs)]
+        rows = [row for transform in self._transforms.values() for row in transform.rows(side * side, macs)]
         notes = self._notes()
         if self.device.type == "cuda":
             notes += (f"{self._executor.captures} CUDA graphs held", *self._executor.refusals)

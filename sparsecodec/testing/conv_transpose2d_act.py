@@ -62,12 +62,12 @@ CASES = [
     # Few columns: all phases of a 16-bit one at once, if its size is a multiple of the input's.
     _case("k3s3-to-four", 1, 24, 4, 4, 5, 3, 3, 0, 0, bias=False),
     _case("k4s2-to-rgb-tiles", 1, 33, 3, 3, 22, 4, 2, 1, 0),
-    # Winograd's tiles of 2 x 2 positions, 48 of them in a task, four phases each, in bfloat16 from 32 channels on.
-    _case("winograd-odd", 2, 40, 48, 5, 7, 5, 2, 2, 1, activation="leaky_relu", slope=0.2),
-    _case("winograd-one-pixel", 1, 32, 32, 1, 1, 5, 2, 2, 1, bias=False),
-    _case("winograd-no-output-padding", 1, 32, 33, 4, 5, 5, 2, 2, 0, activation="relu"),
-    _case("winograd-task-and-remainder", 1, 33, 32, 9, 23, 5, 2, 2, 1, activation="sigmoid_gate"),
-    _case("winograd-slice", 2, 48, 33, 6, 8, 5, 2, 2, 1, sliced=True),
+    # Winograd's tiles of 2 x 2 positions, 48 of them in a task, four phases each, from 32 channels on.
+    _case("winograd-odd", 2, 40, 48, 5, 7, 5, 2, 2, 1, activation="leaky_relu", slope=0.2, pinned=False),
+    _case("winograd-one-pixel", 1, 32, 32, 1, 1, 5, 2, 2, 1, bias=False, pinned=False),
+    _case("winograd-no-output-padding", 1, 32, 33, 4, 5, 5, 2, 2, 0, activation="relu", pinned=False),
+    _case("winograd-task-and-remainder", 1, 33, 32, 9, 23, 5, 2, 2, 1, activation="sigmoid_gate", pinned=False),
+    _case("winograd-slice", 2, 48, 33, 6, 8, 5, 2, 2, 1, sliced=True, pinned=False),
     # Few channels: all phases in one product, with zeros for the taps that a phase lacks.
     _case("together-batch", 2, 20, 3, 5, 6, 5, 2, 2, 1, activation="leaky_relu", slope=0.1),
     _case("together-even-kernel", 1, 16, 2, 7, 3, 4, 2, 1, 0),

@@ -54,6 +54,7 @@ Bytes conv2d(Choice& choice) {
     options.stride = 1 + choice.below(3);
     options.padding = choice.below(4);
     options.activation = activation(choice);
+    options.pinned = choice.flag();
     const int width = choice.flag() ? k + choice.below(9) : k;
     if (width > k) options.in_index = choice.subset(k, width);
     int target = n;
@@ -90,7 +91,7 @@ Bytes conv_transpose2d(Choice& choice) {
     const Size at = size(choice, std::ptrdiff_t{n} * k * kh * kw);
     const auto weights = choice.values(std::size_t(n) * k * kh * kw), bias = choice.maybe_values(n);
     const ConvTranspose2dAct<T> conv({weights.data(), n, k, kh, kw}, bias.empty() ? nullptr : bias.data(), stride,
-                                     padding, more, activation(choice));
+                                     padding, more, activation(choice), choice.flag());
     auto x = choice.image<T>(at.n, k, at.h, at.w);
     choice.fill(x);
     const Image<T> wanted = conv.result(x.view());
