@@ -90,6 +90,7 @@ def test_wrong_usage_is_2_and_writes_nothing(arguments, picture, stream, codec_f
         ["conjure"],
         ["encode", "a", "b", "--quality", "101"],
         ["encode", "a", "b", "--tile", "0"],
+        ["encode", "a", "b", "--threads", "100000"],
         ["encode", "a", "b", "--max-memory", "2X"],
         ["encode", "a", "b", "--max-memory", "0"],
         ["decode", "a", "b", "--region", "1,2,3"],

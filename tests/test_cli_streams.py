@@ -9,8 +9,10 @@ import re
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from sparsecodec import compile_codec, load
+from sparsecodec.cli import files as cli_files
 from sparsecodec.cli.options import memory, resident_bytes
 from sparsecodec.data import read_image, write_image
 from sparsecodec.entropy import Container, observing
@@ -63,6 +65,27 @@ def test_sizes_of_memory(text, value):
     assert memory(text) == value
 
 
+def test_files_without_an_end_are_not_read_to_it(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr(cli_files, "MAX_BYTES", 3 * cli_files.PIECE)
+    long = tmp_path / "long.spc"
+    with long.open("wb") as file:
+        file.write(b"SPC")
+        file.truncate(1 << 40)
+    for path in ("/dev/zero", long):
+        for command in (("decode", path, tmp_path / "x.png"), ("info", path)):
+            code, message = complaint(capsys, *command)
+            assert code == 5 and f"{path} has more than" in message
+        code, values, _ = verified(capsys, path)
+        assert code == 5 and "has more than" in values["files"][0]["error"]
+
+
+def test_transparency_is_dropped_aloud(codec_files, capsys, tmp_path):
+    for mode, told in (("RGB", False), ("RGBA", True)):
+        Image.new(mode, (20, 10)).save(tmp_path / "x.png")
+        code, _, err = run(capsys, "encode", tmp_path / "x.png", tmp_path / "x.spc", "-m", codec_files / "sparse")
+        assert code == 0 and ("transparency is dropped" in err) == told
+
+
 def test_folders(picture, codec_files, capsys, tmp_path):
     files, photos = codec_files / "sparse", tmp_path / "photos"
     photos.mkdir()
@@ -79,6 +102,10 @@ def test_folders(picture, codec_files, capsys, tmp_path):
     code, message = complaint(capsys, "encode", photos, tmp_path / "again", "-m", files, "--json")
     assert code == 2 and "1 of 3 files failed" in message and "0.png" in message
     assert sorted(path.name for path in (tmp_path / "again").iterdir()) == ["a.spc", "b.spc"]
+    damaged = (tmp_path / "again" / "a.spc").read_bytes()
+    (tmp_path / "again" / "a.spc").write_bytes(damaged[:-1])
+    code, message = complaint(capsys, "decode", tmp_path / "again", tmp_path / "back", "-m", files)
+    assert code == 3 and f"{tmp_path / 'again' / 'a.spc'}: the payloads have" in message
     write_image(x, photos / "a.jpg")
     code, message = complaint(capsys, "encode", photos, tmp_path / "twice", "-m", files)
     assert code == 2 and "a.spc" in message and not (tmp_path / "twice").exists()
@@ -115,6 +142,10 @@ def test_verify_decodes(stream, codec_files, capsys, tmp_path):
     assert code == 3 and not values["files"][0]["ok"]
     stream.write_bytes(there.to_bytes())
     assert verified(capsys, stream, "-m", codec_files / "dense")[0] == 4
+    code, values, _ = verified(
+        capsys, stream, "-m", codec_files / "sparse", "--max-pixels", there.height * there.width - 1
+    )
+    assert code == 5 and "limit" in values["files"][0]["error"]
 
 
 def test_verify_compares_symbols(stream, codec_files, capsys, tmp_path):
@@ -130,6 +161,7 @@ def test_verify_compares_symbols(stream, codec_files, capsys, tmp_path):
     sums.write_text(f"{'0' * 64}  photo.spc\n")
     code, values, _ = verified(capsys, stream, "-m", files, "--against", sums)
     assert code == 3 and digest in values["files"][0]["error"]
+    assert values["files"][0]["symbols_sha256"] == digest
     sums.write_text(f"{digest}  another.spc\n")
     assert "no line" in verified(capsys, stream, "-m", files, "--against", sums)[1]["files"][0]["error"]
     sums.write_text("garbage\n")

@@ -116,6 +116,7 @@ def test_compact_model_without_its_configuration_is_refused(compacted, tmp_path)
     ("name", "sizes"),
     [
         ("FactorizedPrior", (16, 24)),
+        ("FactorizedPriorReLU", (16, 24)),
         ("ScaleHyperprior", (16, 24)),
         ("MeanScaleHyperprior", (16, 24)),
         ("Cheng2020Anchor", (16,)),
@@ -133,6 +134,18 @@ def test_compressai_roundtrip(name, sizes, photo, tmp_path):
     x = photo[:, :, :64, :64]
     assert loaded.compress(x) == small.compress(x)
     assert sum(p.numel() for p in loaded.parameters()) < sum(p.numel() for p in model.parameters())
+
+
+@pytest.mark.parametrize(
+    "name", ["ScaleHyperpriorVbr", "MeanScaleHyperpriorVbr", "JointAutoregressiveHierarchicalPriorsVbr"]
+)
+def test_variable_rate_roundtrip(name, photo, tmp_path):
+    torch.manual_seed(0)
+    model = getattr(import_compressai().models, name)(16, 24).eval()
+    model.update()
+    zoo.save(model, tmp_path / "codec")
+    x, rate = photo[:, :, :64, :64], {"stage": 2, "s": 3}
+    assert zoo.load(tmp_path / "codec").compress(x, **rate) == model.compress(x, **rate)
 
 
 def test_unknown_classes_are_refused(tmp_path):

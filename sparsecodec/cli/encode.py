@@ -30,7 +30,7 @@ from sparsecodec.cli.options import (
     size,
     write_bytes,
 )
-from sparsecodec.data import list_images, read_image
+from sparsecodec.data import has_transparency, list_images, read_image
 from sparsecodec.entropy import Header
 from sparsecodec.errors import UsageError
 from sparsecodec.runtime import CompiledCodec
@@ -100,7 +100,11 @@ def run(arguments: argparse.Namespace) -> None:
         values |= {"height": height, "width": width, "tiles": [rows, columns]}
         if not arguments.json:
             tiles = f", {rows} x {columns} tiles" if rows * columns > 1 else ""
-            print(f"{target}: {width} x {height}{tiles}, {len(blob)} bytes, {values['bpp']:.4f} bpp", file=sys.stderr)
+            dropped = ", its transparency is dropped" if has_transparency(source) else ""
+            print(
+                f"{target}: {width} x {height}{tiles}, {len(blob)} bytes, {values['bpp']:.4f} bpp{dropped}",
+                file=sys.stderr,
+            )
         return values
 
     results = each(work, encode)

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from sparsecodec.data import list_images
 from sparsecodec.entropy import Header, VideoHeader
-from sparsecodec.errors import ModelMismatchError, SparseCodecError, UsageError, reason
+from sparsecodec.errors import ModelMismatchError, ResourceLimitError, SparseCodecError, UsageError, reason
 from sparsecodec.quant import is_portable
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.numerics import PORTABLE, PORTABLE_VIDEO
@@ -16,17 +17,27 @@ from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.zoo import find, load
 
 SUFFIX, VIDEO_SUFFIX = ".spc", ".spv"
+MAX_BYTES = 1 << 30  # of a file that is read whole; a picture of a gigapixel takes a quarter of that
+PIECE = 1 << 20
 MADE_BY = "name the portable model that was saved when the file was made"
 
 
 def read_stream(path: str | Path) -> bytes:
-    """The bytes of a file.
+    """The bytes of a file, a pipe, or a device.
 
     Raises:
         UsageError: it does not exist or cannot be read.
+        ResourceLimitError: it has more than `MAX_BYTES`; as much was read if its size was not known before.
     """
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            size, data = os.fstat(file.fileno()).st_size, bytearray()
+            while size <= MAX_BYTES and (piece := file.read(PIECE)):
+                data += piece
+                size = max(size, len(data))
+            if size > MAX_BYTES:
+                raise ResourceLimitError(f"{path} has more than {MAX_BYTES} bytes, which no picture needs")
+            return bytes(data)
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist") from error
     except OSError as error:
@@ -84,11 +95,14 @@ def each(items: Sequence[Any], work: Callable[[Any], dict[str, Any]]) -> list[di
         try:
             results.append(work(item))
         except SparseCodecError as error:
-            failures.append(error)
-    if len(items) == 1 and failures:
-        raise failures[0]
-    if failures:
-        raise type(failures[0])(f"{len(failures)} of {len(items)} files failed, the first one: {failures[0]}")
+            failures.append((item, error))
+    if not failures:
+        return results
+    (source, *_), error = failures[0]
+    if len(items) == 1:
+        raise error
+    named = f"{error}" if str(source) in str(error) else f"{source}: {error}"
+    raise type(error)(f"{len(failures)} of {len(items)} files failed, the first one: {named}") from error
     return results
 
 

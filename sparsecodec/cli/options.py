@@ -19,6 +19,7 @@ from sparsecodec.errors import ResourceLimitError, UsageError, reason
 from sparsecodec.quant import is_portable
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
+MAX_THREADS = 1024
 DEFAULT_MODEL = "evc-tiny-sparse-feds-portable"
 DEFAULT_VIDEO_MODEL = "dcvc-rt-tiny-portable"
 
@@ -68,7 +69,7 @@ def add_compute(parser: argparse.ArgumentParser) -> None:
     """``--device``, ``--dtype`` and ``--threads``."""
     parser.add_argument("--device", default="cpu", help="where to run (default: cpu)")
     parser.add_argument("--dtype", choices=DTYPES, help="of the transforms (default: the fastest of the machine)")
-    parser.add_argument("--threads", type=positive, help="of the CPU (default: torch's choice)")
+    parser.add_argument("--threads", type=threads, help="of the CPU (default: torch's choice)")
 
 
 def compute_options(arguments: argparse.Namespace) -> dict[str, Any]:
@@ -101,6 +102,14 @@ def count(text: str) -> int:
     if value < 0:
         raise argparse.ArgumentTypeError(f"{value} (needs at least 0)")
     return _in_machine_range(value)
+
+
+def threads(text: str) -> int:
+    """1 to `MAX_THREADS`, as an argparse type."""
+    value = positive(text)
+    if value > MAX_THREADS:
+        raise argparse.ArgumentTypeError(f"{value} (needs at most {MAX_THREADS})")
+    return value
 
 
 def _in_machine_range(value: int) -> int:

@@ -3,7 +3,7 @@
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.data.colour import to_frame, to_planes, to_rgb
 from sparsecodec.data.crops import RandomClips, RandomCrops
-from sparsecodec.data.images import list_images, read_image, to_uint8, write_image
+from sparsecodec.data.images import has_transparency, list_images, read_image, to_uint8, write_image
 from sparsecodec.data.picture_folders import PictureWriter
 from sparsecodec.data.training_files import list_training_files
 from sparsecodec.data.video import Clip, list_clips, read_clip
@@ -16,6 +16,7 @@ __all__ = [
     "PictureWriter",
     "RandomClips",
     "RandomCrops",
+    "has_transparency",
     "list_clips",
     "list_images",
     "list_training_files",

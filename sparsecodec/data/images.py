@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, ImageOps
 from torch import Tensor
 
 from sparsecodec._files import replacing
@@ -16,6 +16,7 @@ from sparsecodec.errors import UsageError, reason
 DAMAGED = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".ppm", ".bmp", ".webp", ".tif", ".tiff")
 
+ORIENTATION, QUARTER_TURNS = 0x0112, range(5, 9)  # of EXIF
 ROUNDED_AT_ONCE = 1 << 20  # pixels
 
 
@@ -35,7 +36,7 @@ def list_images(folder: str | Path) -> list[Path]:
 
 
 def read_image(path: str | Path) -> Tensor:
-    """Reads a picture as RGB; grey is repeated, transparency is dropped, EXIF rotation is not applied.
+    """Reads a picture as RGB, upright as its EXIF says; grey is repeated, transparency is dropped.
 
     Returns:
         ``[1, 3, H, W]`` float32 in [0, 1].
@@ -52,7 +53,7 @@ def read_rgb(path: str | Path) -> np.ndarray:
         with Image.open(path) as image:
             mode = _deep_mode(image)
             if mode is None:
-                return np.array(image.convert("RGB"))
+                return np.array(ImageOps.exif_transpose(image).convert("RGB"))
     except FileNotFoundError as error:
         raise UsageError(f"{path} does not exist") from error
     except DAMAGED as error:
@@ -77,15 +78,22 @@ def _deep_mode(image: Image.Image) -> str | None:
     return None
 
 
+def has_transparency(path: str | Path) -> bool:
+    """Whether `read_image` drops something of a picture that it can read."""
+    with Image.open(path) as image:
+        return image.has_transparency_data
+
+
 def size_of(path: str | Path) -> tuple[int, int]:
-    """Height and width of a picture, from its header.
+    """Height and width of a picture as `read_image` gives it, from its header.
 
     Raises:
         UsageError: it has none.
     """
     try:
         with Image.open(path) as image:
-            return image.height, image.width
+            turned = image.getexif().get(ORIENTATION, 1) in QUARTER_TURNS
+            return (image.width, image.height) if turned else (image.height, image.width)
     except DAMAGED as error:
         raise UsageError(f"{path} cannot be read as a picture: {reason(error)}") from error
 

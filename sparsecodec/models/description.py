@@ -23,9 +23,13 @@ _CODECS = (EVC, ScalableEVC, DCVCRTImage, DCVCRTVideo, DCVCHEMImage, DCVCHEMVide
 OURS = {cls.family: cls for cls in _CODECS}  # each has `config` and `from_config`
 COMPRESSAI = {  # class -> the arguments of its constructor, which it keeps as attributes
     "FactorizedPrior": ("N", "M"),
+    "FactorizedPriorReLU": ("N", "M"),
     "ScaleHyperprior": ("N", "M"),
     "MeanScaleHyperprior": ("N", "M"),
     "JointAutoregressiveHierarchicalPriors": ("N", "M"),
+    "ScaleHyperpriorVbr": ("N", "M", "vr_entbttlnck"),
+    "MeanScaleHyperpriorVbr": ("N", "M", "vr_entbttlnck"),
+    "JointAutoregressiveHierarchicalPriorsVbr": ("N", "M"),
     "Cheng2020Anchor": ("N",),
     "Cheng2020Attention": ("N",),
 }

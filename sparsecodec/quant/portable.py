@@ -112,6 +112,8 @@ def portable(
         UsageError: no portable form, a weight that is not finite, a layer on other integers, or images that are
             missing, of a wrong shape, dtype or range, or too small.
     """
+    if not isinstance(precision, Precision):
+        raise UsageError(f"precision={precision!r} (needs a Precision, such as W8A16)")
     if not precision.dyadic:
         raise UsageError(f"precision={precision} (needs dyadic=True)")
     if threshold is not None and not (math.isfinite(threshold) and precision == W8A16):

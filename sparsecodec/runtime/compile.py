@@ -95,6 +95,8 @@ def compile_codec(
             return compile_object(model, device, dtype, kind, original)
     if original:
         raise UsageError("original=True is for video codecs: compress and decompress of an image codec always are that")
+    if stream == "portable" and calibration is not None and is_portable(model):
+        raise UsageError(f"calibration: this {type(model).__name__} is on integers already")
     if stream == "portable" and not is_portable(model):
         model = portable(model, calibration)
     for adapter in STREAMS[stream]:

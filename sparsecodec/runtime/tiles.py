@@ -101,6 +101,8 @@ def together(header: Header, max_pixels: int) -> int:
 
     0 for one that `check_pixels` refuses.
     """
+    if header.height * header.width > max_pixels:
+        return 0
     return PADDED * max(max_pixels, FREE_PIXELS) // padded_pixels(header.height, header.width)
 
 

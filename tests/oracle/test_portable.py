@@ -14,7 +14,7 @@ from sparsecodec._compat import import_compressai
 from sparsecodec.entropy import evc_gaussian_tables
 from sparsecodec.entropy.coder import observing
 from sparsecodec.models import create
-from sparsecodec.quant import W8A8, W8A16, portable
+from sparsecodec.quant import W8A8, W8A16, W16A16, portable
 from sparsecodec.runtime import compile_codec
 from sparsecodec.zoo import load, save
 
@@ -63,18 +63,16 @@ IN_BYTES = ("evc-tiny-sparse", "mbt2018-mean")
 
 @pytest.mark.parametrize(
     ("name", "precision"),
-    [(name, W8A16) for name in ("evc-nano", "evc-tiny-sparse", *COMPRESSAI)] + [(name, W8A8) for name in IN_BYTES],
+    [(name, W8A16) for name in ("evc-nano", "evc-tiny-sparse", *COMPRESSAI)]
+    + [(name, W8A8) for name in IN_BYTES]
+    + [("mbt2018-mean", W16A16)],
 )
 def test_symbols_of_portable_files(name, precision, photo, tmp_path):
     model = portable(model_of(name), [photo[0, :, :64, :64], photo[0, :, 64:128, 64:192]], precision)
-    if name == "bmshj2018-factorized":  # has no layer on integers, and `save` takes no such portable model
-        tensors, compact = {key: value.numpy() for key, value in model.state_dict().items()}, {"kept": {}}
-        codec = compile_codec(model, stream="portable")
-    else:
-        save(model, tmp_path / "model")
-        tensors = load_file(tmp_path / "model.safetensors")
-        compact = json.loads((tmp_path / "model.json").read_text())["compact"] or {"kept": {}}
-        codec = compile_codec(load(tmp_path / "model"), stream="portable")
+    save(model, tmp_path / "model")
+    tensors = load_file(tmp_path / "model.safetensors")
+    compact = json.loads((tmp_path / "model.json").read_text())["compact"] or {"kept": {}}
+    codec = compile_codec(load(tmp_path / "model"), stream="portable")
     family = name if name in COMPRESSAI else "evc"
     judge = oracle.Model(family, tensors, compact["kept"], rows_of(name, model))
     for height, width in ((64, 64), (65, 130)):

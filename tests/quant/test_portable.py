@@ -285,5 +285,7 @@ def test_refuses_image_codecs_of_clips_whose_networks_are_named_as_in_evc(name, 
 def test_refuses_plain_precisions(codec, crops):
     with pytest.raises(UsageError, match="dyadic"):
         portable(codec, crops, Precision(8, 8))
+    with pytest.raises(UsageError, match="needs a Precision"):
+        portable(codec, crops, "W8A8")
     with pytest.raises(UsageError, match="weight_bits=16"):
         Precision(16, 16)

@@ -194,6 +194,11 @@ def test_the_report_says_what_is_guaranteed(codec):
     assert codec.numerics.tag == 2
 
 
+def test_the_report_of_a_codec_whose_transforms_are_float_claims_no_other():
+    codec = compile_codec(zoo.load("evc-tiny-sparse-portable"), stream="portable", dtype=torch.float32)
+    assert "analysis and synthesis in float32, entropy networks in integers" in str(codec.report)
+
+
 def test_native_and_portable_files_are_told_apart(photo):
     x = photo[:, :, :64, :64]
     native = compile_codec(portable_model("evc"), dtype=torch.float32)
@@ -268,6 +273,8 @@ def test_refuses_what_cannot_be_portable(photo):
         compile_codec(build("mbt2018", "dense"), stream="portable", calibration=photo)
     with pytest.raises(UsageError, match="calibration is for"):
         compile_codec(zoo.load("evc-tiny-sparse"), calibration=photo)
+    with pytest.raises(UsageError, match="on integers already"):
+        compile_codec(portable_model("evc"), stream="portable", calibration=photo)
     with pytest.raises(UsageError, match="stream='exact'"):
         compile_codec(zoo.load("evc-tiny-sparse"), stream="exact")
 

@@ -83,7 +83,7 @@ class Portable:
         if self.exact_pictures:
             networks, pictures = f"analysis in {precision}, all that decodes in integers", "the same on every device"
         else:
-            networks = f"analysis and synthesis{self._on_integers()} in {precision}, entropy networks in integers"
+            networks = f"analysis and synthesis in {precision}, entropy networks{self._on_integers()} in integers"
             pictures = "up to the rounding of the synthesis, which floating point leaves to the device"
         return networks, f"stream portable: {PORTABLE.name}", f"pictures: {pictures}"
 
