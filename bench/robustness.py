@@ -1,7 +1,7 @@
 """How many damaged inputs each target took, one row each in ``bench/results/robustness.json``.
 
-``python bench/robustness.py [TARGET ...]`` runs the fuzz targets for the numbers of docs/robustness.md, under an hour of one
-core for all; ``--seconds S`` bounds each. A target that breaks ends it without a row.
+``python bench/robustness.py [TARGET ...]`` runs the fuzz targets for the numbers of docs/robustness.md, under an hour
+on one core; ``--seconds S`` bounds each. A target that breaks ends it without a row.
 """
 
 from __future__ import annotations

@@ -110,6 +110,14 @@ def test_folders(picture, codec_files, capsys, tmp_path):
     code, message = complaint(capsys, "encode", photos, tmp_path / "twice", "-m", files)
     assert code == 2 and "a.spc" in message and not (tmp_path / "twice").exists()
     assert complaint(capsys, "decode", photos, tmp_path / "none", "-m", files)[0] == 2
+    code, message = complaint(capsys, "encode", photos, tmp_path / "x.mp4", "-m", files)
+    assert code == 2 and ".spv" in message and not (tmp_path / "x.mp4").exists()
+
+
+def test_half_precision_is_for_gpus(picture, stream, codec_files, capsys, tmp_path):
+    for command in (("encode", picture, tmp_path / "x.spc"), ("decode", stream, tmp_path / "x.png")):
+        code, message = complaint(capsys, *command, "-m", codec_files / "sparse", "--dtype", "float16")
+        assert code == 2 and "needs a GPU" in message and "bfloat16" in message
 
 
 def verified(capsys, *arguments) -> tuple[int, dict, list[str]]:

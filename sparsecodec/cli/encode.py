@@ -31,6 +31,7 @@ from sparsecodec.cli.options import (
     write_bytes,
 )
 from sparsecodec.data import has_transparency, list_images, read_image
+from sparsecodec.data.video import is_clip
 from sparsecodec.entropy import Header
 from sparsecodec.errors import UsageError
 from sparsecodec.runtime import CompiledCodec
@@ -55,7 +56,7 @@ def add_to(subparsers) -> None:
         choices=("native", "portable"),
         help="portable: the same symbols on every device (default: portable if the model's integers are there)",
     )
-    parser.add_argument("--calibration", help="folder of photos, or clips, that make a float model portable")
+    parser.add_argument("--calibration", help="folder of photos, or of clips, that make a float model portable")
     parser.add_argument("--save-model", help="where to keep the model that --calibration makes: its files need it")
     add_compute(parser)
     add_json(parser)
@@ -81,7 +82,10 @@ def run(arguments: argparse.Namespace) -> None:
         clips.encode(arguments)
         return
     refuse(arguments, clips.CLIPS_ONLY, "clips")
-    if not Path(arguments.input).is_dir():
+    if Path(arguments.input).is_dir():
+        if is_clip(arguments.output):
+            raise UsageError(f"{arguments.output}: a folder becomes a folder of {SUFFIX} files, or one {VIDEO_SUFFIX}")
+    else:
         check_file(arguments, (SUFFIX,), f"{SUFFIX}; {VIDEO_SUFFIX} is for clips, {arguments.input} is none")
     arguments.model = arguments.model or DEFAULT_MODEL
     work = pairs(arguments.input, arguments.output, SUFFIX)

@@ -80,6 +80,8 @@ def compute_options(arguments: argparse.Namespace) -> dict[str, Any]:
         device = torch.device(arguments.device)
     except RuntimeError as error:
         raise UsageError(f"--device {arguments.device} is unknown to torch") from error
+    if arguments.dtype == "float16" and device.type == "cpu":
+        raise UsageError("--dtype float16 needs a GPU (a CPU computes in float32 or bfloat16)")
     return {"device": device, "dtype": DTYPES.get(arguments.dtype)}
 
 

@@ -24,9 +24,7 @@ from sparsecodec.runtime.numerics import Numerics, check_made_here
 from sparsecodec.runtime.uncopied import Uncopied
 
 QPS = 64
-RUN_AWAY = (
-    4.0  # times what a memory was behind the first P frame; the features of trained codecs stay within a tenth of it
-)
+RUN_AWAY = 4.0  # times what a memory was behind the first P frame; those of trained codecs stay within a tenth of it
 FRAMES = 1 << 31  # of a clip, fewer
 INTRA_PERIOD = 250  # frames; what x264 takes, too
 

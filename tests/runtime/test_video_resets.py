@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+from collections.abc import Iterable
 
 import pytest
 import torch
@@ -36,6 +37,8 @@ def codec(request):
     torch.manual_seed(3)
     intra = DCVCRTImage(RTImageWidths(16, 8, 24, 1, 1, fusion_blocks=1, spatial_blocks=1))
     inter = DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, shared_blocks=1, context_blocks=1, recon_blocks=1))
+    with torch.no_grad():  # so that a picture tells at which quality it was made
+        inter.q_recon *= torch.linspace(0.3, 3, len(inter.q_recon))[:, None, None, None]
     model = VideoCodec(intra, inter).eval()
     if request.param == "portable":
         large = torch.nn.functional.interpolate(clip(3), (64, 96))
@@ -66,6 +69,15 @@ def written(header, frames) -> bytes:
 def test_the_33rd_frame_behind_an_intra_frame_starts_from_the_picture(codec, data):
     assert [frame.number for frame in coded(data) if frame.qp & DROP] == [33]
     assert {frame.qp & ~DROP for frame in coded(data)} == {20}
+    assert len(list(codec.decoder(data))) == FRAMES  # with the fingerprint of every frame
+
+
+def test_the_memory_is_made_anew_at_the_quality_of_the_frame_before(codec):
+    encoder = codec.encoder(FORM, qp=20, intra_period=0)
+    qualities = [(7 * number) % 64 for number in range(FRAMES)]
+    pieces = [encoder.push(frame[None], qp=qp) for frame, qp in zip(clip(FRAMES), qualities, strict=True)]
+    data = b"".join([*pieces, encoder.finish()])
+    assert [frame.qp & ~DROP for frame in coded(data)] == qualities
     assert len(list(codec.decoder(data))) == FRAMES  # with the fingerprint of every frame
 
 
@@ -102,6 +114,25 @@ def test_codecs_without_a_memory_have_no_marks():
     object.__setattr__(frames[3], "qp", frames[3].qp | DROP)
     with pytest.raises(BitstreamError, match="frame 3 is to drop a memory that it has not"):
         list(ToyVideo().decoder(written(VideoReader(io.BytesIO(data)).header, frames)))
+
+
+class Growing(ToyVideo):
+    """Whose memory has these magnitudes, one after another."""
+
+    def __init__(self, magnitudes: Iterable[float]) -> None:
+        super().__init__()
+        self._magnitudes = iter(magnitudes)
+
+    def magnitude(self, state):
+        return next(self._magnitudes)
+
+
+def test_a_memory_of_four_times_its_first_magnitude_has_run_away():
+    """Frames 1, 2, 3 behind frame 0; frame 3 is coded alone, and frame 4 says anew what is usual."""
+    encoder = Growing([10, 39.9, 40.1, 100, 399, float("nan")]).encoder(FORM, intra_period=0)
+    data = b"".join([*(encoder.push(frame[None]) for frame in clip(7)), encoder.finish()])
+    assert [frame.number for frame in coded(data) if frame.intra] == [0, 3, 6]
+    assert len(list(ToyVideo().decoder(data))) == 7
 
 
 def test_a_memory_that_runs_away_gives_way_to_an_intra_frame(monkeypatch):
