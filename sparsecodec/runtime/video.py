@@ -7,7 +7,7 @@ import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from typing import BinaryIO, ClassVar, Protocol
+from typing import TYPE_CHECKING, BinaryIO, ClassVar, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,13 @@ from sparsecodec.errors import BitstreamError, ModelMismatchError, UsageError
 from sparsecodec.models.inputs import whole
 from sparsecodec.runtime.batch import check_encodable
 from sparsecodec.runtime.codec import finished
-from sparsecodec.runtime.memory import memory_told
+from sparsecodec.runtime.memory import memory_told, with_room
 from sparsecodec.runtime.numerics import Numerics, check_made_here
 from sparsecodec.runtime.uncopied import Uncopied
+
+if TYPE_CHECKING:
+    from sparsecodec.runtime.executor import Executor
+    from sparsecodec.runtime.transform import CompiledTransform
 
 QPS = 64
 RUN_AWAY = 4.0  # times what a memory was behind the first P frame; those of trained codecs stay within a tenth of it
@@ -118,6 +122,11 @@ class CompiledVideo(Uncopied, ABC):
         """Mean magnitude of a memory that goes back further than the last picture; 0 where there is none."""
         return 0.0
 
+    @property
+    def keepers(self) -> list[CompiledTransform | Executor]:
+        """What holds memory between frames and can be made to let go of it."""
+        return []
+
     def warm_up(self, sample: Tensor) -> None:
         """Codes `sample` as three frames, so that every layer has its kernel and its buffers."""
         x = self.padded(sample)
@@ -212,23 +221,26 @@ class VideoEncoder:
         if frame.shape[2:] != self._size:
             size = " x ".join(map(str, frame.shape[2:]))
             raise UsageError(f"frame {self.frames} is {size} (needs {self._size[0]} x {self._size[1]})")
-        state, index = self._state, self._index + 1
-        interval, drop = self._codec.RESET_INTERVAL, 0
-        with memory_told("encoding", self._size, self._codec.device), self._codec.lock:
-            if state is None or intra or index == self._period:
-                index = 0
-                payload, state = self._codec.intra_encode(x, qp)
-            else:
-                if interval and index > 1 and index % interval == 1 % interval:
-                    state, drop = self._codec.reset(state, self._last_qp, index - 1), DROP
-                payload, state = self._codec.inter_encode(x, state, qp, index)
-                if self._ran_away(state, index):
-                    index, drop = 0, 0
-                    payload, state = self._codec.intra_encode(x, qp)
+        codec = self._codec
+        with memory_told("encoding", self._size, codec.device):
+            payload, state, index, drop = with_room(lambda: self._coded(x, qp, intra), codec.lock, codec.keepers)
         record = self._writer.frame(index == 0, qp | drop, fingerprint(state), payload)
         self._state, self._index, self._last_qp = state, index, qp
         self.frames += 1
         return record
+
+    def _coded(self, x: Tensor, qp: int, intra: bool) -> tuple[bytes, VideoState, int, int]:
+        """Payload and State of the next frame, the frames since its I frame, and its mark; changes no State."""
+        codec, state, index, drop = self._codec, self._state, self._index + 1, 0
+        with codec.lock:
+            if state is None or intra or index == self._period:
+                return *codec.intra_encode(x, qp), 0, 0
+            if codec.RESET_INTERVAL and index > 1 and index % codec.RESET_INTERVAL == 1 % codec.RESET_INTERVAL:
+                state, drop = codec.reset(state, self._last_qp, index - 1), DROP
+            payload, state = codec.inter_encode(x, state, qp, index)
+            if self._ran_away(state, index):
+                return *codec.intra_encode(x, qp), 0, 0
+            return payload, state, index, drop
 
     def _ran_away(self, state: VideoState, index: int) -> bool:
         """Whether the memory grows from frame to frame, as it may on content unlike what a codec was trained on.
@@ -299,23 +311,27 @@ class VideoDecoder:
             raise BitstreamError(f"frame {coded.number}: qp {qp} (needs 0 to {QPS - 1})")
         if drop and (coded.intra or not codec.RESET_INTERVAL or self.header.stream_id is None):
             raise BitstreamError(f"frame {coded.number} is to drop a memory that it has not")
-        try:
-            with memory_told("decoding", size, codec.device), codec.lock:
+
+        def decoded() -> tuple[Tensor, VideoState]:
+            with codec.lock:
                 if coded.intra:
-                    x, state = codec.intra_decode(coded.payload, *size, qp)
-                else:
-                    state = codec.reset(state, last_qp, index - 1) if drop else state
-                    x, state = codec.inter_decode(coded.payload, state, *size, qp, index)
+                    return codec.intra_decode(coded.payload, *size, qp)
+                before = codec.reset(state, last_qp, index - 1) if drop else state
+                return codec.inter_decode(coded.payload, before, *size, qp, index)
+
+        try:
+            with memory_told("decoding", size, codec.device):
+                x, after = with_room(decoded, codec.lock, codec.keepers)
         except BitstreamError as error:
             raise BitstreamError(f"frame {coded.number}: {error}") from error
-        found = fingerprint(state)
+        found = fingerprint(after)
         if found != coded.fingerprint:
             raise ModelMismatchError(
                 f"frame {coded.number}: decoding leaves the state {found:08x}, encoding left {coded.fingerprint:08x}: "
                 f"this machine or build computes otherwise than the one that made the stream ({codec.numerics.name}); "
                 "the frames before it are right"
             )
-        return x, state
+        return x, after
 
 
 def fingerprint(state: VideoState) -> int:

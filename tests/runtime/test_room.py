@@ -6,12 +6,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 
+from sparsecodec import zoo
+from sparsecodec._clip_format import ClipFormat
 from sparsecodec.errors import ResourceLimitError
+from sparsecodec.models import create
 from sparsecodec.ops import use_backend
 from sparsecodec.runtime import CompiledCodec, compile_codec, planning
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.transform import CompiledTransform
 
+from ..toy_video import ToyVideo, moving
 from .conftest import build
 from .recorded_graphs import RecordedGraphs
 
@@ -55,6 +59,72 @@ def test_idle_buffers_make_room(name, photo, monkeypatch):
     with pytest.raises(ResourceLimitError, match="would fit"):
         codec.encode(photo[:, :, :192, :192])
     assert codec.encode(x) == blob
+
+
+class Crowded(ToyVideo):
+    """There is no memory for a frame until buffers of earlier ones are gone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.holds = False
+        self.keepers = [self]
+
+    keepers: list = []
+
+    def release(self) -> None:
+        self.calls.append("release")
+        self.holds = False
+
+    def _state(self, *args):
+        if self.holds:
+            raise RuntimeError(OUT)
+        return super()._state(*args)
+
+
+def test_idle_buffers_of_a_video_codec_make_room():
+    """In the middle of a clip; a frame that is coded twice leaves the bytes of one that is coded once."""
+    frames, form = moving(5), ClipFormat(33, 50)
+
+    def coded(codec) -> bytes:
+        encoder = codec.encoder(form, intra_period=3)
+        pieces = []
+        for frame in frames:
+            pieces.append(encoder.push(frame))
+            codec.holds = True
+        return b"".join([*pieces, encoder.finish()])
+
+    crowded = Crowded()
+    data = coded(crowded)
+    assert data == coded(ToyVideo()) and crowded.calls.count("release") == 4
+    crowded.holds = True
+    assert all(map(torch.equal, crowded.decoder(data), ToyVideo().decoder(data)))
+    assert crowded.calls.count("release") == 5
+    crowded.keepers = []
+    crowded.holds = True
+    with pytest.raises(ResourceLimitError, match="no memory for decoding 64 x 48"):
+        list(crowded.decoder(data))
+
+
+@pytest.mark.parametrize("name", ["dcvc-rt-tiny", "dcvc-rt-tiny-portable", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"])
+def test_video_codecs_hold_buffers_and_let_go_of_them(name):
+    codec = compile_codec(
+        zoo.load(name) if name in zoo.names() else create(name).eval(),
+        dtype=torch.float32,
+        stream="portable" if name.endswith("portable") else "native",
+    )
+    frames, form = moving(2, 64, 64), ClipFormat(64, 64)
+
+    def coded() -> bytes:
+        encoder = codec.encoder(form)
+        return b"".join([*(encoder.push(frame) for frame in frames), encoder.finish()])
+
+    first = coded()
+    held = [keeper for keeper in codec.keepers if keeper.holds]
+    assert len(held) > 10
+    for keeper in held:
+        keeper.release()
+    assert not any(keeper.holds for keeper in codec.keepers)
+    assert coded() == first
 
 
 def test_captures_make_room_with_the_buffers_that_they_hold(photo, monkeypatch):

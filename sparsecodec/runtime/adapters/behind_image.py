@@ -17,7 +17,9 @@ from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorC
 from sparsecodec.runtime.adapters.evc import EVCCodec
 from sparsecodec.runtime.adapters.paired import PairedVideo
 from sparsecodec.runtime.codec import CompiledCodec
+from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.numerics import Numerics, eager_numerics, video_numerics
+from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.runtime.video import QPS, VideoState
 from sparsecodec.runtime.video_networks import VideoNetworks
 
@@ -65,6 +67,10 @@ class BehindImage(PairedVideo):
     @abstractmethod
     def start(self, x_hat: Tensor) -> VideoState:
         """The state after an I frame."""
+
+    @property
+    def keepers(self) -> list[CompiledTransform | Executor]:
+        return [*super().keepers, *self.intra.keepers]
 
     @property
     def numerics(self) -> Numerics:

@@ -13,8 +13,10 @@ from torch import Tensor, get_num_threads, nn
 from sparsecodec.errors import UsageError
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Host, Routine, eagerly
+from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.numerics import Numerics, eager_numerics
 from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.runtime.uncopied import Uncopied
 from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.runtime.video_networks import VideoNetworks
@@ -69,6 +71,10 @@ class PairedVideo(CompiledVideo):
         """Runs a routine of the inter model."""
         run = eagerly if self._networks is None else self._networks.run
         return run(routine, *inputs, host=host)
+
+    @property
+    def keepers(self) -> list[CompiledTransform | Executor]:
+        return [] if self._networks is None else [*self._networks.transforms, self._networks.executor]
 
     @abstractmethod
     def decoder_paths(self) -> list[str]:

@@ -22,9 +22,11 @@ from sparsecodec.nn.likelihood import rate_rows
 from sparsecodec.nn.routine import drive, drive_on_device, pulling, pushing
 from sparsecodec.nn.rt_layers import PATCH
 from sparsecodec.quant import is_portable
+from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
 from sparsecodec.runtime.numerics import PORTABLE_VIDEO, Numerics
 from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
 
@@ -193,6 +195,11 @@ class PortableRTCodec(CompiledVideo):
         self._analysis_networks = VideoNetworks(self._model, strict)
         self._analysis = {path: Keeping(self._analysis_networks.add(path, dtype), torch.float32) for path in ANALYSIS}
         self._dtype = dtype
+
+    @property
+    def keepers(self) -> list[CompiledTransform | Executor]:
+        analysis = self._analysis_networks
+        return [*self._intra.networks, *self._inter.networks, *analysis.transforms, analysis.executor]
 
     @property
     def portable_model(self) -> nn.Module:
