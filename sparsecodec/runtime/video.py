@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import math
 import threading
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
@@ -234,23 +233,29 @@ class VideoEncoder:
         codec, state, index, drop = self._codec, self._state, self._index + 1, 0
         with codec.lock:
             if state is None or intra or index == self._period:
-                return *codec.intra_encode(x, qp), 0, 0
+                return *self._alone(x, qp), 0, 0
             if codec.RESET_INTERVAL and index > 1 and index % codec.RESET_INTERVAL == 1 % codec.RESET_INTERVAL:
                 state, drop = codec.reset(state, self._last_qp, index - 1), DROP
             payload, state = codec.inter_encode(x, state, qp, index)
             if self._ran_away(state, index):
-                return *codec.intra_encode(x, qp), 0, 0
+                return *self._alone(x, qp), 0, 0
             return payload, state, index, drop
+
+    def _alone(self, x: Tensor, qp: int) -> tuple[bytes, VideoState]:
+        payload, state = self._codec.intra_encode(x, qp)
+        if not is_finite(state):
+            raise UsageError(f"frame {self.frames}: the codec makes no finite picture of it (are its weights right?)")
+        return payload, state
 
     def _ran_away(self, state: VideoState, index: int) -> bool:
         """Whether the memory grows from frame to frame, as it may on content unlike what a codec was trained on.
 
-        Nothing but garbage would follow: the frame is coded alone instead.
+        Nothing but garbage would follow: the frame is coded alone instead. So it is where something is no number.
         """
         now = self._codec.magnitude(state)
         if index == 1:
             self._usual = now
-        return not (math.isfinite(now) and now <= RUN_AWAY * self._usual)
+        return not (now <= RUN_AWAY * self._usual and is_finite(state))  # also for NaN
 
     def finish(self) -> bytes:
         """The end of the file, with the index of the frames that can be decoded alone.
@@ -332,6 +337,11 @@ class VideoDecoder:
                 "the frames before it are right"
             )
         return x, after
+
+
+def is_finite(state: VideoState) -> bool:
+    """Whether all of a State are numbers. Waits for the device."""
+    return all(bool(tensor.isfinite().all()) for tensor in state.tensors())
 
 
 def fingerprint(state: VideoState) -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 
 import pytest
@@ -62,6 +63,15 @@ def test_bfloat16_is_near_the_model(model: VideoCodec):
 
 def test_states_are_values(codec):
     states_are_values(codec, moving(4, *SIZE), QP)
+
+
+def test_its_memory_is_the_feature(codec):
+    first, second = moving(2, *SIZE)
+    _, state = codec.intra_encode(first, QP)
+    assert codec.magnitude(state) == 0
+    _, state = codec.inter_encode(second, state, QP, 1)
+    louder = dataclasses.replace(state, feature=3 * state.feature)
+    assert 0 < 2.9 * codec.magnitude(state) < codec.magnitude(louder)
 
 
 def test_original_has_the_bytes_of_the_model(model: VideoCodec):

@@ -19,7 +19,7 @@ from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import portable
 from sparsecodec.runtime import video
 
-from ..toy_video import ToyVideo
+from ..toy_video import ToyState, ToyVideo
 
 FRAMES = 36
 FORM = ClipFormat(32, 48)
@@ -125,6 +125,27 @@ class Growing(ToyVideo):
 
     def magnitude(self, state):
         return next(self._magnitudes)
+
+
+class Broken(ToyVideo):
+    """Whose P frames `since` an I frame, or I frames, leave NaN."""
+
+    def __init__(self, since: int) -> None:
+        super().__init__()
+        self._since = since
+
+    def _encode(self, x, reference, qp, index):
+        payload, state = super()._encode(x, reference, qp, index)
+        return payload, ToyState(state.frame / (index != self._since), state.age)
+
+
+def test_what_is_no_number_is_never_coded_from():
+    encoder = Broken(3).encoder(FORM, intra_period=0)
+    data = b"".join([*(encoder.push(frame[None]) for frame in clip(7)), encoder.finish()])
+    assert [frame.number for frame in coded(data) if frame.intra] == [0, 3, 6]
+    assert len(list(ToyVideo().decoder(data))) == 7
+    with pytest.raises(UsageError, match="frame 0: the codec makes no finite picture"):
+        Broken(0).encoder(FORM).push(clip(1))
 
 
 def test_a_memory_of_four_times_its_first_magnitude_has_run_away():

@@ -192,6 +192,9 @@ class DCVCHEMCodec(TwoModels):
         check_kind(state, HEMState)
         return self.inter.coder().encode(x, state, *self.inter.gains(*self._inter_steps[whole(qp, "qp", QPS)]))
 
+    def magnitude(self, state: HEMState) -> float:
+        return 0.0 if state.feature is None else float(state.feature.float().abs().mean())
+
     @torch.inference_mode()
     def intra_decode(self, payload: bytes, height: int, width: int, qp: int) -> tuple[Tensor, HEMState]:
         x_hat = self.intra.decompress(payload, height, width, self._intra_steps[whole(qp, "qp", QPS)])["x_hat"]
