@@ -18,7 +18,6 @@ from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
 from sparsecodec.models.description import COMPRESSAI
 from sparsecodec.models.foreign import FAMILIES, recognised
-from sparsecodec.models.registry import create, names
 from sparsecodec.models.video import VideoCodec
 
 PAIRS = {DCVCRTVideo: DCVCRTImage, DCVCHEMVideo: DCVCHEMImage}  # inter model -> its intra model
@@ -67,7 +66,7 @@ def from_checkpoint(path: str | Path) -> nn.Module:
     """The model in one file; see `from_checkpoints`."""
     state = {key: value for key, value in read_checkpoint(path).items() if isinstance(value, torch.Tensor)}
     try:
-        model = _ours(state) or _image_codec(state)
+        model = _ours(state) or _compressai(state)
     except KeyError as error:
         raise UsageError(f"{path} lacks the key {error}") from error
     except UsageError as error:
@@ -80,7 +79,7 @@ def from_checkpoint(path: str | Path) -> nn.Module:
             f"{path} is of {family}, which has no model here: give compile_codec an object of its own class "
             "(docs/foreign.md)"
         )
-    known = ", ".join((*(cls.family for cls in FAMILIES), "evc", "CompressAI"))
+    known = ", ".join((*(cls.family for cls in FAMILIES), "CompressAI"))
     raise UsageError(f"{path} with {len(state)} tensors ({', '.join(list(state)[:3])}, ...) is of none of {known}")
 
 
@@ -89,17 +88,8 @@ def _ours(state: Mapping[str, torch.Tensor]) -> nn.Module | None:
     return None if family is None else family.from_state_dict(state)
 
 
-def _image_codec(state: Mapping[str, torch.Tensor]) -> nn.Module | None:
-    """EVC by its shapes, CompressAI's codecs by which of its classes takes the weights."""
-    shapes = {key: value.shape for key, value in state.items()}
-    for name in names():
-        if name.startswith(("evc-", "scale-evc-")) and "q_basic" in shapes:
-            with torch.device("meta"):
-                same = {key: value.shape for key, value in create(name).state_dict().items()} == shapes
-            if same:
-                model = create(name)
-                model.load_state_dict(state)
-                return model
+def _compressai(state: Mapping[str, torch.Tensor]) -> nn.Module | None:
+    """CompressAI's codecs, by which of its classes takes the weights."""
     if not any(key.startswith("entropy_bottleneck.") for key in state):
         return None
     compressai = import_compressai()

@@ -7,15 +7,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
-from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import FrameFile, dcvc_laplace16_tables
+from sparsecodec.entropy import dcvc_laplace16_tables
 from sparsecodec.errors import UsageError
 from sparsecodec.models.codec import Codec, rates_of
+from sparsecodec.models.dcvc_scripts import DCVCScripts
 from sparsecodec.models.fitting import Weights, filled
 from sparsecodec.models.inputs import check_coded, check_kind, check_picture, check_state
 from sparsecodec.nn import BitEstimator, FlowNetwork, factorized_tables, laplace_likelihood, round_ste
@@ -27,7 +27,6 @@ from sparsecodec.nn.flow import FLOW_WIDTHS, warp_by_grid
 from sparsecodec.nn.likelihood import Estimate, Latent
 from sparsecodec.ops import dcvc_scale_thresholds
 
-FILE = "dcvc-inter"  # kind of the published software's file of a frame
 CONTEXT = 5  # side of the masked kernels
 LAMBDAS = (256, 512, 1024, 2048)  # of the published models, for MSE of pictures in [0, 1]
 
@@ -68,6 +67,25 @@ class DCVCState:
         return (self.frame,)
 
 
+class Predicted(NamedTuple):
+    """A frame under its context.
+
+    Attributes:
+        x_hat: ``[N, 3, H, W]``, not clamped.
+        context: ``[N, feature, H, W]``.
+        flow: decoded motion, ``[N, 2, H, W]`` in pixels.
+        motion, frame: latents and bits of both.
+        rates: as of `rates_of`.
+    """
+
+    x_hat: Tensor
+    context: Tensor
+    flow: Tensor
+    motion: Estimate
+    frame: Estimate
+    rates: dict[str, Tensor]
+
+
 def _up3(c_in: int, c_out: int) -> nn.ConvTranspose2d:
     return nn.ConvTranspose2d(c_in, c_out, 3, stride=2, padding=1, output_padding=1)
 
@@ -105,7 +123,7 @@ def _entropy_parameters(c: int) -> nn.Sequential:
     )
 
 
-class DCVC(Codec):
+class DCVC(DCVCScripts, Codec):
     """DCVC's inter codec; the first frame comes from any image codec.
 
     Args:
@@ -208,8 +226,6 @@ class DCVC(Codec):
         self.auto_regressive_mv.hide()
         return result
 
-    load_dict = load_state_dict  # the published class's name for it
-
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Tensor]) -> DCVC:
         """A model of the widths and with the weights of `state`, which may be pruned; in eval mode.
@@ -248,8 +264,10 @@ class DCVC(Codec):
         check_picture(x_hat, STRIDE)
         return DCVCState(x_hat.clamp(0, 1))
 
-    def forward(self, x: Tensor, state: DCVCState, rate: float | None = None) -> dict[str, Any]:
+    def forward(self, x: Tensor, state: DCVCState | Tensor, rate: float | None = None) -> dict[str, Any]:
         """One frame with an estimated rate, all positions at once.
+
+        Two tensors are the published call, ``(ref_frame, input_image)``: see `estimate`, which answers it.
 
         As in the published software both context models see latents that were rounded without their means, and so does
         the picture; coded are latents rounded around them. Gradients pass the rounding unchanged. In training the rate
@@ -265,12 +283,26 @@ class DCVC(Codec):
             ``bpp_y``, ``bpp_z``, each ``[N]``; ``bit``; ``latents``: ``mv_y`` and ``y``, each a `Latent`; ``state``: of
             this frame; ``warped``: the last frame, moved by the decoded motion.
         """
+        if rate is not None:
+            raise UsageError(f"rate={rate}: a DCVC model has one rate (needs None)")
+        if isinstance(state, Tensor):
+            return self.estimate(x, state)
         check_picture(x, STRIDE)
         check_kind(state, DCVCState)
         reference = state.frame
         check_state({"the frame before": (reference, tuple(x.shape))})
-        if rate is not None:
-            raise UsageError(f"rate={rate}: a DCVC model has one rate (needs None)")
+        coded = self.predicted(x, reference)
+        state = self.start(coded.x_hat)
+        return {
+            "x_hat": coded.x_hat if self.training else state.frame,
+            **coded.rates,
+            "latents": {"mv_y": coded.motion.latent, "y": coded.frame.latent},
+            "state": state,
+            "warped": self.warp(reference, coded.flow),
+        }
+
+    def predicted(self, x: Tensor, reference: Tensor) -> Predicted:
+        """A frame and the one before, each ``[N, 3, H, W]``, through all networks, without coding anything."""
 
         def bits(likelihoods: Tensor) -> Tensor:
             return -likelihoods.log2().sum((1, 2, 3))
@@ -294,14 +326,8 @@ class DCVC(Codec):
         y, z = networks.frame_latents(x, context)
         frame = coded(y, z, networks.frame_prior(round_ste(z), context), FRAME)
         x_hat = networks.reconstruct(frame.y_hat, context)
-        state = self.start(x_hat)
-        return {
-            "x_hat": x_hat if self.training else state.frame,
-            **rates_of(x, mv_y=motion.bits_y, mv_z=motion.bits_z, y=frame.bits_y, z=frame.bits_z),
-            "latents": {"mv_y": motion.latent, "y": frame.latent},
-            "state": state,
-            "warped": self.warp(reference, flow),
-        }
+        rates = rates_of(x, mv_y=motion.bits_y, mv_z=motion.bits_z, y=frame.bits_y, z=frame.bits_z)
+        return Predicted(x_hat, context, flow, motion, frame, rates)
 
     def entropy_networks(self, part: str) -> tuple[MaskedConv2d, nn.Module, BitEstimator]:
         """Context model, 1x1s and hyper-latent's distributions of the motion (``"_mv"``) or the frame (``""``)."""
@@ -316,9 +342,6 @@ class DCVC(Codec):
             coders[part] = PositionCoder(context, parameters, dcvc_scale_thresholds(), dcvc_laplace16_tables())
             z_tables[part] = factorized_tables(estimator, estimator.f1.h.numel())
         return DCVCCoder(self.get_submodule, coders, z_tables)
-
-    def update(self, force: bool = False) -> None:
-        """Does nothing: tables are computed where they are needed. Part of the published interface."""
 
     @torch.no_grad()
     def compress(self, referframe: Tensor, input_image: Tensor) -> dict[str, Any]:
@@ -370,27 +393,3 @@ class DCVC(Codec):
         check_picture(referframe, STRIDE, batch=1)
         check_state({"referframe": (referframe, (1, 3, height, width))}, self.feature_extract)
         return self.coder().decode(DCVCStrings(mv_y_string, mv_z_string, y_string, z_string), referframe)
-
-    def encode_decode(self, ref_frame: Tensor, input_image: Tensor, output_path: str | Path) -> dict[str, Any]:
-        """Codes a frame into a file and reads it back: `compress`' rates, and ``recon_image`` as decoded from the file.
-
-        Args:
-            ref_frame, input_image: as for `compress`.
-            output_path: where to write, as the published software does.
-        """
-        height, width = input_image.shape[-2:]
-        coded = self.compress(ref_frame, input_image)
-        strings = tuple(coded[f"{name}_string"] for name in ("mv_y", "mv_z", "y", "z"))
-        path = Path(output_path)
-        path.write_bytes(FrameFile(FILE, {"height": height, "width": width}, strings).to_bytes())
-        rates = {name: value for name, value in coded.items() if name.startswith("bpp")}
-        return {**rates, "recon_image": self.decode(ref_frame, path)}
-
-    def decode(self, ref_frame: Tensor, input_path: str | Path) -> Tensor:
-        """The frame in a file of `encode_decode`, given the frame before it, ``[1, 3, H, W]`` in [0, 1].
-
-        Raises:
-            BitstreamError: as for `decompress`, or no such file.
-        """
-        file = FrameFile.from_bytes(FILE, Path(input_path).read_bytes())
-        return self.decompress(ref_frame, *file.strings, file.fields["height"], file.fields["width"])

@@ -12,7 +12,6 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import EntropyTables
 from sparsecodec.models.dcvc_hem_scripts import ImageScripts
 from sparsecodec.models.dual_prior_image import STRIDE, DualPriorImage
 from sparsecodec.models.fitting import Weights, filled
@@ -97,9 +96,6 @@ class DCVCHEMImage(ImageScripts, DualPriorImage):
         latent, inside = state["q_basic"].shape[1], state["enc.0.downsample.weight"].shape[0]
         widths = HEMImageWidths(latent, state["refine.1.weight"].shape[1], unet, None if inside == latent else inside)
         return filled(lambda: cls(widths), state, lambda model: model(torch.zeros(1, 3, STRIDE, STRIDE), 0))
-
-    def tables(self) -> tuple[EntropyTables, EntropyTables]:
-        return self._adopted or super().tables()
 
     def synthesise(self, y_hat: Tensor) -> Tensor:
         return self.refine(self.dec(y_hat))

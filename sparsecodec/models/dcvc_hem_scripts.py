@@ -6,46 +6,18 @@ import time
 from collections.abc import Mapping
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from sparsecodec.entropy import EntropyTables, FrameFile
+from sparsecodec.entropy import FrameFile
 from sparsecodec.errors import UsageError
+from sparsecodec.models.adopting import Adopting
 from sparsecodec.models.checkpoint import read_checkpoint
 from sparsecodec.models.frame_scripts import SingleFrames, given, hundredths, through
 
 
-class _Adopting:
-    """Tables of a foreign model in the place of those of the weights.
-
-    Attributes:
-        TABLES: the foreign model's parts that have tables, in the order of `tables`.
-    """
-
-    TABLES: tuple[str, ...]
-    _adopted: tuple[EntropyTables, ...] | None = None
-
-    def adopt(self, foreign: nn.Module) -> None:
-        """Takes over the tables that a model of the published software has computed, if it has.
-
-        It computes them in the arithmetic of its machine, where an exponential may have moved a value by one; its
-        streams need just these.
-        """
-        helpers = [getattr(getattr(foreign, name, None), "cdf_helper", None) for name in self.TABLES]
-        if all(helper is not None for helper in helpers):
-            rows = [helper.get_cdf_info() for helper in helpers]
-            self._adopted = tuple(EntropyTables(*(np.asarray(part, np.int32) for part in info)) for info in rows)
-
-    def update(self, force: bool = False) -> None:
-        """Drops adopted tables. Others need no update: they follow the weights at every call."""
-        self._adopted = None
-
-
-class ImageScripts(_Adopting, SingleFrames):
+class ImageScripts(SingleFrames):
     """Of the codec of single frames."""
-
-    TABLES = ("gaussian_encoder", "bit_estimator_z")
 
     @staticmethod
     def get_q_scales_from_ckpt(path: str) -> Tensor:
@@ -72,7 +44,7 @@ class ImageScripts(_Adopting, SingleFrames):
         return super().encode_decode(x, q_scale, output_path, pic_width, pic_height)
 
 
-class VideoScripts(_Adopting):
+class VideoScripts(Adopting):
     """Of the codec of predicted frames."""
 
     TABLES = ("gaussian_encoder", "bit_estimator_z_mv", "bit_estimator_z")

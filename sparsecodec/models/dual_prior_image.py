@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables, evc_gaussian_tables
+from sparsecodec.models.adopting import Adopting
 from sparsecodec.models.codec import Codec, rates_of
 from sparsecodec.models.inputs import check_coded, check_float32, check_size
 from sparsecodec.models.steps import check_global_step, first_anchors, round_step, spaced_steps
@@ -25,10 +26,11 @@ from sparsecodec.nn import (
 STRIDE = 64  # of the hyper-latent: pictures are padded to multiples of it
 
 
-class DualPriorImage(Codec):
+class DualPriorImage(Adopting, Codec):
     """Base of those codecs. A subclass adds `enc`, `dec`, the networks that `prior` names, then `_add_rates`."""
 
     LAYOUT: ClassVar = CodingLayout()
+    TABLES = ("gaussian_encoder", "bit_estimator_z")
 
     def _add_rates(self, latent: int) -> None:
         """What follows from the number of channels of the latent and of the hyper-latent."""
@@ -53,8 +55,8 @@ class DualPriorImage(Codec):
         return DualPrior(self.hyper_dec, self.y_prior_fusion, self.y_spatial_prior)
 
     def tables(self) -> tuple[EntropyTables, EntropyTables]:
-        """Of the latent and of the hyper-latent, computed from the present weights, on the CPU wherever those are."""
-        return evc_gaussian_tables(), factorized_tables(self.bit_estimator_z, self._hyper_channels)
+        """Of the latent and of the hyper-latent: adopted ones, or computed from the present weights, on the CPU."""
+        return self._adopted or (evc_gaussian_tables(), factorized_tables(self.bit_estimator_z, self._hyper_channels))
 
     @property
     def _hyper_channels(self) -> int:

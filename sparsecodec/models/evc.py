@@ -17,6 +17,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.models.attention import AttentiveBlock, SwinBlock
 from sparsecodec.models.checkpoint import unwrap_state_dict
 from sparsecodec.models.dual_prior_image import STRIDE, DualPriorImage
+from sparsecodec.models.fitting import Weights, filled, numbered
 from sparsecodec.models.frame_scripts import SingleFrames
 from sparsecodec.models.inputs import check_picture
 from sparsecodec.nn import (
@@ -99,6 +100,31 @@ def _decoder(widths: Widths) -> nn.Sequential:
     )
 
 
+def encoder_preset(state: Mapping[str, Tensor], path: str) -> str:
+    """The preset whose widths are the nearest to those of the encoder at `path`, which may be pruned."""
+    keys = tuple(f"{path}.{layer}.weight" for layer in ("0.conv2", "2.conv2", "4.conv2", "6"))
+    return _nearest(state, keys, (f"{path}.5.attention.{{}}", f"{path}.{{}}"))
+
+
+def decoder_preset(state: Mapping[str, Tensor]) -> str:
+    """As `encoder_preset`, of the decoder."""
+    keys = ("dec.5.conv.weight", "dec.3.conv.weight", "dec.1.conv.weight", "dec.0.block.1.conv.2.weight")
+    return _nearest(state, keys, ("dec.2.attention.{}", "dec.0.attention.{}"))
+
+
+def _nearest(state: Mapping[str, Tensor], stages: tuple[str, ...], attention: tuple[str, str]) -> str:
+    latent = state["q_basic"].shape[1]
+    found = [state[key].shape[0] for key in stages] + [numbered(state, f"{path}.norm1.weight") for path in attention]
+
+    def distance(preset: str) -> tuple[int, int, int]:
+        widths = EVC_WIDTHS[preset]
+        apart = (abs(a - b) for a, b in zip((*widths.stages, *widths.attention), found, strict=True))
+        # The latent, and the less of two that are as near, comes first: encoder and decoder must end on one.
+        return abs(widths.latent - latent), widths.latent, sum(apart)
+
+    return min(EVC_WIDTHS, key=distance)
+
+
 class EVC(SingleFrames, DualPriorImage):
     """EVC image codec.
 
@@ -111,6 +137,12 @@ class EVC(SingleFrames, DualPriorImage):
     """
 
     family = "evc"
+    SIGNATURE = (
+        "enc.1.block.0.depth_conv.0.weight",
+        "dec.7.0.weight",
+        "y_spatial_prior.2.block.1.conv.2.weight",
+        "q_basic",
+    )
 
     def __init__(self, encoder: str = "l", decoder: str = "l") -> None:
         for preset in (encoder, decoder):
@@ -144,6 +176,22 @@ class EVC(SingleFrames, DualPriorImage):
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> EVC:
         return cls(config["encoder"], config["decoder"])
+
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> EVC:
+        """A model of the widths and with the weights of `state`, which may be pruned; in eval mode.
+
+        Its presets are those whose widths are the nearest.
+
+        Raises:
+            UsageError: keys are missing or unknown, or the widths do not fit together.
+        """
+        state = Weights(state)
+        return cls._filled(state, encoder_preset(state, "enc"), decoder_preset(state))
+
+    @classmethod
+    def _filled(cls, state: Mapping[str, Tensor], *arguments: Any) -> EVC:
+        return filled(lambda: cls(*arguments), state, lambda model: model(torch.zeros(1, 3, STRIDE, STRIDE), 1.0))
 
     def load_backbone(self, state_dict: Mapping[str, Any]) -> None:
         """Loads the weights of the codec of these widths without attention; the attention stays as it is.

@@ -49,6 +49,12 @@ def filled(
         except RuntimeError as error:
             raise UsageError(f"the widths of this {type(model).__name__} do not fit together: {error}") from error
     model.load_state_dict({key: value.detach().clone() for key, value in state.items()}, assign=True)
+    computed = [name for name, value in model.named_buffers() if value.is_meta]
+    if computed:  # by a constructor, and in no state dict
+        built, device = build(), next(model.parameters()).device
+        for name in computed:
+            path, _, buffer = name.rpartition(".")
+            setattr(model.get_submodule(path), buffer, built.get_buffer(name).to(device))
     return model
 
 

@@ -13,6 +13,8 @@ from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
+from sparsecodec.models.evc import EVC
+from sparsecodec.models.scalable import ScalableEVC
 from sparsecodec.models.video import VideoCodec
 
 
@@ -35,7 +37,7 @@ class Family(Protocol):
         """Takes over what decides about streams and is not in a state dict."""
 
 
-FAMILIES: tuple[type[Family], ...] = (DCVCRTImage, DCVCRTVideo, DCVCHEMImage, DCVCHEMVideo, DCVC)
+FAMILIES: tuple[type[Family], ...] = (DCVCRTImage, DCVCRTVideo, DCVCHEMImage, DCVCHEMVideo, DCVC, EVC, ScalableEVC)
 
 
 def is_foreign(module: nn.Module) -> bool:

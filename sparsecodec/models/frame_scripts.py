@@ -44,9 +44,6 @@ def given(side: int | None) -> int:
 class SingleFrames:
     """Of a codec with EVC's ``compress`` and ``decompress``, whose files are those of DCVC-HEM's intra frames."""
 
-    def update(self, force: bool = False) -> None:
-        """Nothing to do: tables are never older than the weights."""
-
     def encode_decode(
         self,
         x: Tensor,

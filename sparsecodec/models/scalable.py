@@ -16,8 +16,9 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dual_prior_image import STRIDE
-from sparsecodec.models.evc import EVC, LAMBDAS
-from sparsecodec.models.inputs import check_coded, check_picture
+from sparsecodec.models.evc import EVC, LAMBDAS, decoder_preset, encoder_preset
+from sparsecodec.models.fitting import Weights, numbered
+from sparsecodec.models.inputs import check_coded, check_picture, whole
 
 ENCODERS = 4  # of the published models
 
@@ -37,11 +38,16 @@ class ScalableEVC(EVC):
         decoder: width preset of the decoder.
         encoders: how many.
 
+    Attributes:
+        rate: see `set_rate`.
+
     Raises:
         UsageError: no encoder at all; or as `EVC`.
     """
 
     family = "scalable-evc"
+    SIGNATURE = ("encs.0.1.block.0.depth_conv.0.weight", *EVC.SIGNATURE[1:])
+    rate: int | None = None
 
     def __init__(self, encoder: str = "s", decoder: str = "l", encoders: int = ENCODERS) -> None:
         if encoders < 1:
@@ -101,6 +107,39 @@ class ScalableEVC(EVC):
     def from_config(cls, config: Mapping[str, Any]) -> ScalableEVC:
         return cls(config["encoder"], config["decoder"], config["encoders"])
 
+    @classmethod
+    def from_state_dict(cls, state: Mapping[str, Tensor]) -> ScalableEVC:
+        """As `EVC.from_state_dict`; the encoders may be pruned differently."""
+        state = Weights(state)
+        presets = encoder_preset(state, "encs.0"), decoder_preset(state)
+        return cls._filled(state, *presets, numbered(state, "encs.{}.6.weight"))
+
+    def adopt(self, foreign: nn.Module) -> None:
+        """As `EVC.adopt`, and takes over the rate.
+
+        Raises:
+            UsageError: `foreign` was built for one prefix only.
+        """
+        super().adopt(foreign)
+        prefix = getattr(foreign, "forward_enc_id", None)
+        if prefix is not None:
+            raise UsageError(
+                f"{type(foreign).__name__} has forward_enc_id={prefix}: one prefix for every call, which a scalable "
+                f"codec cannot take over (needs None; here it is compress(x, q_scale, prefix={prefix}))"
+            )
+        self.set_rate(getattr(foreign, "rate", None))
+
+    def set_rate(self, rate: int | None) -> None:
+        """Chooses by which anchor's lambda prefixes are compared, whatever the step.
+
+        Args:
+            rate: index of the anchor; None: by `lambda_of` of the step.
+
+        Raises:
+            UsageError: no such anchor.
+        """
+        self.rate = None if rate is None else whole(rate, "rate", len(LAMBDAS))
+
     def latent(self, x: Tensor, prefix: int | None = None) -> Tensor:
         """``[N, 3, H, W]`` -> ``y_k [N, C, H/16, W/16]`` of ``k = prefix``, None for all encoders.
 
@@ -139,10 +178,11 @@ class ScalableEVC(EVC):
         Args:
             payload: of the whole picture.
             x_hat, x: ``[1, 3, H, W]`` in [0, 1]: as it will be decoded, and as it should be.
-            q_scale: that it was coded with; see `lambda_of`.
+            q_scale: that it was coded with; see `lambda_of` and `set_rate`.
         """
+        weight = self.lambda_of(q_scale) if self.rate is None else LAMBDAS[self.rate]
         bpp = 8 * len(payload) / (x.shape[-2] * x.shape[-1])
-        return self.lambda_of(q_scale) * 255**2 * float((x_hat - x).square().mean()) + bpp
+        return weight * 255**2 * float((x_hat - x).square().mean()) + bpp
 
     def lambda_of(self, q_scale: float) -> float:
         """The lambda that a global step stands for.

@@ -107,6 +107,21 @@ def test_forward_estimates_what_the_coder_needs(model: DCVC, clip: list[Tensor])
         assert abs(float(out[name]) - strings[name]) < 0.15 * strings[name] + 4 * 96 / (64 * 128), name
 
 
+def test_two_tensors_are_the_published_call(model: DCVC, clip: list[Tensor]):
+    """Frame before, frame; rates are numbers over all frames, and the picture is not clamped."""
+    bright, x = (torch.cat(clip[t : t + 2]) * 1.4 - 0.2 for t in (0, 1))
+    reference = bright.clamp(0, 1)
+    out, expected = model(reference, x), model(x, model.start(reference))
+    rates = {"bpp_mv_y", "bpp_mv_z", "bpp_y", "bpp_z", "bpp"}
+    assert set(out) == rates | {"recon_image", "context"}
+    for name in rates:
+        assert out[name].shape == () and float(out[name]) == pytest.approx(float(expected[name].mean()))
+    assert torch.equal(out["recon_image"].clamp(0, 1), expected["x_hat"])
+    assert not torch.equal(out["recon_image"], expected["x_hat"])
+    assert out["context"].shape == (2, model.widths.feature, 64, 128)
+    assert not torch.equal(out["recon_image"], model(x, reference)["recon_image"])
+
+
 def test_every_weight_is_trained(model: DCVC, clip: list[Tensor]):
     model = copy.deepcopy(model).requires_grad_(True).train()
     out = model(clip[1], model.start(clip[0]))
@@ -169,8 +184,13 @@ def test_refuses_what_does_not_fit(model: DCVC, clip: list[Tensor]):
         model(x[:, :, :60], model.start(x[:, :, :60]))
     with pytest.raises(UsageError, match="1, 3, 64, 64.*need.*1, 3, 64, 128"):
         model(x, model.start(x[..., :64]))
-    with pytest.raises(UsageError, match="one rate"):
-        model(x, model.start(x), 3)
+    with pytest.raises(UsageError, match="ref_frame: .*1, 3, 64, 64.*need.*1, 3, 64, 128"):
+        model(x[..., :64], x)
+    with pytest.raises(UsageError, match="60 x 128.*multiples of 64"):
+        model(x, x[:, :, :60])
+    for state in (model.start(x), x):
+        with pytest.raises(UsageError, match="one rate"):
+            model(x, state, 3)
     with pytest.raises(UsageError, match="batch of 2"):
         model.compress(x.repeat(2, 1, 1, 1), x.repeat(2, 1, 1, 1))
     with pytest.raises(UsageError, match="need.*1, 3, 64, 64"):

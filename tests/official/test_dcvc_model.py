@@ -45,9 +45,22 @@ def test_the_estimate_is_theirs(theirs, clip):
     ours = from_foreign(theirs)
     with torch.no_grad():
         expected, got = theirs(clip[0], clip[1]), ours(clip[1], ours.start(clip[0]))
+        same_call = ours(clip[0], clip[1])
     assert torch.equal(got["x_hat"], expected["recon_image"].clamp(0, 1))
     for name in ("bpp_mv_y", "bpp_mv_z", "bpp_y", "bpp_z", "bpp"):
         torch.testing.assert_close(got[name], expected[name].view(1), rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(same_call[name], expected[name], rtol=1e-5, atol=1e-6)
+    assert same_call.keys() == expected.keys()
+    assert all(torch.equal(same_call[name], expected[name]) for name in ("recon_image", "context"))
+
+
+def test_a_compiled_object_estimates_as_theirs(theirs, clip):
+    compiled = compile_codec(theirs, dtype=torch.float32)
+    with torch.no_grad():
+        expected, got = theirs(clip[0], clip[1]), compiled(clip[0], clip[1])
+    assert (got["recon_image"] - expected["recon_image"]).abs().mean() < 1e-3
+    for name in ("bpp_mv_y", "bpp_mv_z", "bpp_y", "bpp_z", "bpp"):
+        assert got[name].item() == pytest.approx(expected[name].item(), rel=1e-2), name
 
 
 @pytest.mark.parametrize("kind", ["plain", "native"])

@@ -8,7 +8,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from sparsecodec.models import EVC, create
+from sparsecodec.models.foreign import from_foreign, is_foreign
 from sparsecodec.models.scalable import ScalableEVC
+from sparsecodec.runtime import compile_codec
 
 FAMILY = "evc"
 Q_SCALES = (0.4, 1.3)
@@ -75,13 +77,67 @@ def test_odd_sizes_are_cut_off_by_us_and_by_their_caller(models, x: Tensor):
     assert torch.equal(ours.decompress(payload, 51, 101, 0.8)["x_hat"], x_hat[:, :, :51, :101])
 
 
-def test_scalable_streams_open_on_both_sides(official, x: Tensor):
+@pytest.mark.parametrize("name", ["LL", "LM", "LS", "ML", "SL", "MM", "SS", "Scale_SL", "Scale_SS"])
+def test_their_objects_are_recognised_by_their_keys(official, name: str):
+    kind, _, widths = name.rpartition("_")
+    with torch.no_grad():
+        theirs = official("models").build_model(f"{kind}_EVC_{widths}" if kind else f"EVC_{widths}")
+    ours = from_foreign(theirs)
+    assert is_foreign(theirs) and type(ours) is (ScalableEVC if kind else EVC)
+    assert ours.config == create(f"{'scale-' if kind else ''}evc-{widths.lower()}").config
+    assert all(torch.equal(value, ours.state_dict()[key]) for key, value in theirs.state_dict().items())
+
+
+@pytest.mark.parametrize("q_scale", Q_SCALES)
+def test_a_compiled_object_reads_their_strings_and_they_read_its(models, x: Tensor, q_scale: float):
+    _, theirs = models
+    codec = compile_codec(theirs, dtype=torch.float32)
+    codec.update(force=True)
+    coded, foreign = codec.compress(x, q_scale), theirs.compress(x, q_scale)
+    assert abs(len(coded["bit_stream"]) / len(foreign["bit_stream"]) - 1) < 0.01
+    for payload in (coded["bit_stream"], foreign["bit_stream"]):
+        read, expected = (model.decompress(payload, 64, 128, q_scale)["x_hat"] for model in (codec, theirs))
+        torch.testing.assert_close(read, expected, atol=1e-4, rtol=0)
+        assert expected.std() > 0.01
+
+
+def test_files_of_a_compiled_object_are_theirs(models, x: Tensor, tmp_path):
+    _, theirs = models
+    codec, step = compile_codec(theirs, dtype=torch.float32), torch.tensor(0.806)  # as their script gives it
+    files = [tmp_path / "compiled.bin", tmp_path / "theirs.bin"]
+    outs = [
+        model.encode_decode(x, step, str(file), 128, 64) for model, file in zip((codec, theirs), files, strict=True)
+    ]
+    assert outs[0].keys() == outs[1].keys()
+    assert files[0].read_bytes()[:10] == files[1].read_bytes()[:10]  # height, width, step
+    payload = files[0].read_bytes()[14:]
+    expected = theirs.decompress(payload, 64, 128, 0.81)["x_hat"]
+    torch.testing.assert_close(outs[0]["x_hat"], expected, atol=1e-4, rtol=0)
+
+
+def _scalable(official) -> tuple[ScalableEVC, torch.nn.Module]:
     torch.manual_seed(1)
     ours = ScalableEVC("s", "s").eval().requires_grad_(False)
     for encoder in ours.encs:  # equal at first
         for value in encoder.parameters():
             value += 0.1 * value.std().nan_to_num(0.0) * torch.randn_like(value)
-    ours, theirs = _pair(official, _enliven(ours), "Scale_EVC_SS")
+    return _pair(official, _enliven(ours), "Scale_EVC_SS")
+
+
+def test_a_compiled_scalable_object_reads_their_strings_and_they_read_its(official, x: Tensor):
+    _, theirs = _scalable(official)
+    theirs.set_rate(2)
+    codec = compile_codec(theirs, dtype=torch.float32)
+    for rate, q_scale in enumerate(Q_SCALES):
+        codec.set_rate(rate)
+        theirs.set_rate(rate)
+        for payload in (codec.compress(x, q_scale)["bit_stream"], theirs.compress(x, q_scale)["bit_stream"]):
+            read, expected = (model.decompress(payload, 64, 128, q_scale)["x_hat"] for model in (codec, theirs))
+            torch.testing.assert_close(read, expected, atol=1e-4, rtol=0)
+
+
+def test_scalable_streams_open_on_both_sides(official, x: Tensor):
+    ours, theirs = _scalable(official)
     for rate, q_scale in enumerate(Q_SCALES):
         theirs.set_rate(rate)
         payload = theirs.compress(x, q_scale)["bit_stream"]

@@ -112,8 +112,23 @@ def test_a_compiled_model_estimates_as_the_model(model: VideoCodec, clip: list[T
     estimate, expected = compiled(clip[1], state), model.inter(clip[1], state)
     assert abs(float(estimate["bit"] / expected["bit"]) - 1) < (1e-3 if dtype == torch.float32 else 0.1)
     assert estimate["x_hat"].dtype == torch.float32
-    with pytest.raises(UsageError, match="state is a Tensor .*see start"):  # the published order of arguments
-        compiled(clip[0], clip[1])
+
+
+@pytest.mark.parametrize("options", [{"dtype": torch.float32}, {"dtype": torch.bfloat16}, {"original": True}])
+def test_a_compiled_model_answers_the_published_estimate(model: VideoCodec, clip: list[Tensor], options: dict):
+    compiled = compile_codec(model.inter, **options)
+    out, expected = compiled(clip[0], clip[1]), model.inter(clip[0], clip[1])
+    assert out.keys() == expected.keys()
+    wide = options.get("dtype") == torch.bfloat16
+    for name, value in expected.items():
+        if name.startswith("bpp"):
+            assert float(out[name]) == pytest.approx(float(value), rel=0.1 if wide else 1e-3), name
+        else:
+            assert out[name].dtype == torch.float32 and out[name].is_contiguous()
+            assert (out[name] - value).abs().mean() < (3e-2 if wide else 1e-3), name
+    kept = {name: value.clone() for name, value in out.items()}
+    compiled(clip[2], clip[3])  # and what it gave is not overwritten
+    assert all(torch.equal(out[name], value) for name, value in kept.items())
 
 
 @pytest.mark.parametrize("native", [True, False])

@@ -65,6 +65,15 @@ def test_scripts_of_the_family_run_on_it(evc: Pair, photo: Tensor, tmp_path):
     assert out["latency"] == out["enc_time"] + out["dec_time"] and out["dec_time"] > 0
 
 
+def test_a_step_may_be_a_tensor(photo: Tensor):
+    """The published script reads it off a checkpoint."""
+    x, codec = photo[:, :, :64, :64], compile_codec(build("evc-tiny", "dense"), dtype=torch.float32)
+    step = torch.tensor(0.806)
+    payload = codec.compress(x, step)["bit_stream"]
+    assert payload == codec.compress(x, 0.81)["bit_stream"]
+    assert torch.equal(codec.encode_decode(x, step)["x_hat"], codec.decompress(payload, 64, 64, step)["x_hat"])
+
+
 def test_compress_returns_the_decoders_picture(evc: Pair, photo: Tensor):
     x = photo[:, :, :64, :64]
     result = evc.compiled.compress(x, Q_SCALE)

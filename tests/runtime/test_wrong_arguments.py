@@ -155,6 +155,16 @@ def test_weights_cannot_be_loaded_into_compiled_models(name):
             compiled.load_state_dict(model.state_dict(), strict=strict)
 
 
+@pytest.mark.parametrize("original", [True, False])
+def test_weights_cannot_be_loaded_by_their_published_name_either(original: bool):
+    """DCVC's coding tables are packed with its weights in the original arithmetic, too."""
+    model = create("dcvc-tiny").inter
+    compiled = compile_codec(model, original=original)
+    for loading in (compiled.load_dict, compiled.load_state_dict):
+        with pytest.raises(UsageError, match="is compiled with its weights .*call compile_codec again"):
+            loading(model.state_dict())
+
+
 @pytest.mark.parametrize("name", ["dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"])
 def test_qualities_and_states_of_compiled_codecs_are_checked(name):
     torch.manual_seed(0)

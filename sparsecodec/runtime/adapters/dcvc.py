@@ -9,7 +9,8 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import FrameFile, dcvc_laplace16_tables
 from sparsecodec.errors import UsageError
-from sparsecodec.models.dcvc import DCVC, FILE, DCVCState
+from sparsecodec.models.dcvc import DCVC, DCVCState
+from sparsecodec.models.dcvc_scripts import FILE
 from sparsecodec.models.inputs import check_kind
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.autoregressive import PositionCoder
@@ -17,9 +18,8 @@ from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, Lat
 from sparsecodec.nn.flow import estimate_flow
 from sparsecodec.ops import dcvc_scale_thresholds
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain, check_size
-from sparsecodec.runtime.adapters.paired import KeepsPrecision, copied
+from sparsecodec.runtime.adapters.paired import KeepsPrecision, KeepsWeights, copied
 from sparsecodec.runtime.context_model import ContextModel, ContextRows, why_not_native
-from sparsecodec.runtime.uncopied import Uncopied
 from sparsecodec.runtime.video_networks import VideoNetworks, warp_any
 
 
@@ -74,7 +74,7 @@ class RowsOrLayers:
         return frame[:, :, reach : reach + height, reach : reach + width].copy_(y_hat)
 
 
-class OriginalDCVC(Uncopied, DCVC):
+class OriginalDCVC(KeepsWeights, DCVC):
     """The model's own layers in float32, with native coding of the published strings."""
 
     def __init__(self, model: DCVC) -> None:

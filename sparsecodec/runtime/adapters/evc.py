@@ -13,6 +13,7 @@ from sparsecodec.entropy import Decoder, DecoderGroup, Encoder, EncoderGroup, ev
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.models.frame_scripts import SingleFrames
 from sparsecodec.models.inputs import check_finite, check_picture, check_quality
+from sparsecodec.models.steps import round_step
 from sparsecodec.nn import DualPrior, DualPriorCoder, factorized_tables, lower_bound
 from sparsecodec.nn.dual_prior import PASSES, STREAMS
 from sparsecodec.nn.routine import Routine, pulling, pushing
@@ -40,13 +41,16 @@ class EVCCodec(SingleFrames, CompiledCodec):
         self._coder, self._original_coder = self._coders(model)
 
     def _coders(self, model: nn.Module) -> tuple[DualPriorCoder, DualPriorCoder]:
-        """(of files, of the family's own strings)."""
-        tables = evc_gaussian_tables(), factorized_tables(model.bit_estimator_z, self._latent)
+        """(of files, of the family's own strings), of which the latter use tables that the model has adopted."""
+        computed = evc_gaussian_tables(), factorized_tables(model.bit_estimator_z, self._latent)
         networks = [self._transforms[path] for path in self.ENTROPY]
         head = networks[-1] if networks[-1].has_head else None
         original = DualPrior(model.hyper_dec, model.y_prior_fusion, model.y_spatial_prior)
-        coders = (DualPriorCoder(prior, *tables, self.device) for prior in (DualPrior(*networks, head), original))
-        return tuple(coders)
+        pairs = (DualPrior(*networks, head), computed), (original, model.tables())
+        return tuple(DualPriorCoder(prior, *tables, self.device) for prior, tables in pairs)
+
+    def update(self, force: bool = False) -> None:
+        """Nothing to do: tables are those of the weights that were compiled."""
 
     def _encoder(self, height: int, width: int) -> Encoder:
         """What takes the symbols of a padded picture of that size."""
@@ -81,7 +85,7 @@ class EVCCodec(SingleFrames, CompiledCodec):
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
         """As the model's own: ``[1, 3, H, W]`` with sides that are multiples of 64 -> ``bit_stream``, ``x_hat``."""
         self._check_padded(x)
-        inputs = x, self._round(q_scale), self._original_coder, True
+        inputs = x, round_step(q_scale), self._original_coder, True
         (payload,), x_hat = self._compressing(x, lambda: self._analyse(*inputs))
         return {"bit_stream": payload, "x_hat": x_hat}
 
@@ -91,7 +95,7 @@ class EVCCodec(SingleFrames, CompiledCodec):
         start = time.perf_counter()
         if height < 1 or width < 1:
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
-        inputs = [bit_stream], self._round(q_scale), height, width, self._original_coder
+        inputs = [bit_stream], round_step(q_scale), height, width, self._original_coder
         x_hat = self._decompressing((height, width), 1, lambda: self._synthesise(*inputs))
         return {"x_hat": x_hat, "dec_time": time.perf_counter() - start}
 
@@ -146,7 +150,7 @@ class EVCCodec(SingleFrames, CompiledCodec):
 
     def _q_scale(self, quality: float | None) -> float:
         low, high = self._log_steps
-        return self._round(math.exp(low + (high - low) * check_quality(quality) / 100))
+        return round_step(math.exp(low + (high - low) * check_quality(quality) / 100))
 
     def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
         for of_picture in payloads:
@@ -158,10 +162,3 @@ class EVCCodec(SingleFrames, CompiledCodec):
     def _check_padded(self, x: Tensor) -> None:
         check_picture(x, self.STRIDE, batch=1)
         check_finite(x, "picture")
-
-    @staticmethod
-    def _round(q_scale: float) -> float:
-        """The nearest step that a file can carry."""
-        if not (math.isfinite(q_scale) and q_scale > 0):
-            raise UsageError(f"q_scale={q_scale} (needs a positive finite number)")
-        return round(min(max(q_scale, 0.01), 655.0) * 100) / 100

@@ -24,7 +24,18 @@ from sparsecodec.runtime.video_networks import VideoNetworks
 Model = TypeVar("Model", bound=nn.Module)
 
 
-class KeepsPrecision(Uncopied, nn.Module):
+class KeepsWeights(Uncopied, nn.Module):
+    """One compiled model, whose weights were packed once, some of them into tables."""
+
+    def load_state_dict(self, *args: Any, **options: Any) -> NoReturn:
+        """Refused: what was packed would stay as it was."""
+        raise UsageError(
+            f"a {type(self).__name__} is compiled with its weights (needs them before: load them into the model, and "
+            "call compile_codec again)"
+        )
+
+
+class KeepsPrecision(KeepsWeights):
     """One compiled model, whose precision `compile_codec` chose once: ``half()`` and ``to(dtype)`` leave its values.
 
     Programs of the published software call ``half()`` on what they have loaded. The networks do not listen, and steps
@@ -37,13 +48,6 @@ class KeepsPrecision(Uncopied, nn.Module):
             return result if result.dtype == value.dtype else value.to(result.device)
 
         return super()._apply(moved, recurse)
-
-    def load_state_dict(self, *args: Any, **options: Any) -> NoReturn:
-        """Refused: the networks would keep the weights that they were packed from."""
-        raise UsageError(
-            f"a {type(self).__name__} is compiled with its weights (needs them before: load them into the model, and "
-            "call compile_codec again)"
-        )
 
 
 class PairedVideo(CompiledVideo):

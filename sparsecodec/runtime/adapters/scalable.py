@@ -8,6 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from sparsecodec.models.steps import round_step
 from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.routine import Routine, pushing, unasked
 from sparsecodec.runtime.adapters.evc import EVCCodec
@@ -30,6 +31,10 @@ class ScalableEVCCodec(EVCCodec):
     def input_shapes(self, height: int, width: int) -> dict[str, tuple[int, int, int, int]]:
         shapes = super().input_shapes(height, width)
         return {**dict.fromkeys(self.ENCODERS, shapes.pop("enc")), **shapes}
+
+    def set_rate(self, rate: int | None) -> None:
+        """As the model's own."""
+        self._model.set_rate(rate)
 
     def encode(
         self,
@@ -66,7 +71,7 @@ class ScalableEVCCodec(EVCCodec):
     def compress(self, x: Tensor, q_scale: float, prefix: int | None = None) -> dict[str, Any]:
         """As the model's own: ``[1, 3, H, W]``, sides multiples of 64 -> ``bit_stream``, ``x_hat``, ``prefix``."""
         self._check_padded(x)
-        inputs = x, self._round(q_scale), self._original_coder, prefix, (x.shape[2], x.shape[3]), True
+        inputs = x, round_step(q_scale), self._original_coder, prefix, (x.shape[2], x.shape[3]), True
         payload, x_hat, used = self._compressing(x, lambda: self._best(*inputs))
         return {"bit_stream": payload, "x_hat": x_hat, "prefix": used}
 
