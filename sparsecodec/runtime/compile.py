@@ -52,9 +52,9 @@ def compile_codec(
 
     Returns:
         A `CompiledCodec` that answers the family's calls, and ``encode``, ``decode`` and ``report``; for a `VideoCodec`
-        a `CompiledVideo`; for one model of a video codec one that answers the same calls as the model itself. Foreign
-        objects of a family that we have are such models first (`from_foreign`); others (DCVC-DC, DCVC-FM, DCVC-UF) stay
-        what they are, with compiled networks (`compile_object`).
+        a `CompiledVideo`; for one model of a video codec one that answers the same calls as the model itself, and
+        ``report``. Foreign objects of a family that we have are such models first (`from_foreign`); others (DCVC-DC,
+        DCVC-FM, DCVC-UF) stay what they are, with compiled networks (`compile_object`).
 
     Raises:
         UsageError: an argument is wrong, or no family matches the model.

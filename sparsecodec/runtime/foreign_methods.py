@@ -1,11 +1,14 @@
-"""Methods of foreign classes that wait for a GPU, for use without one."""
+"""Methods of foreign classes as compiled objects need them: none waits for a missing GPU, pictures come as float32."""
 
 from __future__ import annotations
 
+import functools
 import types
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
+from torch import Tensor
 
 WAITS = ("synchronize",)
 
@@ -43,6 +46,31 @@ def without_cuda(cls: type) -> type:
                 else:
                     replaced.pop(name, None)
     return type(cls.__name__, (cls,), replaced)
+
+
+def casting(cls: type, names: Iterable[str]) -> type:
+    """A class derived from `cls`, whose methods of these names take tensors of any floating point, as float32.
+
+    Tensors may also be entries of a dict, as references are; then it is a copy that is cast.
+    """
+    methods = {name: getattr(cls, name, None) for name in names}
+    replaced = {name: _cast(method) for name, method in methods.items() if isinstance(method, types.FunctionType)}
+    return type(cls.__name__, (cls,), replaced)
+
+
+def _cast(method: Callable[..., Any]) -> Callable[..., Any]:
+    @functools.wraps(method)
+    def call(self: Any, *args: Any, **options: Any) -> Any:
+        return method(self, *map(_float32, args), **_float32(options))
+
+    return call
+
+
+def _float32(value: Any) -> Any:
+    if isinstance(value, dict):
+        cast = {key: _float32(item) for key, item in value.items()}
+        return cast if any(cast[key] is not item for key, item in value.items()) else value
+    return value.float() if isinstance(value, Tensor) and value.is_floating_point() else value
 
 
 def _rebound(function: types.FunctionType) -> types.FunctionType:

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError
 from sparsecodec.runtime.transform import CompiledTransform
-from sparsecodec.sparsity.rules import is_multiply
+from sparsecodec.sparsity.macs import conv_macs
+from sparsecodec.sparsity.rules import is_conv, is_multiply
 from sparsecodec.sparsity.tracing import trace
 
 MAX_TENSORS = 3
@@ -26,6 +27,8 @@ class ForeignNetwork(nn.Module):
         transform: what runs.
         reason: why nothing does, or did when it was last called.
         shapes: of the tensors that it was given first.
+        own_macs: of its own convolution, if it is one and has run as its own code: when that first happened.
+        own_positions: of the tensor that it was given then.
     """
 
     original: nn.Module
@@ -35,20 +38,29 @@ class ForeignNetwork(nn.Module):
     reason: str = ""
     untraceable: bool = False
     shapes: tuple[torch.Size, ...] = ()
+    own_macs: int = 0
+    own_positions: int = 0
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
         if self.untraceable or (unfit := self._unfit(inputs, options)):
             if not self.untraceable:
                 self.reason = unfit
-            return super().forward(*inputs, **options)
+            return self._as_it_is(*inputs, **options)
         if self.transform is None:
             try:
                 self.transform = self._compiled(inputs)
             except GraphError as error:
                 self.reason, self.untraceable = str(error), True
-                return super().forward(*inputs)
+                return self._as_it_is(*inputs)
             self.shapes = tuple(x.shape for x in inputs)
         return _new(self.transform(*inputs), self.layout)
+
+    def _as_it_is(self, *inputs: Any, **options: Any) -> Any:
+        result = super().forward(*inputs, **options)
+        if is_conv(self) and not self.own_macs:
+            x = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
+            self.own_macs, self.own_positions = conv_macs(self, x, result), x.shape[-2] * x.shape[-1]
+        return result
 
     def _unfit(self, inputs: tuple[Any, ...], options: dict[str, Any]) -> str:
         """Why this call is not one of the compiled network; empty if it is."""

@@ -15,12 +15,14 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.runtime.foreign_methods import without_cuda
+from sparsecodec.runtime.foreign_methods import casting, without_cuda
 from sparsecodec.runtime.foreign_network import ForeignNetwork, has_convolutions
+from sparsecodec.runtime.precision import KeepsPrecision
 from sparsecodec.runtime.report import Report, Row
 from sparsecodec.sparsity.macs import count
 
 CALLS = ("compress", "decompress")
+TAKE_PICTURES = (*CALLS, "encode", "encode_decode", "forward", "forward_one_frame")
 PRIOR = "bit_estimator_z"
 NOTES = (
     "foreign object: its own code calls the networks; all of them run in float32",
@@ -30,8 +32,10 @@ NOTES = (
 _PLAIN_TYPES = (Tensor, type, str, bytes, int, float, bool, tuple, type(None), torch.device, torch.dtype)
 
 
-class ForeignCodec(nn.Module):
+class ForeignCodec(KeepsPrecision):
     """What a compiled foreign object has beside its own calls; mixed into its class, in front of it.
+
+    It computes in float32 whatever ``half()`` says and whatever it is given, so that all its ends compute alike.
 
     Attributes:
         NEEDS: what the state dict of an object of this kind holds: tensors, and networks by the names that their keys
@@ -64,16 +68,17 @@ class ForeignCodec(nn.Module):
         networks = [module for module in self.modules() if isinstance(module, ForeignNetwork)]
         ran = [network for network in networks if network.transform is not None]
         shapes = {network.path: network.shapes for network in ran}
-        pixels = max((shape[-2] * shape[-1] for given in shapes.values() for shape in given), default=1)
+        positions = [shape[-2] * shape[-1] for given in shapes.values() for shape in given]
+        pixels = max([*positions, *(network.own_positions for network in networks)], default=0) or 1
         macs = {layer.name: (layer.macs, layer.macs) for layer in count(self._original, shapes).layers}
         rows = [row for network in ran for row in network.transform.rows(pixels, macs)]
+        left = [n for n in networks if n.own_macs or (n.reason and n.transform is None)]
+        for network in left:
+            kind, own = type(network).__name__, network.own_macs / pixels
+            rows.append(Row(network.path, (network.path,), kind, "torch", "float32", own, own, network.reason))
         share = f"{_share_on_kernels(rows):.1%} of the multiply-accumulates of what ran are on kernels"
-        for network in networks:
-            if network.reason and network.transform is None:
-                kind = type(network).__name__
-                rows.append(Row(network.path, (network.path,), kind, "torch", "float32", 0.0, 0.0, network.reason))
         bytes_held = sum(network.transform.buffer_bytes for network in ran)
-        return Report(tuple(rows), (*NOTES, share), tuple(shapes), bytes_held)
+        return Report(tuple(rows), (*NOTES, share), (*shapes, *(network.path for network in left)), bytes_held)
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
         """As the object's own.
@@ -121,7 +126,7 @@ def compile_object(
     name, published = type(model).__name__, type(model)
     if device.type != "cuda":
         published = without_cuda(published)
-    made.__class__ = type(name, (kind, published), {})
+    made.__class__ = type(name, (kind, casting(published, TAKE_PICTURES)), {})
     made.set_up()
     return made
 

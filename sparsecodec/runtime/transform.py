@@ -171,7 +171,7 @@ class CompiledTransform(Uncopied):
         """Bytes that a call with an input of that shape holds at its peak, without allocating them."""
         return footprint(self._program, self.name, (shape,), self.dtype, device)
 
-    def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
+    def rows(self, pixels: float, shapes: dict[str, Any]) -> list[Row]:
         """Rows of the report. `shapes` maps layer paths to (macs, dense macs) of a picture with that many pixels."""
         rows = []
         for step in self._program.steps:

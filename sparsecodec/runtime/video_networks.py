@@ -141,22 +141,30 @@ class VideoNetworks:
             return ()
         return f"{self.executor.captures} CUDA graphs held", *self.executor.refusals
 
-    def report(self, pixels: int, decoder: Sequence[str], notes: tuple[str, ...]) -> Report:
+    def positions(self, path: str) -> int:
+        """Of the first tensor that the network at `path` was given; 0: it has not run yet."""
+        shapes = self._networks[path].shapes
+        return shapes[0][2] * shapes[0][3] if shapes else 0
+
+    def report(self, pixels: float, decoder: Sequence[str], notes: tuple[str, ...], prefix: str = "") -> Report:
         """Each layer with its op, backend and MACs per pixel of a frame.
 
         Args:
             pixels: of the frame with which each network ran first.
             decoder: paths of the networks that decoding a predicted frame runs.
             notes: sentences on precision and guarantees.
+            prefix: of the paths of the networks that are to be in it.
         """
         macs: dict[str, tuple[float, float]] = {}
-        for path, network in self._networks.items():
-            prefix, module = self._modules[path]
+        networks = {path: network for path, network in self._networks.items() if path.startswith(prefix)}
+        for path, network in networks.items():
+            inside, module = self._modules[path]
             for layer in count(module, {"": network.shapes}).layers if network.shapes else ():
-                name = ".".join(part for part in (prefix, layer.name) if part)
+                name = ".".join(part for part in (inside, layer.name) if part)
                 macs[name] = (layer.macs, layer.macs * dense_share(self._model.get_submodule(name), layer))
-        rows = [row for transform in self.transforms for row in transform.rows(pixels, macs)]
-        held = sum(transform.buffer_bytes for transform in self.transforms)
+        transforms = [network.transform for network in networks.values()]
+        rows = [row for transform in transforms for row in transform.rows(pixels, macs)]
+        held = sum(transform.buffer_bytes for transform in transforms)
         return Report(tuple(rows), notes, tuple(decoder), held)
 
 

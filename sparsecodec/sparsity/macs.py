@@ -94,6 +94,13 @@ def count(model: nn.Module, inputs: Mapping[str, Sequence[int] | Sequence[Sequen
     return MacReport(tuple(layers))
 
 
+def conv_macs(layer: nn.Conv2d | nn.ConvTranspose2d, x: Tensor, output: Tensor) -> int:
+    """Multiply-accumulates of a convolution that made `output` of `x`, both ``[N, C, H, W]`` or ``[C, H, W]``."""
+    # every weight meets each position of the smaller side: the output, or a transposed convolution's input
+    smaller = x if isinstance(layer, nn.ConvTranspose2d) else output
+    return layer.weight.numel() * (smaller.numel() // smaller.shape[-3])
+
+
 def masked_macs(report: MacReport, graph: ChannelGraph, masks: Mapping[str, Tensor]) -> int:
     """What `count` would give after compaction, from the dense report: each layer's MACs times kept in and out."""
     total = 0
@@ -213,10 +220,8 @@ def _recorder(layers: list[LayerMacs], name: str):
             layers.append(LayerMacs(name, "deformable", layer.weight.numel() * output[:, 0].numel(), params, channels))
         else:
             transposed = isinstance(layer, nn.ConvTranspose2d)
-            # every weight meets each position of the smaller side: the output, or a transposed convolution's input
-            positions = inputs[0][:, 0].numel() if transposed else output[:, 0].numel()
             kind = "conv_transpose" if transposed else "depthwise" if is_depthwise(layer) else "conv"
             channels = (layer.in_channels, layer.out_channels)
-            layers.append(LayerMacs(name, kind, layer.weight.numel() * positions, params, channels))
+            layers.append(LayerMacs(name, kind, conv_macs(layer, inputs[0], output), params, channels))
 
     return record

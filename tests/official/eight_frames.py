@@ -56,3 +56,34 @@ def both_ends_agree_on_kernels(model: Any, compress: Compress, decompress: Decom
         payload, sent = compress(inter, frame, dpb, index)
         dpb = decompress(inter, payload, dpb, index)
         assert all(torch.equal(sent[name], dpb[name]) for name in STATE), index
+
+
+def half_changes_nothing(
+    model: Any, compress: Compress, decompress: Decompress, frames: list[Tensor], when: str
+) -> None:
+    """Both ends, given halves, do what they do in float32, wherever (`when`) a script calls ``half()``.
+
+    The weights are to be such that halves hold them, too.
+    """
+    original = when == "original"
+    expected = compile_codec(model, original=original)
+    if when == "before":
+        model.half()
+    ends = [compile_codec(model, original=original) for _ in range(2)]
+    model.float()
+    for codec in (expected, *ends):
+        codec.update(force=True)
+    if when == "used":
+        for codec in ends:
+            recorded(codec, compress, frames[:2])
+    for codec in ends:
+        codec.half()
+    halves = [frame.half() for frame in frames]
+    coded = recorded(expected, compress, [frame.float() for frame in halves])
+    sent = received = started(halves[0])
+    for index, (frame, (payload, state)) in enumerate(zip(halves[1:], coded, strict=True), 1):
+        again, sent = compress(ends[0], frame, sent, index)
+        assert again == payload, index
+        received = decompress(ends[1], payload, received, index)
+        assert all(torch.equal(sent[name], state[name]) for name in STATE), index
+        assert all(torch.equal(received[name], state[name]) for name in STATE), index

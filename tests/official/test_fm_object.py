@@ -12,6 +12,7 @@ from .eight_frames import (
     STATE,
     both_ends_agree_on_kernels,
     gives_what_was_recorded,
+    half_changes_nothing,
     panned,
     recorded,
     started,
@@ -28,6 +29,7 @@ def objects(official):
     torch.manual_seed(0)
     found = official("models.image_model").DMCI(), official("models.video_model").DMC()
     for model in found:
+        model.half().float()  # so that halves hold the weights
         model.eval().requires_grad_(False)
         model.update(force=True)
     return found
@@ -80,3 +82,9 @@ def test_its_own_layers_write_the_published_bytes(objects, photo, request):
 
 def test_eight_predicted_frames_on_kernels(objects, photo, bare):
     both_ends_agree_on_kernels(objects[1], _compress, _decompress, panned(photo))
+
+
+@pytest.mark.parametrize("when", ["used", "compiled", "before", "original"])
+def test_half_leaves_an_object_what_it_is(objects, photo, bare, when):
+    """The published script of DCVC-FM calls it for --float16."""
+    half_changes_nothing(objects[1], _compress, _decompress, panned(photo)[:3], when)

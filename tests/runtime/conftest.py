@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from functools import cache
 
 import pytest
@@ -15,7 +15,7 @@ from sparsecodec import zoo
 from sparsecodec._compat import import_compressai
 from sparsecodec.models import create
 from sparsecodec.quant import portable
-from sparsecodec.runtime import CompiledCodec, compile_codec
+from sparsecodec.runtime import CompiledCodec, Report, compile_codec
 from sparsecodec.runtime.video import CompiledVideo, VideoState, fingerprint
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 
@@ -199,6 +199,27 @@ def states_are_values(codec: CompiledVideo, frames: list[Tensor], qp: int) -> No
     codec.inter_encode(frames[3], third, 50, 3)
     assert all(map(torch.equal, kept, (*first.tensors(), *second.tensors())))
     assert codec.inter_encode(frames[2], second, qp, 2)[0] == again
+
+
+def reports_as_in_the_codec(lone: nn.Module, codec: CompiledVideo, half: str, run: Callable[[], None]) -> None:
+    """One model says of its layers what the codec says that was compiled with a frame of 64 x 64.
+
+    Args:
+        half: ``"intra"`` or ``"inter"``.
+        run: codes with `lone` frames of 64 x 64, with both ends.
+    """
+    before = lone.report
+    assert isinstance(before, Report) and before.macs == 0 and "cpu" not in {row.backend for row in before.rows}
+    run()
+    prefix = f"{half}." * any(row.transform.startswith(f"{half}.") for row in codec.report.rows)
+    expected = [row for row in codec.report.rows if row.transform.startswith(prefix)]
+    for report, dropped in ((lone.report, len(prefix)), (getattr(codec, half).report, 0)):
+        rows = [replace(row, transform=row.transform[dropped:]) for row in expected]
+        rows = [replace(row, paths=tuple(path[dropped:] for path in row.paths)) for row in rows]
+        assert report.rows == tuple(rows)
+        assert 0 < report.macs == report.dense_macs and report.buffer_bytes > 0
+        assert half == "intra" or report.macs == pytest.approx(codec.report.macs)
+        assert "paired" in report.notes[0] and report.rows[0].paths[0] in str(report)
 
 
 class InDtype(nn.Module):

@@ -20,6 +20,7 @@ from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 from sparsecodec.training import family_of
 
 from ..lively import lively_dcvc
+from .conftest import reports_as_in_the_codec
 
 STRINGS = ("mv_y_string", "mv_z_string", "y_string", "z_string")
 SIZE = (64, 128)
@@ -182,6 +183,19 @@ def test_report_names_what_runs(codec: DCVCCodec):
     assert rows["contextualDecoder_part2.3"].dtype == "float32"
     assert rows["opticFlow.moduleBasic.3.conv1"].backend == "cpu"
     assert any("wave by wave" in note for note in report.notes)
+
+
+def test_the_inter_model_alone_reports_as_the_codec(model: VideoCodec, clip: list[Tensor]):
+    lone, (reference, frame) = compile_codec(model.inter, dtype=torch.float32), (x[..., :64] for x in clip[:2])
+
+    def predict():
+        coded = lone.compress(reference, frame)
+        lone.decompress(reference, *(coded[name] for name in STRINGS), 64, 64)
+
+    reports_as_in_the_codec(lone, compile_codec(model, dtype=torch.float32), "inter", predict)
+    assert "wave by wave" in lone.report.notes[-1]
+    notes = compile_codec(model.inter, original=True).report.notes
+    assert "original" in notes[0] and "context models" in notes[1]
 
 
 def test_a_backend_is_obeyed_or_refused(model: VideoCodec):

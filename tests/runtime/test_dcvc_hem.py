@@ -17,7 +17,7 @@ from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 from sparsecodec.training import family_of
 
 from ..toy_video import moving
-from .conftest import code_in_step, states_are_values
+from .conftest import code_in_step, reports_as_in_the_codec, states_are_values
 
 SIZE = (64, 128)
 QP = 40
@@ -132,6 +132,23 @@ def test_every_layer_with_weights_but_the_squeezes_is_on_a_kernel(codec):
     assert len(rows) > 150
     assert {row.op for row in rows if row.backend != "cpu"} == {"Linear"}
     assert all("fc" in path for row in rows if row.op == "Linear" for path in row.paths)
+
+
+def test_lone_models_report_as_the_codec(model: VideoCodec):
+    codec, (x, *clip) = compile_codec(model), moving(3, 64, 64)
+    intra, inter = (compile_codec(half) for half in (model.intra, model.inter))
+
+    def predict():
+        dpb = {"ref_frame": x, "ref_feature": None, "ref_y": None, "ref_mv_y": None}
+        for frame in clip:
+            coded = inter.compress(frame, dpb, 1.1, 0.7)
+            dpb = inter.decompress(dpb, coded["bit_stream"], 64, 64, 1.1, 0.7)["dpb"]
+
+    reports_as_in_the_codec(intra, codec, "intra", lambda: intra.compress(x, 0.8))
+    reports_as_in_the_codec(inter, codec, "inter", predict)
+    assert {row.op for row in inter.report.rows if row.macs and row.backend != "cpu"} == {"Linear"}
+    for half in (model.intra, model.inter):
+        assert "original" in compile_codec(half, original=True).report.notes[0]
 
 
 def test_the_number_of_threads_is_part_of_the_numerics(codec):

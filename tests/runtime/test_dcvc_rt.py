@@ -17,7 +17,7 @@ from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_mac
 from sparsecodec.training.families import family_of
 
 from ..toy_video import moving
-from .conftest import code_in_step, states_are_values
+from .conftest import code_in_step, reports_as_in_the_codec, states_are_values
 
 SIZE = (48, 80)  # latent 3 x 5: the hyper-latent is padded, and both passes are odd
 QP = 20
@@ -169,6 +169,25 @@ def test_every_layer_with_weights_is_on_a_kernel(codec):
     assert not [row for row in rows if row.macs and row.backend != "cpu"]
     assert {row.op for row in rows if row.macs} == {"pointwise", "conv2d_act", "depth_conv_block"}
     assert 0 < codec.report.macs == codec.report.dense_macs
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_lone_models_report_as_the_codec(model: nn.Module, dtype: torch.dtype):
+    codec, (x, *clip), sps = compile_codec(model, dtype=dtype), moving(3, 64, 64), {"height": 64, "width": 64}
+    intra, inter = (compile_codec(half, dtype=dtype) for half in (model.intra, model.inter))
+
+    def predict():
+        inter.add_ref_frame(None, x)
+        for frame in clip:
+            state = inter.dpb[0]
+            payload = inter.compress(frame, QP)["bit_stream"]
+            inter.dpb[0] = state
+            inter.decompress(payload, {**sps, "ec_part": 0}, QP)
+
+    reports_as_in_the_codec(intra, codec, "intra", lambda: intra.compress(x, QP))
+    reports_as_in_the_codec(inter, codec, "inter", predict)
+    for half in (model.intra, model.inter):
+        assert "original" in compile_codec(half, original=True).report.notes[0]
 
 
 def test_damage_and_misuse(codec):

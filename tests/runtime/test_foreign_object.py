@@ -17,6 +17,7 @@ from sparsecodec.models import DCVCRTVideo, VideoCodec, create
 from sparsecodec.nn import BitEstimator
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters import DCVideoObject
+from sparsecodec.runtime.foreign_object import compile_object
 
 
 class Native:
@@ -129,6 +130,64 @@ def test_a_result_stays_when_the_network_is_called_again(codec: Codec, x: Tensor
     kept = first.clone()
     compiled.dec(torch.zeros(1, 16, 8, 8))
     assert torch.equal(first, kept)
+
+
+class Predicting(Codec):
+    """Its frames have references; scripts of the published software make these, and what they give it, float16."""
+
+    def encode_decode(self, x: Tensor, dpb: dict[str, Tensor | None], *, q: Tensor) -> dict[str, Tensor]:
+        y = self.enc[1](self.enc[0](x), quant_step=q * self.q)
+        return {"ref_y": y if dpb["ref_y"] is None else self.mix(y) + self.prior(dpb["ref_y"])}
+
+
+def predicted(codec: nn.Module, dtype: torch.dtype, x: Tensor) -> Tensor:
+    dpb, given = {"ref_y": None}, x.half().to(dtype)
+    for frame in (given, given.flip(3)):
+        dpb = codec.encode_decode(frame, dpb, q=torch.full((1, 1, 1, 1), 0.5, dtype=dtype))
+        dpb = {"ref_y": dpb["ref_y"].half().to(dtype)}
+    return dpb["ref_y"]
+
+
+@pytest.mark.parametrize("when", ["used", "compiled", "before", "original"])
+def test_half_leaves_a_compiled_object_what_it_is(x: Tensor, when: str):
+    torch.manual_seed(0)
+    model = Predicting().eval().half().float()  # with weights that halves hold, too
+    settings = {"device": torch.device("cpu"), "dtype": None, "original": when == "original"}
+    expected = predicted(compile_object(model, **settings), torch.float32, x)
+    compiled = compile_object(model.half() if when == "before" else model, **settings)
+    if when == "used":
+        predicted(compiled, torch.float32, x)
+    assert torch.equal(predicted(compiled.half(), torch.float16, x).float(), expected)
+    assert compiled.compress(x.half())["x_hat"].dtype == torch.float32
+    assert {value.dtype for value in compiled.parameters()} == {torch.float32}
+    if when != "original":
+        assert compiled.report.notes[-1].startswith("100.0%")
+
+
+class HalfFit(nn.Module):
+    """Calls one network as kernels take it, and one as they do not."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fit, self.left = nn.Conv2d(8, 8, 1), nn.ConvTranspose2d(8, 2, 3, stride=2)
+        self.bit_estimator_z = BitEstimator(8)
+
+    def compress(self, x: Tensor) -> Tensor:
+        return self.left(self.fit(x)[0])
+
+    decompress = compress
+
+
+def test_the_report_counts_what_was_left(photo: Tensor):
+    compiled = compile_codec(HalfFit().eval())
+    for size in (16, 8):
+        compiled.compress(photo[:, :1, :size, :4].expand(-1, 8, -1, -1))
+    report = compiled.report
+    fit, left = report.rows
+    assert (fit.macs, fit.backend) == (8 * 8, "cpu")
+    assert (left.macs, left.backend) == (8 * 2 * 9, "torch") and "called with torch.float32 [8, 8, 4]" in left.reason
+    assert report.macs == 64 + 144
+    assert report.notes[-1].startswith(f"{64 / (64 + 144):.1%} of the multiply-accumulates")
 
 
 def test_other_precisions_and_other_models_are_refused(codec: Codec):

@@ -15,6 +15,7 @@ from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 from sparsecodec.training import family_of
 
 from ..lively import lively_fvc
+from .conftest import reports_as_in_the_codec
 
 SIZE = (64, 128)
 WITH_FUSION = Widths(16, 16, 16, 4, 1, modulated=True, references=2)
@@ -111,3 +112,16 @@ def test_report_names_what_runs(codec: FVCCodec):
     assert rows["compensation.alignment.offsets"].op == "conv2d_act"
     assert rows["reconstruction.1"].dtype == "float32" and rows["reconstruction.1"].backend == "cpu"
     assert codec.inter.compensation.alignment.conv._run is not None
+
+
+def test_the_inter_model_alone_reports_as_the_codec(model: VideoCodec, clip: list[Tensor]):
+    lone, (x, *frames) = compile_codec(model.inter, dtype=torch.float32), [frame[..., :64] for frame in clip[:3]]
+
+    def predict():
+        state = lone.start(x)
+        for frame in frames:
+            payload = lone.compress(frame, state)["bit_stream"]
+            state = lone.decompress(payload, state)["state"]
+
+    reports_as_in_the_codec(lone, compile_codec(model, dtype=torch.float32), "inter", predict)
+    assert "original" in compile_codec(model.inter, original=True).report.notes[0]

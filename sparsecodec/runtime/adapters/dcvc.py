@@ -18,9 +18,12 @@ from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, Lat
 from sparsecodec.nn.flow import estimate_flow
 from sparsecodec.ops import dcvc_scale_thresholds
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain, check_size
-from sparsecodec.runtime.adapters.paired import KeepsPrecision, KeepsWeights, copied
+from sparsecodec.runtime.adapters.paired import ORIGINAL, KeepsWeights, OneModel, copied
 from sparsecodec.runtime.context_model import ContextModel, ContextRows, why_not_native
+from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.video_networks import VideoNetworks, warp_any
+
+WAVES = "context models: wave by wave in one native call, pinned float32"
 
 
 class CompiledFlow(nn.Module):
@@ -97,8 +100,15 @@ class OriginalDCVC(KeepsWeights, DCVC):
     def coder(self) -> DCVCCoder:
         return self._coder
 
+    @property
+    def report(self) -> Report:
+        """No layers, but a note on how the context models code here and now."""
+        native = all(coder.native for coder in self._coder.coders.values())
+        how = "row by row in one native call" if native else "as torch layers"
+        return Report((), (ORIGINAL, f"context models: {how}"), (), 0)
 
-class CompiledDCVC(KeepsPrecision, DCVC):
+
+class CompiledDCVC(OneModel, DCVC):
     """`DCVC` on compiled networks: it answers the same calls. Both ends need the same compiled arithmetic.
 
     Latents are coded wave by wave (`ContextModel`), so strings hold other positions first than the published ones.
@@ -115,6 +125,7 @@ class CompiledDCVC(KeepsPrecision, DCVC):
     LATENTS: ClassVar = ("mvEncoder", "mvpriorEncoder", "contextualEncoder", "priorEncoder")
     FEATURES: ClassVar = ("feature_extract", "context_refine", "contextualDecoder_part1")
     PICTURE: ClassVar = tuple(f"contextualDecoder_part2.{i}" for i in range(4))
+    SCALE: ClassVar = ("feature_extract", 1)
     warp = staticmethod(warp_any)
 
     def __init__(self, model: DCVC, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
@@ -135,6 +146,7 @@ class CompiledDCVC(KeepsPrecision, DCVC):
             for name, module in zip(names, model.entropy_networks(part), strict=True):
                 setattr(self, f"{name}{part}", module)
         self.eval().requires_grad_(False)
+        self._networks, self._prefix = networks, prefix
         coders = {part: self._coder_of(part) for part in (MOTION, FRAME)}
         self._coder = DCVCCoder(self.get_submodule, coders, DCVC.coder(self).z_tables, self.warp)
 
@@ -148,6 +160,12 @@ class CompiledDCVC(KeepsPrecision, DCVC):
 
     def coder(self) -> DCVCCoder:
         return self._coder
+
+    def decoder_paths(self) -> list[str]:
+        return [self._prefix + path for path in (*self.ENTROPY, *self.MOTION, *self.FEATURES, *self.PICTURE)]
+
+    def _notes(self) -> tuple[str, ...]:
+        return (*super()._notes(), WAVES)
 
 
 class Float32:
@@ -214,14 +232,10 @@ class DCVCCodec(BehindImage):
         x_hat = self.inter.coder().decode(DCVCStrings(*file.strings), state.frame)
         return x_hat, DCVCState(x_hat)
 
-    def decoder_paths(self) -> list[str]:
-        return [*CompiledDCVC.ENTROPY, *CompiledDCVC.MOTION, *CompiledDCVC.FEATURES, *CompiledDCVC.PICTURE]
-
     def notes(self) -> tuple[str, ...]:
         if self._networks is not None:
-            return (*super().notes(), "context models: wave by wave in one native call, pinned float32")
-        native = all(coder.native for coder in self.inter.coder().coders.values())
-        return (*super().notes(), f"context models: {'row by row in one native call' if native else 'as torch layers'}")
+            return (*super().notes(), WAVES)
+        return self.inter.report.notes
 
 
 def _own_copy(model: DCVC, device: torch.device, original: bool) -> DCVC:

@@ -17,7 +17,7 @@ from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.hem_inter import FLOW, HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
 from sparsecodec.nn.routine import Routine, pulling, pushing
-from sparsecodec.runtime.adapters.paired import KeepsPrecision, TwoModels
+from sparsecodec.runtime.adapters.paired import OneModel, TwoModels
 from sparsecodec.runtime.video import QPS
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks, warp_any
 
@@ -33,7 +33,7 @@ class Picture(nn.Module):
         return self._network(x).to(torch.float32, memory_format=torch.contiguous_format, copy=True)
 
 
-class CompiledHEMImage(KeepsPrecision, DCVCHEMImage):
+class CompiledHEMImage(OneModel, DCVCHEMImage):
     """`DCVCHEMImage` on compiled networks: it answers the same calls.
 
     Args:
@@ -46,6 +46,7 @@ class CompiledHEMImage(KeepsPrecision, DCVCHEMImage):
     ENTROPY: ClassVar = ("hyper_dec", "y_prior_fusion", "y_spatial_prior")
     LATENTS: ClassVar = ("enc", "hyper_enc")
     PICTURE: ClassVar = ("dec", "refine.0", "refine.1")
+    SCALE: ClassVar = ("dec", 16**2)  # a latent stands for 16 x 16 pixels
 
     def __init__(self, model: DCVCHEMImage, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
         with torch.device("meta"):  # for its structure: everything in it is replaced
@@ -61,11 +62,14 @@ class CompiledHEMImage(KeepsPrecision, DCVCHEMImage):
             networks.add(prefix + net, dtype), Picture(networks.add(prefix + last, torch.float32))
         )
         self.eval().requires_grad_(False)
-        self._networks = networks
+        self._networks, self._prefix = networks, prefix
         self._coder = DualPriorCoder(self.prior, *model.tables(), networks.device, self.LAYOUT)
 
     def coder(self) -> DualPriorCoder:
         return self._coder
+
+    def decoder_paths(self) -> list[str]:
+        return [self._prefix + path for path in (*self.ENTROPY, *self.PICTURE)]
 
     @torch.no_grad()
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
@@ -96,7 +100,7 @@ class CompiledHEMImage(KeepsPrecision, DCVCHEMImage):
         return self.synthesise(y_hat.contiguous()).clamp(0, 1)
 
 
-class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
+class CompiledHEMVideo(OneModel, DCVCHEMVideo):
     """`DCVCHEMVideo` on compiled networks: it answers the same calls. Both ends need the same compiled arithmetic.
 
     Args:
@@ -118,6 +122,8 @@ class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
     )
     GENERATOR: ClassVar = "recon_generation_net"
     PICTURE: ClassVar = ("first_conv", "unet_1", "unet_2", "recon_conv")
+    SCALE: ClassVar = ("feature_extractor", 1)
+    FIRST: ClassVar = "feature_adaptor_I"
     warp = staticmethod(warp_any)
 
     def __init__(self, model: DCVCHEMVideo, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
@@ -139,6 +145,7 @@ class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
         generator.unet_2 = Keeping(generator.unet_2, dtype)  # its result outlives the frame
         setattr(generator, last, Picture(networks.add(f"{prefix}{self.GENERATOR}.{last}", torch.float32)))
         self.eval().requires_grad_(False)
+        self._networks, self._prefix = networks, prefix
         of_latents, of_mv_z, of_z = model.tables()
         nets = HEMInter(self.get_submodule, self.warp)
         mv, y = (
@@ -150,10 +157,10 @@ class CompiledHEMVideo(KeepsPrecision, DCVCHEMVideo):
     def coder(self) -> HEMInterCoder:
         return self._coder
 
-    @classmethod
-    def decoder_paths(cls) -> tuple[str, ...]:
-        """The networks that decoding runs, by their paths in the model."""
-        return (*cls.ENTROPY, *cls.MOTION, *cls.FEATURES, *(f"{cls.GENERATOR}.{part}" for part in cls.PICTURE))
+    def decoder_paths(self) -> list[str]:
+        picture = (f"{self.GENERATOR}.{part}" for part in self.PICTURE)
+        paths = (*self.ENTROPY, *self.MOTION, *self.FEATURES, *picture)
+        return [self._prefix + path for path in paths if path != self.FIRST]
 
 
 class DCVCHEMCodec(TwoModels):
@@ -168,7 +175,6 @@ class DCVCHEMCodec(TwoModels):
     FLOAT32: ClassVar = "entropy networks, motion and the last layer of a picture"
     MODELS: ClassVar = (DCVCHEMImage, DCVCHEMVideo)
     COMPILED: ClassVar = (CompiledHEMImage, CompiledHEMVideo)
-    FIRST: ClassVar = "feature_adaptor_I"
     REDUCES: ClassVar = True  # squeeze-and-excitation: means over pictures and products of matrices, in torch's order
 
     def __init__(

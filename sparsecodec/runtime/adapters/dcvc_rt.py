@@ -22,7 +22,7 @@ from sparsecodec.nn.rt_layers import PATCH
 from sparsecodec.nn.rt_prior import IntraPrior
 from sparsecodec.nn.rt_state import RTState
 from sparsecodec.ops import rt_scale_thresholds
-from sparsecodec.runtime.adapters.paired import KeepsPrecision, TwoModels
+from sparsecodec.runtime.adapters.paired import OneModel, TwoModels
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks
 
 SPLIT_AREA = 1280 * 720  # frames of more pixels have their symbols in two streams
@@ -60,7 +60,7 @@ class CompiledIntraPrior(IntraPrior):
         return PartParameters(scales, means, quality[:, :1], quality[:, 1:], self._reduction(prior))
 
 
-class CompiledRT(KeepsPrecision, RTModel):
+class CompiledRT(OneModel, RTModel):
     """A model of the family on compiled networks: what it answers, and how, stays the model's own.
 
     Args:
@@ -82,7 +82,7 @@ class CompiledRT(KeepsPrecision, RTModel):
         for name, parameter in model.named_parameters(recurse=False):
             setattr(self, name, parameter)
         self.bit_estimator_z = model.bit_estimator_z
-        self._networks = networks
+        self._networks, self._prefix = networks, prefix
         self._rates = torch.arange(self.rates, device=networks.device)
         for path in self.ENTROPY:
             setattr(self, path, networks.add(prefix + path, torch.float32 if self.EXACT_ENTROPY else dtype))
@@ -113,11 +113,10 @@ class CompiledRT(KeepsPrecision, RTModel):
     def _rate(self, qp: int) -> Tensor:
         return self._rates[qp : qp + 1]
 
-    @classmethod
-    def decoder_paths(cls) -> tuple[str, ...]:
-        """The networks that decoding runs, by their paths in the model."""
-        whole, *parts = cls.PICTURE
-        return (*cls.ENTROPY, *cls.FEATURES, *(f"{whole}.{part}" for part in parts))
+    def decoder_paths(self) -> list[str]:
+        whole, *parts = self.PICTURE
+        paths = (*self.ENTROPY, *self.FEATURES, *(f"{whole}.{part}" for part in parts))
+        return [self._prefix + path for path in paths if path != self.FIRST]
 
 
 class CompiledRTImage(CompiledRT, DCVCRTImage):
@@ -131,6 +130,7 @@ class CompiledRTImage(CompiledRT, DCVCRTImage):
     LATENTS: ClassVar = ("enc", "hyper_enc")
     FEATURES: ClassVar = ()
     PICTURE: ClassVar = ("dec", "dec_1", "dec_2")
+    SCALE: ClassVar = ("dec.dec_1", STRIDE**2)
 
     @property
     def prior(self) -> CompiledIntraPrior:
@@ -152,6 +152,8 @@ class CompiledRTVideo(CompiledRT, DCVCRTVideo):
     LATENTS: ClassVar = ("encoder", "hyper_encoder")
     FEATURES: ClassVar = ("feature_adaptor_i", "feature_adaptor_p", "feature_extractor", "decoder")
     PICTURE: ClassVar = ("recon_generation_net", "conv", "head")
+    SCALE: ClassVar = ("feature_extractor", PATCH**2)
+    FIRST: ClassVar = "feature_adaptor_i"
 
     def __init__(self, model: RTModel, networks: VideoNetworks, prefix: str, dtype: torch.dtype) -> None:
         super().__init__(model, networks, prefix, dtype)
@@ -174,7 +176,6 @@ class DCVCRTCodec(TwoModels):
     FLOAT32: ClassVar = "the last layers of a picture, and an I frame's entropy networks,"
     MODELS: ClassVar = (DCVCRTImage, DCVCRTVideo)
     COMPILED: ClassVar = (CompiledRTImage, CompiledRTVideo)
-    FIRST: ClassVar = "feature_adaptor_i"
     RESET_INTERVAL: ClassVar = RESET_INTERVAL
 
     @torch.inference_mode()

@@ -16,7 +16,7 @@ from sparsecodec.nn.routine import Routine, pulling, pushing
 from sparsecodec.ops._registry import bind
 from sparsecodec.ops.deform_conv2d import DEFORM_CONV2D
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain
-from sparsecodec.runtime.adapters.paired import KeepsPrecision, copied
+from sparsecodec.runtime.adapters.paired import OneModel, copied, reporting
 from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
 
 CODECS = ("motion_codec", "residual_codec")
@@ -44,23 +44,22 @@ class BoundDeformable(nn.Module):
         return self._run(x=x, offset=offset, mask=mask)
 
 
-class CompiledFVC(KeepsPrecision, FVC):
+class CompiledFVC(OneModel, FVC):
     """`FVC` on compiled networks: what it answers, and how, stays the model's own.
 
     Args:
         model: on the device, in eval mode.
         networks: of the whole codec; this model's are added to them.
         dtype: of the features; entropy networks, offsets, attention and the last layer of the picture are float32.
-
-    Attributes:
-        paths: of the networks that decoding runs.
     """
 
-    DECODER: ClassVar = ("compensation.alignment.offsets", "compensation.refine")
+    SCALE: ClassVar = ("extraction", 1)
+    DECODER: ClassVar = ("extraction", "compensation.alignment.offsets", "compensation.refine")
 
     def __init__(self, model: FVC, networks: VideoNetworks, dtype: torch.dtype) -> None:
         with torch.device("meta"):  # for its structure: everything in it is replaced
             super().__init__(model.widths)
+        self._networks = networks
         own = copy.deepcopy(model)
         for name, module in own.named_children():
             setattr(self, name, module)
@@ -74,7 +73,7 @@ class CompiledFVC(KeepsPrecision, FVC):
             codec.synthesis = networks.add(f"{name}.synthesis", dtype)
         self._align(self.compensation.alignment, "compensation.alignment", networks, dtype)
         self.compensation.refine = networks.add("compensation.refine", dtype)
-        self.paths = [
+        self._paths = [
             *self.DECODER,
             *(f"{name}.{part}" for name in CODECS for part in ("hyper_synthesis", "synthesis")),
         ]
@@ -83,14 +82,14 @@ class CompiledFVC(KeepsPrecision, FVC):
                 path = f"fusion.motion.{i}"
                 self.fusion.motion[i] = networks.add(path, dtype)
                 self._align(self.fusion.alignment[i], f"fusion.alignment.{i}", networks, dtype)
-                self.paths += [path, f"fusion.alignment.{i}.offsets"]
+                self._paths += [path, f"fusion.alignment.{i}.offsets"]
             self.fusion.attention = nn.ModuleList(InFloat32(layer) for layer in self.fusion.attention)
             self.fusion.fuse = networks.add("fusion.fuse", dtype)
-            self.paths.append("fusion.fuse")
+            self._paths.append("fusion.fuse")
         *blocks, last = (f"reconstruction.{i}" for i in range(len(model.reconstruction)))
         parts = [networks.add(path, dtype) for path in blocks]
         self.reconstruction = Chain(*parts, networks.add(last, torch.float32))
-        self.paths += [*blocks, last]
+        self._paths += [*blocks, last]
         self._tables = model.tables()
         self.eval().requires_grad_(False)
 
@@ -101,6 +100,9 @@ class CompiledFVC(KeepsPrecision, FVC):
 
     def tables(self) -> tuple[Tensor, EntropyTables, tuple[EntropyTables, EntropyTables]]:
         return self._tables
+
+    def decoder_paths(self) -> list[str]:
+        return self._paths
 
 
 class InFloat32(nn.Module):
@@ -140,7 +142,7 @@ class FVCCodec(BehindImage):
     def half(model: FVC, device: torch.device, dtype: torch.dtype, strict: bool, original: bool) -> FVC:
         """The inter model alone; arguments as for the codec."""
         model = copied(model, device)
-        return model if original else CompiledFVC(model, VideoNetworks(model, strict), dtype)
+        return reporting(model) if original else CompiledFVC(model, VideoNetworks(model, strict), dtype)
 
     def start(self, x_hat: Tensor) -> FVCState:
         return self.inter.start(x_hat)
@@ -170,6 +172,3 @@ class FVCCodec(BehindImage):
     def _decoding(self, *features: Tensor) -> Routine:
         x_hat, state = yield from self.inter.decoding(FVCState(features))
         return x_hat, state.features
-
-    def decoder_paths(self) -> list[str]:
-        return ["extraction", *self.inter.paths]

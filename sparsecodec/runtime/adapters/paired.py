@@ -3,18 +3,20 @@
 from __future__ import annotations
 
 import copy
+import math
 from abc import abstractmethod
 from collections.abc import Callable
 from typing import Any, ClassVar, NoReturn, TypeVar
 
 import torch
-from torch import Tensor, get_num_threads, nn
+from torch import get_num_threads, nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Host, Routine, eagerly
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.numerics import Numerics, eager_numerics
+from sparsecodec.runtime.precision import KeepsPrecision
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.runtime.uncopied import Uncopied
@@ -22,6 +24,7 @@ from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.runtime.video_networks import VideoNetworks
 
 Model = TypeVar("Model", bound=nn.Module)
+ORIGINAL = "original: every layer is the model's own, in float32"
 
 
 class KeepsWeights(Uncopied, nn.Module):
@@ -35,19 +38,40 @@ class KeepsWeights(Uncopied, nn.Module):
         )
 
 
-class KeepsPrecision(KeepsWeights):
-    """One compiled model, whose precision `compile_codec` chose once: ``half()`` and ``to(dtype)`` leave its values.
+class OneModel(KeepsPrecision, KeepsWeights):
+    """One compiled model of a video codec: it answers the model's calls, alone or in the codec.
 
-    Programs of the published software call ``half()`` on what they have loaded. The networks do not listen, and steps
-    in another precision than theirs would be other steps: neither end could open what an untouched one wrote.
+    Attributes:
+        SCALE: a network that both ends run, and how many pixels of a frame a position of its first argument stands for.
+        FIRST: the network that predicted frames run behind frames that stand alone only.
     """
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> KeepsPrecision:
-        def moved(value: Tensor) -> Tensor:
-            result = fn(value)
-            return result if result.dtype == value.dtype else value.to(result.device)
+    SCALE: ClassVar[tuple[str, int]]
+    FIRST: ClassVar[str] = ""
 
-        return super()._apply(moved, recurse)
+    _networks: VideoNetworks  # of the whole codec
+    _prefix: str = ""  # of the paths of this model's networks there
+
+    def decoder_paths(self) -> list[str]:
+        """The networks that decoding runs, of a predicted frame behind another one, by their paths in the codec."""
+        raise NotImplementedError
+
+    @property
+    def report(self) -> Report:
+        """Each layer with its op, backend and MACs, or the reason why it stayed a torch layer.
+
+        Kernels are chosen, and MACs known, when the first frame is coded.
+        """
+        path, pixels = self.SCALE
+        pixels *= self._networks.positions(self._prefix + path)
+        return self._networks.report(pixels or math.inf, self.decoder_paths(), self._notes(), self._prefix)
+
+    def _notes(self) -> tuple[str, ...]:
+        return (
+            "paired: streams open where both ends are compiled alike; calls of one model alone do not check that",
+            "MACs are per pixel of the first frame; what has not run yet has none",
+            *self._networks.capture_notes(),
+        )
 
 
 class PairedVideo(CompiledVideo):
@@ -60,9 +84,11 @@ class PairedVideo(CompiledVideo):
 
     Attributes:
         FLOAT32: which networks compute in float32, for people.
+        inter: the model of predicted frames: `OneModel`, or the model itself.
     """
 
     FLOAT32: ClassVar[str]
+    inter: nn.Module
 
     def __init__(
         self, model_hash: bytes, device: torch.device, dtype: torch.dtype, networks: VideoNetworks | None
@@ -80,14 +106,10 @@ class PairedVideo(CompiledVideo):
     def keepers(self) -> list[CompiledTransform | Executor]:
         return [] if self._networks is None else [*self._networks.transforms, self._networks.executor]
 
-    @abstractmethod
-    def decoder_paths(self) -> list[str]:
-        """The networks that decoding a predicted frame runs."""
-
     def notes(self) -> tuple[str, ...]:
         """What the report says beside the layers."""
         if self._networks is None:
-            return ("original: every layer is the model's own, in float32",)
+            return (ORIGINAL,)
         return (
             f"networks in {str(self.dtype).removeprefix('torch.')}; {self.FLOAT32} in float32",
             f"both ends: {self.numerics.name}",
@@ -100,7 +122,7 @@ class PairedVideo(CompiledVideo):
         """Each layer with its op, backend and MACs, or the reason why it stayed a torch layer."""
         if self._networks is None:
             return Report((), self.notes(), (), 0)
-        return self._networks.report(self._warm_pixels, self.decoder_paths(), self.notes())
+        return self._networks.report(self._warm_pixels, self.inter.decoder_paths(), self.notes())
 
 
 class TwoModels(PairedVideo):
@@ -117,13 +139,11 @@ class TwoModels(PairedVideo):
     Attributes:
         intra, inter: both models; they answer the published software's calls.
         MODELS, COMPILED: classes of both, and what compiles them: (model, networks, prefix of paths, dtype).
-        FIRST: the network that predicted frames run behind frames that stand alone only.
         REDUCES: whether torch reduces or multiplies matrices in it, so that the bits depend on its threads.
     """
 
     MODELS: ClassVar[tuple[type[nn.Module], type[nn.Module]]]
-    COMPILED: ClassVar[tuple[type[nn.Module], type[nn.Module]]]
-    FIRST: ClassVar[str]
+    COMPILED: ClassVar[tuple[type[OneModel], type[OneModel]]]
     REDUCES: ClassVar[bool] = False
 
     def __init__(
@@ -152,7 +172,7 @@ class TwoModels(PairedVideo):
         """One model of the family alone: it answers the published software's calls; arguments as for the codec."""
         model = cls.own_copy(model, device, original)
         if original:
-            return model
+            return reporting(model)
         compiled = cls.COMPILED[not isinstance(model, cls.MODELS[0])]
         return compiled(model, VideoNetworks(model, strict), "", dtype)
 
@@ -172,10 +192,13 @@ class TwoModels(PairedVideo):
             return eager_numerics(self.device)
         return self._networks.numerics_of(get_num_threads() if self.REDUCES else None)
 
-    def decoder_paths(self) -> list[str]:
-        return [f"inter.{path}" for path in self.COMPILED[1].decoder_paths() if path != self.FIRST]
-
 
 def copied(model: Model, device: torch.device) -> Model:
     """A float32 copy of `model` on `device`, for inference."""
     return copy.deepcopy(model).to(device).float().eval().requires_grad_(False)
+
+
+def reporting(model: Model) -> Model:
+    """`model`, whose own layers run: it has the `report` that compiled models have."""
+    model.report = Report((), (ORIGINAL,), (), 0)
+    return model
