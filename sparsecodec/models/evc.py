@@ -234,16 +234,17 @@ class EVC(SingleFrames, DualPriorImage):
 
         Args:
             bit_stream: from `compress`.
-            height, width: of the picture; sizes that are no multiples of 64 are those before padding.
+            height, width: of the picture, before or after padding.
             q_scale: as given to `compress`.
 
         Returns:
-            ``x_hat``: ``[1, 3, height, width]`` in [0, 1]; ``dec_time``: seconds that this took.
+            ``x_hat``: ``[1, 3, H, W]`` in [0, 1], H and W the next multiples of 64: the caller cuts off what it padded,
+            as with the published class; ``dec_time``: seconds that this took.
 
         Raises:
             BitstreamError: the payload is damaged or belongs to other settings.
             UsageError: a size below 1.
         """
         start = time.perf_counter()
-        x_hat = self._decompress(bit_stream, height, width, q_scale)[:, :, :height, :width]
+        x_hat = self._decompress(bit_stream, height, width, q_scale)
         return {"x_hat": x_hat, "dec_time": time.perf_counter() - start}

@@ -60,7 +60,7 @@ class SingleFrames:
             pic_width, pic_height: of the picture before padding; a file needs them, else they are those of `x`.
 
         Returns:
-            ``bit``: of the file; ``x_hat`` ``[1, 3, pic_height, pic_width]``, as decoded from it; ``enc_time``,
+            ``bit``: of the file; ``x_hat`` ``[1, 3, H, W]`` as decoded from it, padded like `x`; ``enc_time``,
             ``dec_time``, and ``latency``, their sum: seconds, coding included, files not.
 
         Raises:

@@ -190,7 +190,7 @@ def test_decodes_in_another_process(model: EVC, x: Tensor, tmp_path):
     (tmp_path / "stream").write_bytes(coded["bit_stream"])
     paths = [tmp_path / name for name in ("model.pt", "stream", "x_hat.pt")]
     subprocess.run([sys.executable, "-c", DECODE, *paths], check=True, timeout=300)
-    assert torch.equal(torch.load(paths[2]), coded["x_hat"][:, :, :100])
+    assert torch.equal(torch.load(paths[2]), coded["x_hat"])
 
 
 def test_lower_rates_are_smaller(model: EVC, x: Tensor):
@@ -274,7 +274,7 @@ def test_a_picture_goes_through_the_published_file(model: EVC, x: Tensor, tmp_pa
     size = len(coded["bit_stream"])
     assert data[:14] == bytes([0, 0, 0, 119, 0, 0, 0, 101, 0, 80]) + size.to_bytes(4, "big")
     assert data[14:] == coded["bit_stream"] and out["bit"] == 8 * len(data)
-    assert torch.equal(out["x_hat"], coded["x_hat"][:, :, :119, :101])
+    assert torch.equal(out["x_hat"], coded["x_hat"])
     assert out["latency"] == out["enc_time"] + out["dec_time"] > out["dec_time"] > 0
     assert model.decompress(data[14:], 119, 101, 0.8)["dec_time"] > 0
     in_memory = model.encode_decode(x, 0.804)

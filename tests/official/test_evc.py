@@ -69,12 +69,12 @@ def test_streams_are_the_same_and_open_on_both_sides(models, x: Tensor, q_scale:
     assert torch.equal(coded["x_hat"], x_hat)
 
 
-def test_odd_sizes_are_cut_off_by_us_and_by_their_caller(models, x: Tensor):
+def test_odd_sizes_come_padded(models, x: Tensor):
     ours, theirs = models
     padded = F.pad(x[:, :, :51, :101], (0, 27, 0, 13))
     payload = theirs.compress(padded, 0.8)["bit_stream"]
     x_hat = theirs.decompress(payload, 51, 101, 0.8)["x_hat"]
-    assert torch.equal(ours.decompress(payload, 51, 101, 0.8)["x_hat"], x_hat[:, :, :51, :101])
+    assert torch.equal(ours.decompress(payload, 51, 101, 0.8)["x_hat"], x_hat)
 
 
 @pytest.mark.parametrize("name", ["LL", "LM", "LS", "ML", "SL", "MM", "SS", "Scale_SL", "Scale_SS"])

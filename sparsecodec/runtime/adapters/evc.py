@@ -91,12 +91,13 @@ class EVCCodec(SingleFrames, CompiledCodec):
 
     @torch.inference_mode()
     def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Any]:
-        """As the model's own: payload -> ``x_hat`` ``[1, 3, height, width]``, ``dec_time`` until this returns."""
+        """As the model's own: payload -> ``x_hat``, padded, and ``dec_time`` until this returns."""
         start = time.perf_counter()
         if height < 1 or width < 1:
             raise UsageError(f"picture of {height} x {width} (needs at least 1 x 1)")
-        inputs = [bit_stream], round_step(q_scale), height, width, self._original_coder
-        x_hat = self._decompressing((height, width), 1, lambda: self._synthesise(*inputs))
+        padded = tuple(side + -side % self.STRIDE for side in (height, width))
+        inputs = [bit_stream], round_step(q_scale), *padded, self._original_coder
+        x_hat = self._decompressing(padded, 1, lambda: self._synthesise(*inputs))
         return {"x_hat": x_hat, "dec_time": time.perf_counter() - start}
 
     def _analyse(
