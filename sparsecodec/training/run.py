@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -19,6 +21,11 @@ from sparsecodec.training.families import family_of, trains_clips
 from sparsecodec.training.recipe import Recipe
 from sparsecodec.training.tables import refresh_tables
 from sparsecodec.training.trainer import Data, Trainer
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
 
 STARTED_FROM = "started_from.txt"
 NEEDS_DENSE = ("prune", "search")
@@ -42,7 +49,7 @@ def run(
 
     Raises:
         UsageError: the recipe does not fit the model, or the folder holds another run, or one that started from other
-            weights.
+            weights, or one that is at work.
         SparseCodecError: the training diverged; the message names the step and the layer.
     """
     folder = Path(folder)
@@ -60,22 +67,49 @@ def run(
         raise UsageError(f"{name} holds frozen integers, which do not learn (start from the float codec)")
     if recipe.command in NEEDS_DENSE and getattr(model, "compact_config", None) is not None:
         raise UsageError(f"{recipe.start_from} is pruned already (start from a dense codec)")
-    began = (folder / STARTED_FROM).exists()
-    if recipe.start_from:
-        _remember_start(folder, recipe.start_from, model)
-    try:
-        if recipe.method == methods.PLAIN:
-            codec = Trainer(recipe, model, data, folder).run()
-        else:
-            method = methods.module_of(recipe.method)
-            codec = method.run(recipe, recipe.settings, model, data, folder, load or _no_loader)
-    except SparseCodecError:
-        kept = any(path.suffix in (".safetensors", ".json") for path in folder.rglob("*"))
-        if not (began or kept) and distributed.rank() == 0:  # refused before it made anything: no run began
-            (folder / STARTED_FROM).unlink(missing_ok=True)
-        raise
+    with _alone_in(folder):
+        began = (folder / STARTED_FROM).exists()
+        if recipe.start_from:
+            _remember_start(folder, recipe.start_from, model)
+        try:
+            if recipe.method == methods.PLAIN:
+                codec = Trainer(recipe, model, data, folder).run()
+            else:
+                method = methods.module_of(recipe.method)
+                codec = method.run(recipe, recipe.settings, model, data, folder, load or _no_loader)
+        except SparseCodecError:
+            kept = any(path.suffix in (".safetensors", ".json") for path in folder.rglob("*"))
+            if not (began or kept) and distributed.rank() == 0:  # refused before it made anything: no run began
+                (folder / STARTED_FROM).unlink(missing_ok=True)
+            raise
     refresh_tables(codec)
     return codec
+
+
+@contextmanager
+def _alone_in(folder: Path) -> Iterator[None]:
+    """Keeps other runs out of a folder, as far as its file system and the system can: none would notice the other."""
+    if fcntl is None or distributed.rank() != 0:
+        yield
+        return
+    there = folder.exists()
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(handle)
+        raise UsageError(f"another run works in {folder} (needs a folder of its own)") from error
+    except OSError:  # a file system without locks
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
+        if not there:
+            with suppress(OSError):  # a run that was refused before it made anything leaves no folder
+                folder.rmdir()
 
 
 def initial_model(recipe: Recipe, load: Callable[[str], nn.Module]) -> nn.Module:

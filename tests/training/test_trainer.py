@@ -50,6 +50,27 @@ def test_resumed_run_equals_an_uninterrupted_one(pruning, pictures, tmp_path):
     resumed(lambda folder: _trainer(values, pictures, folder), tmp_path)
 
 
+def test_a_run_has_its_folder_to_itself(pictures, tmp_path):
+    recipe = Recipe.from_dict({**PLAIN, "steps": 2})
+
+    class Crowded(RandomCrops):
+        refusals = 0
+
+        def batch(self, *args):
+            with pytest.raises(UsageError, match="another run works in .*out"):
+                run(recipe, create("evc-tiny"), RandomCrops(pictures, recipe.crop), tmp_path / "out")
+            self.refusals += 1
+            return super().batch(*args)
+
+    data = Crowded(pictures, recipe.crop)
+    run(recipe, create("evc-tiny"), data, tmp_path / "out")
+    assert data.refusals >= 2
+    run(recipe, create("evc-tiny"), RandomCrops(pictures, recipe.crop), tmp_path / "out")  # done: given again
+    with pytest.raises(UsageError, match="crop=65|missing"):
+        run(Recipe.from_dict({**PLAIN, "steps": 2, "crop": 65}), create("evc-tiny"), data, tmp_path / "none")
+    assert not (tmp_path / "none").exists()
+
+
 def test_pruning_meets_its_target_and_rebuilds_from_json(pictures, tmp_path):
     recipe = Recipe.from_dict({**PLAIN, "steps": 8, "gradient_decay": PRUNING})
     model = create("evc-tiny")
