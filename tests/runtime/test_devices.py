@@ -7,7 +7,6 @@ import torch
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.models import create
-from sparsecodec.nn import factorized_tables
 from sparsecodec.nn.routine import Coding, Routine
 from sparsecodec.ops import evc_scale_thresholds, use_backend
 from sparsecodec.runtime import codec as codec_module
@@ -50,8 +49,9 @@ def finish(routine: Routine, decoding: bool) -> tuple[int, torch.Tensor | None]:
 
 def test_evc(valueless, monkeypatch):
     model = create("evc-tiny")
-    tables = factorized_tables(model.bit_estimator_z, 96)
-    monkeypatch.setattr(evc_adapter, "factorized_tables", lambda *_: tables)
+    tables = model.tables()
+    monkeypatch.setattr(evc_adapter, "factorized_tables", lambda *_: tables[1])
+    monkeypatch.setattr(type(model), "tables", lambda _: tables)
     codec = evc_adapter.EVCCodec(model, DEVICE, torch.float16, False)  # values that are read once are the CPU's
     coder = codec._coder
     # The reference reads values, to check its thresholds.
