@@ -18,15 +18,12 @@ from sparsecodec.ops import why_unavailable
 LOWER_BOUND = 1 << 16  # of a lane's state, and what it begins and ends with
 WARP = 32
 LEAST_WORDS = 4096  # of a payload's memory, whose size is a power of two: few sizes, few captured graphs
-# A group has a warp and takes as long however many others there are; below this many the host is done sooner. Estimated
-# (0.2 us a symbol of a lane against 400 million symbols a second and the way to the host and back), not measured.
-LEAST_GROUPS = 4
 _copies: WeakKeyDictionary[EntropyTables, dict[torch.device, tuple[Tensor, ...]]] = WeakKeyDictionary()
 
 
-def prefers_device(total: int, device: torch.device) -> bool:
-    """Whether a payload of `total` symbols is decoded on `device`, where its networks run, and not on the host."""
-    return device.type == "cuda" and native().lane_layout(total)[1] >= LEAST_GROUPS and why_unavailable("cuda") is None
+def decodes_on(device: torch.device) -> bool:
+    """Whether a picture's payload is decoded on `device`, where its networks run, and not on the host."""
+    return device.type == "cuda" and why_unavailable("cuda") is None
 
 
 def _arrays(tables: EntropyTables, device: torch.device) -> tuple[Tensor, ...]:

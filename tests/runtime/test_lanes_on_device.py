@@ -10,7 +10,6 @@ from torch import Tensor
 
 from sparsecodec import _cuda
 from sparsecodec.entropy import lanes_cuda
-from sparsecodec.entropy.native import native
 from sparsecodec.errors import BitstreamError
 from sparsecodec.ops import use_backend
 from sparsecodec.runtime import CompiledCodec, compile_codec
@@ -27,19 +26,19 @@ SIZE = (64, 128)
 
 
 @pytest.fixture
-def on_device(emulated, monkeypatch) -> list[int]:
-    """All payloads are decoded on the device; the symbols of each are kept."""
-    totals = []
+def on_device(emulated, monkeypatch) -> list[torch.device]:
+    """All payloads are decoded on the device; each asks once."""
+    asked = []
 
-    def preferred(total: int, device: torch.device) -> bool:
-        totals.append(total)
+    def decodes_on(device: torch.device) -> bool:
+        asked.append(device)
         return True
 
     monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
     monkeypatch.setattr(_cuda, "_launch", launching(_cuda._launch))
     for adapter in (portable, portable_rt):
-        monkeypatch.setattr(adapter, "prefers_device", preferred)
-    return totals
+        monkeypatch.setattr(adapter, "decodes_on", decodes_on)
+    return asked
 
 
 @pytest.fixture(params=["evc-float", "mbt2018-mean", "bmshj2018-factorized"])
@@ -64,10 +63,10 @@ def captured(family: str) -> Iterator[CompiledCodec]:
 
 def test_pictures_are_the_hosts(family, blobs, request):
     expected = [portable_codec(family).decode(blob) for blob in blobs]
-    totals = request.getfixturevalue("on_device")
+    asked = request.getfixturevalue("on_device")
     for blob, x_hat in zip(blobs, expected, strict=True):
         assert torch.equal(portable_codec(family).decode(blob), x_hat)
-    assert len(totals) == len(blobs)
+    assert len(asked) == len(blobs)
 
 
 def test_one_graph_decodes_without_waiting(captured, blobs, request):
@@ -102,17 +101,14 @@ def test_video_frames_are_the_hosts(on_device, monkeypatch):
     payload, state = codec.intra_encode(frames[0], 30)
     following, _ = codec.inter_encode(frames[1], state, 30, 1)
     there = codec.intra_decode(payload, 64, 64, 30)[0], codec.inter_decode(following, state, 64, 64, 30, 1)[0]
-    monkeypatch.setattr(portable_rt, "prefers_device", lambda total, device: False)
+    monkeypatch.setattr(portable_rt, "decodes_on", lambda device: False)
     here = codec.intra_decode(payload, 64, 64, 30)[0], codec.inter_decode(following, state, 64, 64, 30, 1)[0]
     assert on_device and all(map(torch.equal, there, here))
 
 
-def test_small_pictures_and_other_devices_decode_on_the_host(monkeypatch):
+def test_only_gpus_that_run_the_kernel_decode(monkeypatch):
     monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
-    large = 32 * 16384 * lanes_cuda.LEAST_GROUPS
-    assert native().lane_layout(large)[1] == lanes_cuda.LEAST_GROUPS
-    assert lanes_cuda.prefers_device(large, GPU)
-    assert not lanes_cuda.prefers_device(large - 1, GPU)
-    assert not lanes_cuda.prefers_device(large, CPU)
+    assert lanes_cuda.decodes_on(GPU)
+    assert not lanes_cuda.decodes_on(CPU)
     monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: "no driver")
-    assert not lanes_cuda.prefers_device(large, GPU)
+    assert not lanes_cuda.decodes_on(GPU)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import DecoderGroup, EncoderGroup, EntropyTables, evc_gaussian_tables
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder, payload_symbols
-from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, LaneWords, lane_words, prefers_device, require_end
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, LaneWords, decodes_on, lane_words, require_end
 from sparsecodec.errors import BitstreamError, UsageError
 from sparsecodec.nn.dual_prior import DualPriorCoder
 from sparsecodec.nn.integer_prior import (
@@ -147,7 +147,7 @@ class PortableEVCCodec(Portable, EVCCodec):
     ) -> Tensor:
         size = tuple(-(-side // self.STRIDE) for side in (height, width))
         total = self._symbols(*(side * self.STRIDE for side in size))
-        if len(payloads) > 1 or not prefers_device(total, self.device):
+        if len(payloads) > 1 or not decodes_on(self.device):
             return super()._synthesise(payloads, q_scale, height, width, coder)
         inputs = (size, self._gain(q_scale), coder, height, width)
         return self._on_device(payloads[0], total, self._whole_synthesis, *inputs)
@@ -185,7 +185,7 @@ class _OnePayload(Portable):
         rows, columns = (-(-side // self.STRIDE) for side in (height, width))
         total = self._symbols(rows * self.STRIDE, columns * self.STRIDE)
         z_shape = (len(payloads), len(self._medians), rows, columns)
-        if len(payloads) == 1 and prefers_device(total, self.device):
+        if len(payloads) == 1 and decodes_on(self.device):
             return self._on_device(payloads[0][0], total, self._whole_synthesis, z_shape, height, width)
         decoder = DecoderGroup(LaneDecoder(payload, total) for (payload,) in payloads)
         first = decoder.decode(self._bottleneck._indexes(z_shape), self._z_tables)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import dcvc_gaussian16_tables
 from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder, payload_symbols
-from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, lane_words, prefers_device
+from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, decodes_on, lane_words
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_rt import HYPER, RESET_INTERVAL, SHIFT_OF_FRAME, STRIDE, pad_latent
 from sparsecodec.nn.fingerprint import model_hash
@@ -291,7 +291,7 @@ class PortableRTCodec(CompiledVideo):
         size = height // STRIDE, width // STRIDE
         total = self._symbols(model, height, width)
         first = coder.z_request((1, model.widths.hyper, *(-(-side // HYPER) for side in size)), rate)
-        if prefers_device(total, self.device):
+        if decodes_on(self.device):
             decoder = CudaLaneDecoder(lane_words(payload, total).to(self.device), total)
             z_symbols = decoder.decode(first.indexes.to(self.device), first.tables)
             y_hat = drive_on_device(coder.decoding(z_symbols, size, temporal), decoder)
