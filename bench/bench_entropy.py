@@ -320,7 +320,7 @@ def bench_decode_lanes_on_gpu(race, case):
     payload = _encoded(LaneEncoder(total), [(symbols, indexes.cpu(), tables) for symbols, indexes, tables in calls])
 
     def on_device() -> list[torch.Tensor]:
-        decoder = CudaLaneDecoder(lane_words(payload, total).to(torch.device("cuda")), total)
+        decoder = CudaLaneDecoder(lane_words([payload], total).to(torch.device("cuda")), total)
         decoded = [decoder.decode(indexes, tables) for _, indexes, tables in calls]
         decoder.finish()
         return decoded

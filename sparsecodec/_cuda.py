@@ -37,7 +37,7 @@ SIGNATURES = {
     ),
     "decode_lanes": (
         _INT,
-        [*5 * [_POINTER], *2 * [_UNSIGNED], *3 * [_POINTER], _UNSIGNED, _POINTER, _UNSIGNED, _POINTER, _POINTER],
+        [*5 * [_POINTER], *3 * [_UNSIGNED], *3 * [_POINTER], _UNSIGNED, _POINTER, _UNSIGNED, _POINTER, _POINTER],
     ),
 }
 
@@ -163,12 +163,13 @@ def entropy_parameters(scales: Tensor, thresholds: Tensor, part: str = "all", ou
 
 
 def decode_lanes(
-    words: Tensor, ends: Tensor, cursors: Tensor, states: Tensor, faults: Tensor, lanes: int,
+    words: Tensor, ends: Tensor, cursors: Tensor, states: Tensor, faults: Tensor, pictures: int, lanes: int,
     tables: tuple[Tensor, ...], rows: int, indexes: Tensor, out: Tensor,
 ) -> Tensor:  # fmt: skip
     """One coding call of the lanes coder; the tensors are those of csrc/cuda/decode_lanes.cu, contiguous."""
-    launched = (words, ends, cursors, states, faults, ends.numel(), lanes, *tables, rows, indexes, indexes.numel(), out)
-    _launch("decode_lanes", indexes.device, *launched)
+    counts = pictures, ends.numel() // pictures, lanes
+    launched = (*counts, *tables, rows, indexes, indexes.numel() // pictures, out)
+    _launch("decode_lanes", indexes.device, words, ends, cursors, states, faults, *launched)
     return out
 
 

@@ -22,17 +22,18 @@ struct Words {
     }
 };
 
-// One block, which is one warp: a group's share of a call, a thread to a lane.
+// One block, which is one warp: a group's share of its picture's part of a call, a thread to a lane.
 __global__ void __launch_bounds__(kMaxLanes)
     decode_lanes_kernel(const std::uint16_t* __restrict__ words, const std::int64_t* __restrict__ ends,
                         std::int64_t* cursors, std::uint32_t* states, std::int64_t* faults,
-                        unsigned lane_count, TableRows tables, const std::int16_t* __restrict__ indexes, unsigned count,
-                        std::int32_t* __restrict__ symbols) {
+                        unsigned groups, unsigned lane_count, TableRows tables, const std::int16_t* __restrict__ indexes,
+                        unsigned count, std::int32_t* __restrict__ symbols) {
     const unsigned group = blockIdx.x, lane = threadIdx.x, before = (1u << lane) - 1;
-    const Share share = share_of(count, gridDim.x, group);
+    const Share share = share_of(count, groups, group % groups);
     if (share.size == 0) return;
-    indexes += share.begin;
-    symbols += share.begin;
+    const std::int64_t begin = static_cast<std::int64_t>(group / groups) * count + share.begin;
+    indexes += begin;
+    symbols += begin;
     const std::int64_t end = ends[group];
     std::int64_t next = cursors[group];
     std::uint32_t state = states[group * kMaxLanes + lane];
@@ -111,20 +112,22 @@ __global__ void __launch_bounds__(kMaxLanes)
 }  // namespace
 }  // namespace sparsecodec
 
-// The next coding call of `groups` groups of 1 to 32 lanes.
+// The next coding call of `pictures` payloads of `groups` groups of 1 to 32 lanes each.
 //
-// words: uint16, those of all groups; group g reads up to place ends[g] and no farther. cursors: [groups], the place of
-// its next word, updated. states: [groups, 32], those of its lanes, 65536 or more, updated. faults: [groups, 3], zeros at
-// first: a group writes there what went wrong, lanes::Fault, and then gives zeros in this call and in later ones.
-// rows, buckets, cdf: the arrays of lanes::TableRows. indexes: [count] int16; symbols: [count] int32; count < 2^31.
+// words: uint16, those of all groups; group g of all reads up to place ends[g] and no farther. cursors: [pictures, groups],
+// the place of its next word, updated. states: [pictures, groups, 32], those of its lanes, 65536 or more, updated. faults:
+// [pictures, groups, 3], zeros at first: a group writes there what went wrong, lanes::Fault, the place within its picture's
+// part, and then gives zeros in this call and in later ones. rows, buckets, cdf: the arrays of lanes::TableRows. indexes:
+// [pictures, count] int16; symbols: [pictures, count] int32; count < 2^31.
 SC_EXPORT int sparsecodec_decode_lanes(const std::uint16_t* words, const std::int64_t* ends, std::int64_t* cursors,
-                                       std::uint32_t* states, std::int64_t* faults, unsigned groups, unsigned lane_count,
-                                       const void* rows, const void* buckets, const std::uint32_t* cdf,
-                                       unsigned row_count, const std::int16_t* indexes, unsigned count,
-                                       std::int32_t* symbols, void* stream) {
+                                       std::uint32_t* states, std::int64_t* faults, unsigned pictures,
+                                       unsigned groups, unsigned lane_count, const void* rows, const void* buckets,
+                                       const std::uint32_t* cdf, unsigned row_count, const std::int16_t* indexes,
+                                       unsigned count, std::int32_t* symbols, void* stream) {
     using namespace sparsecodec;
-    if (lane_count == 0 || lane_count > lanes::kMaxLanes || groups == 0) return cudaErrorInvalidValue;
+    const std::uint64_t blocks = static_cast<std::uint64_t>(pictures) * groups;
+    if (lane_count == 0 || lane_count > lanes::kMaxLanes || blocks == 0 || blocks >> 31 != 0) return cudaErrorInvalidValue;
     const TableRows tables{static_cast<const Row*>(rows), static_cast<const Bucket*>(buckets), cdf, row_count};
-    return launch(decode_lanes_kernel, groups, lanes::kMaxLanes, stream, words, ends, cursors, states, faults, lane_count,
-                  tables, indexes, count, symbols);
+    return launch(decode_lanes_kernel, static_cast<unsigned>(blocks), lanes::kMaxLanes, stream, words, ends, cursors, states,
+                  faults, groups, lane_count, tables, indexes, count, symbols);
 }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 from weakref import WeakKeyDictionary
 
@@ -36,7 +37,7 @@ def _arrays(tables: EntropyTables, device: torch.device) -> tuple[Tensor, ...]:
 
 
 class LaneWords(NamedTuple):
-    """A payload as the kernel reads it: the tensors of csrc/cuda/decode_lanes.cu.
+    """Payloads as the kernel reads them: the tensors of csrc/cuda/decode_lanes.cu, groups counted through all pictures.
 
     Attributes:
         words: ``[W]`` int16, W a power of two of at least 4096: those of all groups, then zeros.
@@ -53,22 +54,37 @@ class LaneWords(NamedTuple):
         return LaneWords(*(tensor.to(device) for tensor in self))
 
 
-def lane_words(payload: Any, total: int) -> LaneWords:
-    """Reads what stands before the first symbol.
+def lane_words(payloads: Sequence[Any], total: int) -> LaneWords:
+    """Reads what stands before the first symbols.
 
     Args:
-        payload: bytes-like; what `LaneEncoder.finish` returned.
-        total: as given to the encoder.
+        payloads: bytes-like, at least one; what `LaneEncoder.finish` returned, a picture each.
+        total: as given to each encoder.
 
     Returns:
         Tensors on the host.
 
     Raises:
-        BitstreamError: the payload cannot be one of so many symbols.
+        BitstreamError: a payload cannot be one of so many symbols.
         UsageError: a total out of range.
     """
-    native().LaneDecoder(payload, total)  # its checks of everything before the first word
     lanes, groups = native().lane_layout(total)
+    parts, sizes = zip(*(_words_and_sizes(payload, total, groups) for payload in payloads), strict=True)
+    words, of_groups = np.concatenate(parts), np.concatenate(sizes)
+    ends = np.cumsum(of_groups)
+    first = ends - of_groups
+    states = np.full((len(ends), WARP), LOWER_BOUND, np.int64)
+    pairs = words[first[:, None] + np.arange(2 * lanes)].reshape(len(ends), lanes, 2).astype(np.int64)
+    states[:, :lanes] = pairs[:, :, 0] | pairs[:, :, 1] << 16
+    held = np.zeros(max(LEAST_WORDS, 1 << (len(words) - 1).bit_length()), np.uint16)
+    held[: len(words)] = words
+    arrays = held.view(np.int16), ends, first + 2 * lanes, states.astype(np.uint32).view(np.int32)
+    return LaneWords(*map(torch.from_numpy, arrays))
+
+
+def _words_and_sizes(payload: Any, total: int, groups: int) -> tuple[np.ndarray, list[int]]:
+    """A payload's words, uint16, and how many of them each group has."""
+    native().LaneDecoder(payload, total)  # its checks of everything before the first word
     view, at, sizes = memoryview(payload).cast("B"), 0, []
     for _ in range(groups - 1):
         size = shift = 0
@@ -80,46 +96,41 @@ def lane_words(payload: Any, total: int) -> LaneWords:
                 break
         sizes.append(size)
     words = np.frombuffer(view[at:], "<u2").astype(np.uint16)
-    sizes.append(len(words) - sum(sizes))
-    ends = np.cumsum(sizes)
-    first = ends - sizes
-    states = np.full((groups, WARP), LOWER_BOUND, np.int64)
-    pairs = words[first[:, None] + np.arange(2 * lanes)].reshape(groups, lanes, 2).astype(np.int64)
-    states[:, :lanes] = pairs[:, :, 0] | pairs[:, :, 1] << 16
-    held = np.zeros(max(LEAST_WORDS, 1 << (len(words) - 1).bit_length()), np.uint16)
-    held[: len(words)] = words
-    arrays = held.view(np.int16), ends, first + 2 * lanes, states.astype(np.uint32).view(np.int32)
-    return LaneWords(*map(torch.from_numpy, arrays))
+    return words, [*sizes, len(words) - sum(sizes)]
 
 
 class CudaLaneDecoder:
-    """`LaneDecoder` for indexes on a GPU: a warp decodes a group, nothing waits for the device until `finish`.
+    """`LaneDecoder` for the indexes of one or more pictures on a GPU: a warp decodes a group of one of them.
+
+    Nothing waits for the device until `finish`.
 
     Args:
-        payload: from `lane_words`, on a CUDA device; its cursors and states are written to.
-        total: as given to the encoder.
+        payloads: from `lane_words`, on a CUDA device; their cursors and states are written to.
+        total: as given to each encoder.
 
     Attributes:
-        faults: ``[groups, 3]`` int64 on the device, as csrc/cuda/decode_lanes.cu describes them.
+        faults: ``[groups of all pictures, 3]`` int64 on the device, as csrc/cuda/decode_lanes.cu describes them.
 
     Raises:
         NoBackendError: the CUDA kernels cannot be used.
     """
 
-    def __init__(self, payload: LaneWords, total: int) -> None:
+    def __init__(self, payloads: LaneWords, total: int) -> None:
         missing = why_unavailable("cuda")
         if missing is not None:
-            raise NoBackendError(f"lanes on {payload.words.device}: {missing}")
-        self._payload = payload
+            raise NoBackendError(f"lanes on {payloads.words.device}: {missing}")
+        self._payloads = payloads
         self._left = total
-        self._lanes, groups = native().lane_layout(total)
-        self.faults = torch.zeros((groups, 3), dtype=torch.int64, device=payload.words.device)
+        self._lanes, self._groups = native().lane_layout(total)
+        self._pictures = len(payloads.ends) // self._groups
+        self.faults = torch.zeros((len(payloads.ends), 3), dtype=torch.int64, device=payloads.words.device)
 
     def decode(self, indexes: Tensor, tables: EntropyTables, out: Tensor | None = None) -> Tensor:
         """The symbols of the next coding call. Damage shows in `finish`; from there on the group's symbols are 0.
 
         Args:
-            indexes: any shape, int16, on the decoder's device. Table row of each symbol, as given to the encoder.
+            indexes: ``[N, ...]`` int16 on the decoder's device, of one picture any shape. Table row of each symbol, as
+                given to the encoder.
             tables: the distributions used to encode.
             out: shape of `indexes`, int32, contiguous; filled and returned. None: a new tensor.
 
@@ -129,7 +140,9 @@ class CudaLaneDecoder:
         Raises:
             UsageError: wrong dtype, device or shape, more symbols than the total.
         """
-        device, count = self.faults.device, indexes.numel()
+        device, count = self.faults.device, indexes.numel() // self._pictures
+        if self._pictures > 1 and (indexes.dim() == 0 or len(indexes) != self._pictures):
+            raise UsageError(f"indexes: shape {list(indexes.shape)} (needs [{self._pictures}, ...], one per picture)")
         if indexes.dtype != torch.int16 or indexes.device != device:
             raise UsageError(f"indexes: {indexes.dtype} on {indexes.device} (needs torch.int16 on {device})")
         if count > self._left or count >= 2**31:
@@ -143,7 +156,14 @@ class CudaLaneDecoder:
             )
         self._left -= count
         _cuda.decode_lanes(
-            *self._payload, self.faults, self._lanes, _arrays(tables, device), tables.rows, indexes.contiguous(), out
+            *self._payloads,
+            self.faults,
+            self._pictures,
+            self._lanes,
+            _arrays(tables, device),
+            tables.rows,
+            indexes.contiguous(),
+            out,
         )
         return out
 
@@ -155,16 +175,21 @@ class CudaLaneDecoder:
                 message names the group.
             UsageError: an index without a row, or fewer symbols than the total were decoded.
         """
-        require_end(self._payload, self.faults, self._left)
+        require_end(self._payloads, self.faults, self._groups, self._left)
 
 
-def require_end(payload: LaneWords, faults: Tensor, undecoded: int = 0) -> None:
-    """What `CudaLaneDecoder.finish` requires, of the tensors that decoding left and the symbols that it left out."""
-    groups = len(faults)
+def require_end(payloads: LaneWords, faults: Tensor, groups: int, undecoded: int = 0) -> None:
+    """What `CudaLaneDecoder.finish` requires, of the tensors that decoding left.
+
+    Args:
+        payloads, faults: the tensors, in any place.
+        groups: of each payload.
+        undecoded: symbols of each total that were left out.
+    """
     for group, (kind, position, value) in enumerate(faults.tolist()):
         if kind == 0:
             continue
-        named = f"group {group} of {groups}"
+        named = f"group {group % groups} of {groups}"
         if kind == 1:
             raise UsageError(f"indexes[{position}] = {value} has no row in its tables")
         if kind == 2:
@@ -173,10 +198,10 @@ def require_end(payload: LaneWords, faults: Tensor, undecoded: int = 0) -> None:
         raise BitstreamError(f"{named}, symbol {position}: {what}")
     if undecoded:
         raise UsageError(f"{undecoded} symbols of the total were not decoded")
-    left = (payload.ends - payload.cursors).tolist()
-    at_start = (payload.states == LOWER_BOUND).tolist()
-    for group in range(groups):
-        named = f"group {group} of {groups}"
+    left = (payloads.ends - payloads.cursors).tolist()
+    at_start = (payloads.states == LOWER_BOUND).tolist()
+    for group in range(len(left)):
+        named = f"group {group % groups} of {groups}"
         if left[group]:
             raise BitstreamError(f"{named}: {2 * left[group]} bytes are left after its last symbol")
         if not all(at_start[group]):

@@ -225,9 +225,9 @@ class DualPriorCoder:
 
         return (yield from self._two_passes(z_symbols, gain, push, join))
 
-    def z_request(self, size: tuple[int, int], device: torch.device | None = None) -> Coding:
-        """The coding call of a hyper-latent of that size, its indexes on `device` (None: on the host)."""
-        return Coding(self._z_tables, channel_indexes(self._z_shape(size), device))
+    def z_request(self, size: tuple[int, int], device: torch.device | None = None, pictures: int = 1) -> Coding:
+        """The coding call of hyper-latents of that size, its indexes on `device` (None: on the host)."""
+        return Coding(self._z_tables, channel_indexes((pictures, *self._z_shape(size)[1:]), device))
 
     def z_decoding(self, size: tuple[int, int], device: torch.device) -> Routine:
         """The hyper-latent's symbols where other calls precede them: ``[1, C_z, *size]`` int32 on `device`."""

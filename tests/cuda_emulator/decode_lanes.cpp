@@ -109,8 +109,8 @@ struct Payload {
     std::vector<unsigned char> bytes;
 };
 
-// The kernel, on copies of everything in memory of the exact size.
-std::vector<std::int32_t> run_kernel(const Payload& payload, State& state, const Call& call) {
+// The kernel, on copies of everything in memory of the exact size. `payload` may be several pictures' joined.
+std::vector<std::int32_t> run_kernel(const Payload& payload, State& state, const Call& call, unsigned pictures = 1) {
     const TableRows view = call.tables->view();
     check::Buffer<std::uint16_t> words(payload.words.size());
     check::Buffer<Row> rows(view.row_count);
@@ -125,8 +125,8 @@ std::vector<std::int32_t> run_kernel(const Payload& payload, State& state, const
     std::copy(call.indexes.begin(), call.indexes.end(), indexes.data());
     const int error = sparsecodec_decode_lanes(
         words.data(), state.ends.data(), state.cursors.data(), state.states.data(), state.faults.data(),
-        payload.layout.groups, payload.layout.lanes, rows.data(), buckets.data(), cdf.data(), view.row_count,
-        indexes.data(), indexes.size(), symbols.data(), nullptr);
+        pictures, payload.layout.groups, payload.layout.lanes, rows.data(), buckets.data(), cdf.data(), view.row_count,
+        indexes.data(), indexes.size() / pictures, symbols.data(), nullptr);
     if (error != cudaSuccess) return {};
     return {symbols.data(), symbols.data() + symbols.size()};
 }
@@ -178,6 +178,52 @@ void round_trip(check::Report& report, std::int64_t total, const std::vector<std
     report.expect(finished, name + "all: words or states at the end");
 }
 
+template <class T>
+void append(std::vector<T>& to, const std::vector<T>& from) {
+    to.insert(to.end(), from.begin(), from.end());
+}
+
+// Three pictures in one launch, of which the second's last group ends early: it alone gives zeros.
+void batch(check::Report& report, std::int64_t total, const std::vector<std::size_t>& front, std::int64_t left) {
+    std::vector<Payload> each;
+    std::vector<State> expected;
+    for (int p = 0; p < 3; ++p) expected.push_back(each.emplace_back(total, front, 1).open());
+    const std::int64_t groups = each[0].layout.groups;
+    const std::int64_t cut = expected[1].ends[groups - 1] - expected[1].cursors[groups - 1] - left;
+    each[1].words.resize(each[1].words.size() - cut);
+    expected[1].ends[groups - 1] -= cut;
+
+    Payload joined = each[0];
+    joined.words.clear();
+    State state(3 * groups);
+    for (std::int64_t p = 0; p < 3; ++p) {
+        const auto base = static_cast<std::int64_t>(joined.words.size());
+        for (std::int64_t g = 0; g < groups; ++g) {
+            state.ends[p * groups + g] = base + expected[p].ends[g];
+            state.cursors[p * groups + g] = base + expected[p].cursors[g];
+        }
+        std::copy_n(expected[p].states.data(), 32 * groups, &state.states[32 * groups * p]);
+        append(joined.words, each[p].words);
+    }
+    std::fill_n(state.faults.data(), state.faults.size(), 0);
+    for (std::size_t c = 0; c < front.size(); ++c) {
+        Call call{{}, {}, each[0].calls[c].tables};
+        std::vector<std::int32_t> by_hand;
+        for (std::int64_t p = 0; p < 3; ++p) {
+            append(call.indexes, each[p].calls[c].indexes);
+            append(by_hand, run_by_hand(each[p], expected[p], each[p].calls[c]));
+        }
+        bool equal = run_kernel(joined, state, call, 3) == by_hand;
+        for (std::int64_t p = 0; p < 3; ++p) {
+            equal &= std::equal(expected[p].faults.data(), expected[p].faults.data() + 3 * groups, &state.faults[3 * groups * p]);
+        }
+        report.expect(equal, "batch of " + std::to_string(total) + " symbols, call " + std::to_string(c));
+    }
+    bool only = state.faults[3 * (2 * groups - 1)] == lanes::Fault::kShort;
+    for (std::int64_t g = 0; g < 3 * groups; ++g) only &= g == 2 * groups - 1 || state.faults[3 * g] == 0;
+    report.expect(only, "batch of " + std::to_string(total) + " symbols: the damaged group");
+}
+
 int met[5] = {};  // how often each kind of fault was
 
 // Bits of the words are flipped, group `group` ends early, one index has no row, or the tables are others; then the next
@@ -216,12 +262,16 @@ int main(int argc, char**) {
     check::Report report("decode_lanes");
     if (argc > 1) {  // as many as ThreadSanitizer needs
         round_trip(report, 2 * kGroup, {70, 0}, 5);
+        batch(report, 2 * kGroup, {70}, 1);
         return report.finish();
     }
     round_trip(report, 0, {}, 0);
     round_trip(report, 40, {20, 0}, 20);
     for (std::int64_t lanes = 2; lanes <= 32; lanes *= 2) round_trip(report, kSymbolsPerLane * lanes, {1, 0, 33, 90}, 37);
     round_trip(report, 4 * kGroup, {3, 400, 259}, 130);
+
+    batch(report, 40, {10, 20}, 2);
+    batch(report, 2 * kGroup, {330, 0, 100}, 40);
 
     Payload one(kGroup, {300, 40}, 1), two(2 * kGroup, {400, 40}, 1);
     for (int left : {0, 1, 40}) {

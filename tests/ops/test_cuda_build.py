@@ -186,9 +186,9 @@ def test_a_failed_launch_is_our_exception():
     strides = (ctypes.c_int64 * 5)()
     with pytest.raises(SparseCodecError, match="entropy_parameters: CUDA error"):
         _cuda.run("entropy_parameters", memory, 1, 1, 1, 1, strides, b"all", memory, 0, memory, None)
-    for groups, lanes in ((1, 1), (0, 1), (1, 0), (1, 33)):
+    for pictures, groups, lanes in ((1, 1, 1), (0, 1, 1), (1, 0, 1), (1, 1, 0), (1, 1, 33), (2**16, 2**15, 32)):
         with pytest.raises(SparseCodecError, match="decode_lanes: CUDA error"):
-            _cuda.run("decode_lanes", *5 * [memory], groups, lanes, *3 * [memory], 1, memory, 1, memory, None)
+            _cuda.run("decode_lanes", *5 * [memory], pictures, groups, lanes, *3 * [memory], 1, memory, 1, memory, None)
 
 
 def test_kernels_are_compiled_without_spills(setup, aot):

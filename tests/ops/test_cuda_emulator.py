@@ -94,7 +94,11 @@ def _lanes(total: int):
 def lanes(emulated, monkeypatch):
     """`CudaLaneDecoder` with its tensors on the CPU."""
     monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
-    return lambda payload, total: lanes_cuda.CudaLaneDecoder(lanes_cuda.lane_words(payload, total), total)
+    return lambda payload, total: _decoder([payload], total)
+
+
+def _decoder(payloads: list[bytes], total: int) -> lanes_cuda.CudaLaneDecoder:
+    return lanes_cuda.CudaLaneDecoder(lanes_cuda.lane_words(payloads, total), total)
 
 
 @pytest.mark.parametrize("total", TOTALS)
@@ -110,6 +114,27 @@ def test_lanes_give_their_symbols_and_finish(total, lanes):
     with pytest.raises(UsageError, match="1 indexes, 0 symbols are left"):
         decoder.decode(torch.zeros(1, dtype=torch.int16), _tables())
     decoder.finish()
+
+
+@pytest.mark.usefixtures("lanes")
+def test_lanes_of_several_pictures():
+    encoders = [LaneEncoder(90) for _ in range(3)]
+    indexes = torch.randint(0, 2, (3, 90), generator=torch.Generator().manual_seed(5)).short()
+    symbols = torch.randint(-4, 9, (3, 90), generator=torch.Generator().manual_seed(6)).int()
+    for encoder, values, rows in zip(encoders, symbols, indexes, strict=True):
+        encoder.push(values, rows, _tables())
+    payloads = [encoder.finish() for encoder in encoders]
+    decoder = _decoder(payloads, 90)
+    for part in (slice(0, 50), slice(50, 90)):
+        assert torch.equal(decoder.decode(indexes[:, part], _tables()), symbols[:, part])
+    decoder.finish()
+    decoder = _decoder([payloads[0], payloads[1] + b"ab"], 90)
+    decoder.decode(indexes[:2], _tables())
+    with pytest.raises(BitstreamError, match="group 0 of 1: 2 bytes are left"):
+        decoder.finish()
+    for shape in ((90,), (2, 60), ()):
+        with pytest.raises(UsageError, match=r"needs \[3, ...\], one per picture"):
+            _decoder(payloads, 90).decode(torch.zeros(shape, dtype=torch.int16), _tables())
 
 
 def _complaint(decoder, indexes, tables):

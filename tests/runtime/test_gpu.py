@@ -108,7 +108,7 @@ def test_lanes_decode_on_the_device():
     encoder = LaneEncoder(total)
     for part in (slice(0, 1000), slice(1000, total)):
         encoder.push(symbols[part], indexes[part], tables)
-    decoder = CudaLaneDecoder(lane_words(encoder.finish(), total).to(torch.device("cuda")), total)
+    decoder = CudaLaneDecoder(lane_words([encoder.finish()], total).to(torch.device("cuda")), total)
     decoded = [decoder.decode(indexes[part].cuda(), tables) for part in (slice(0, 1000), slice(1000, total))]
     decoder.finish()
     assert torch.equal(torch.cat(decoded).cpu(), symbols)
@@ -119,8 +119,9 @@ def test_portable_pictures_decode_in_one_graph(monkeypatch):
     blobs = [codec.encode(x) for x in pictures(3).split(1)]
     with monkeypatch.context() as patch:
         patch.setattr(portable, "decodes_on", lambda device: False)
-        expected = [codec.decode(blob) for blob in blobs]
+        expected, together = [codec.decode(blob) for blob in blobs], codec.decode_batch(blobs)
     stretches = codec._executor.captures
     for blob, x_hat in zip(blobs, expected, strict=True):
         assert torch.equal(codec.decode(blob), x_hat)
-    assert (codec._executor.captures - stretches, codec._executor.refusals) == (1, [])
+    assert all(map(torch.equal, codec.decode_batch(blobs), together))
+    assert (codec._executor.captures - stretches, codec._executor.refusals) == (2, [])

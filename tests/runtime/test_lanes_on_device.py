@@ -81,6 +81,19 @@ def test_one_graph_decodes_without_waiting(captured, blobs, request):
     assert (captured._executor.captures - stretches, graphs.events) == (1, ["launch"])
 
 
+@pytest.mark.parametrize("family", ["evc-float", "mbt2018-mean"])
+def test_batches_are_the_hosts_in_one_graph(captured, blobs, request):
+    expected = captured.decode_batch(blobs)
+    asked = request.getfixturevalue("on_device")
+    graphs = captured._executor._graphs
+    graphs.events.clear()
+    stretches = captured._executor.captures
+    for _ in range(2):
+        assert all(map(torch.equal, captured.decode_batch(blobs), expected))
+    assert captured._executor.refusals == []
+    assert (len(asked), captured._executor.captures - stretches, graphs.events) == (2, 1, ["launch"])
+
+
 @pytest.mark.parametrize("family", ["mbt2018-mean"])
 @torch.inference_mode()
 def test_damage_is_found_behind_the_graph(captured, blobs, on_device, monkeypatch):

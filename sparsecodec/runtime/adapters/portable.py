@@ -60,12 +60,12 @@ class Portable:
         parts = {part: self._model.get_submodule(part) for part in path.split("+")}
         return IntegerNetwork(parts, strict=strict)
 
-    def _on_device(self, payload: bytes, total: int, routine: Callable[..., Routine], *inputs: Any) -> Tensor:
-        """Runs `routine`, which decodes all of a payload, without leaving the device: one graph, coder included."""
-        words = lane_words(payload, total).to(self.device)
+    def _on_device(self, payloads: list[bytes], total: int, routine: Callable[..., Routine], *inputs: Any) -> Tensor:
+        """Runs `routine`, which decodes all of the payloads, without leaving the device: one graph, coder included."""
+        words = lane_words(payloads, total).to(self.device)
         inputs = (total, routine, *words, *inputs)
         x_hat, faults, cursors, states = self._executor.run(self._unpacked, *inputs, host=unasked)
-        require_end(words._replace(cursors=cursors, states=states), faults)
+        require_end(words._replace(cursors=cursors, states=states), faults, len(faults) // len(payloads))
         return x_hat
 
     @staticmethod
@@ -145,17 +145,17 @@ class PortableEVCCodec(Portable, EVCCodec):
     def _synthesise(
         self, payloads: list[bytes], q_scale: float, height: int, width: int, coder: DualPriorCoder
     ) -> Tensor:
+        if not decodes_on(self.device):
+            return super()._synthesise(payloads, q_scale, height, width, coder)
         size = tuple(-(-side // self.STRIDE) for side in (height, width))
         total = self._symbols(*(side * self.STRIDE for side in size))
-        if len(payloads) > 1 or not decodes_on(self.device):
-            return super()._synthesise(payloads, q_scale, height, width, coder)
-        inputs = (size, self._gain(q_scale), coder, height, width)
-        return self._on_device(payloads[0], total, self._whole_synthesis, *inputs)
+        inputs = (len(payloads), size, self._gain(q_scale), coder, height, width)
+        return self._on_device(payloads, total, self._whole_synthesis, *inputs)
 
     def _whole_synthesis(
-        self, size: tuple[int, int], gain: Tensor, coder: DualPriorCoder, height: int, width: int
+        self, pictures: int, size: tuple[int, int], gain: Tensor, coder: DualPriorCoder, height: int, width: int
     ) -> Routine:
-        z_symbols = yield coder.z_request(size, self.device)
+        z_symbols = yield coder.z_request(size, self.device, pictures)
         return (yield from self._synthesis(z_symbols, gain, coder, height, width))
 
 
@@ -185,8 +185,9 @@ class _OnePayload(Portable):
         rows, columns = (-(-side // self.STRIDE) for side in (height, width))
         total = self._symbols(rows * self.STRIDE, columns * self.STRIDE)
         z_shape = (len(payloads), len(self._medians), rows, columns)
-        if len(payloads) == 1 and decodes_on(self.device):
-            return self._on_device(payloads[0][0], total, self._whole_synthesis, z_shape, height, width)
+        if decodes_on(self.device):
+            whole = [payload for (payload,) in payloads]
+            return self._on_device(whole, total, self._whole_synthesis, z_shape, height, width)
         decoder = DecoderGroup(LaneDecoder(payload, total) for (payload,) in payloads)
         first = decoder.decode(self._bottleneck._indexes(z_shape), self._z_tables)
         x_hat = self._executor.run(self._synthesis, first, height, width, host=pulling(decoder))

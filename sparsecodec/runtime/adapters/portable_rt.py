@@ -292,7 +292,7 @@ class PortableRTCodec(CompiledVideo):
         total = self._symbols(model, height, width)
         first = coder.z_request((1, model.widths.hyper, *(-(-side // HYPER) for side in size)), rate)
         if decodes_on(self.device):
-            decoder = CudaLaneDecoder(lane_words(payload, total).to(self.device), total)
+            decoder = CudaLaneDecoder(lane_words([payload], total).to(self.device), total)
             z_symbols = decoder.decode(first.indexes.to(self.device), first.tables)
             y_hat = drive_on_device(coder.decoding(z_symbols, size, temporal), decoder)
         else:

@@ -55,7 +55,7 @@ inline unsigned resident_blocks = 3;
 struct Warp {
     explicit Warp(unsigned threads) : barrier(threads) {}
     std::barrier<> barrier;
-    std::uint64_t lane[kWarp] = {};
+    std::uint64_t lane[2][kWarp] = {};  // in turn: who is ahead writes what nobody reads any more
 };
 
 // The threads that run blocks one after another, and what the block at hand shares.
@@ -73,7 +73,7 @@ struct Slot {
 };
 
 inline thread_local Slot* slot = nullptr;
-inline thread_local unsigned thread = 0, syncs = 0;
+inline thread_local unsigned thread = 0, syncs = 0, exchanges = 0;
 
 inline Warp& warp() { return *slot->warps[thread / kWarp]; }
 inline unsigned lane() { return thread % kWarp; }
@@ -83,15 +83,14 @@ template <class T, class F>
 auto exchange(T value, F f) {
     static_assert(sizeof(T) <= sizeof(std::uint64_t));
     Warp& mine = warp();
-    std::memcpy(&mine.lane[lane()], &value, sizeof value);
+    std::uint64_t* const values = mine.lane[++exchanges % 2];
+    std::memcpy(&values[lane()], &value, sizeof value);
     mine.barrier.arrive_and_wait();
-    const auto result = f([&](unsigned from) {
+    return f([&](unsigned from) {
         T other;
-        std::memcpy(&other, &mine.lane[from], sizeof other);
+        std::memcpy(&other, &values[from], sizeof other);
         return other;
     });
-    mine.barrier.arrive_and_wait();
-    return result;
 }
 
 template <class... Parameters>
