@@ -68,7 +68,7 @@ def _destination(out: Array | None, indexes: Array) -> tuple[Array, np.ndarray]:
     """Where to put the symbols: (what the caller gets, the same memory as an array)."""
     if out is None:
         if isinstance(indexes, Tensor):
-            out = torch.empty(indexes.shape, dtype=torch.int32)
+            out = torch.empty(indexes.shape, dtype=torch.int32, device="cpu")
             return out, out.numpy()
         out = np.empty(indexes.shape, np.int32)
         return out, out

@@ -22,9 +22,9 @@ def computed_gaussian16_tables() -> EntropyTables:
 
     Exactness: the stored rows, or off by one where an exponential or erf rounds otherwise.
     """
-    scales = torch.exp(torch.linspace(*map(math.log, RT_SCALE_RANGE), RT_LEVELS))[:, None]
+    scales = torch.exp(torch.linspace(*map(math.log, RT_SCALE_RANGE), RT_LEVELS, dtype=torch.float32))[:, None]
     law = Normal(torch.zeros_like(scales), scales)
-    reached = law.cdf(torch.arange(2.0, _REACH)) > _INSIDE
+    reached = law.cdf(torch.arange(2.0, _REACH, dtype=torch.float32)) > _INSIDE
     reach = torch.where(reached.any(1), 2 + reached.int().argmax(1), _REACH)
     symbols = torch.arange(2 * _REACH + 1) - reach[:, None]
     below, above = law.cdf(symbols - 0.5), law.cdf(symbols + 0.5)

@@ -65,7 +65,7 @@ class DecoderGroup:
         Raises:
             BitstreamError: one payload is damaged; no decoder of the group is usable then.
         """
-        symbols = torch.empty(indexes.shape, dtype=torch.int32) if out is None else out
+        symbols = torch.empty(indexes.shape, dtype=torch.int32, device="cpu") if out is None else out
         for decoder, rows, values in zip(self._decoders, indexes, symbols, strict=True):
             decoder.decode(rows, tables, values)
         return symbols

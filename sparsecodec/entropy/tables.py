@@ -115,7 +115,7 @@ def tables_from_pmf(pmf: Tensor, tail: Tensor, lengths: Tensor, offsets: Tensor)
 
 def compressai_scales(low: float = 0.11, high: float = 256.0, levels: int = 64) -> list[float]:
     """CompressAI's scale table: `levels` values from `low` to `high`, equally spaced in the logarithm."""
-    return torch.exp(torch.linspace(math.log(low), math.log(high), levels)).tolist()
+    return torch.exp(torch.linspace(math.log(low), math.log(high), levels, dtype=torch.float32)).tolist()
 
 
 def gaussian_tables(scales: Sequence[float] | None = None, tail_mass: float = 1e-9) -> EntropyTables:
@@ -175,7 +175,7 @@ def rt_factorized_tables(cumulative: Callable[[Tensor], Tensor], rows: int) -> E
 def uf_factorized_tables(cumulative: Callable[[Tensor], Tensor], rows: int) -> EntropyTables:
     """As `rt_factorized_tables`, as DCVC-UF tabulates them: ends that are alike on both sides, zigzag order."""
     with torch.no_grad():
-        steps = torch.arange(2.0, _RT_MAX_RANGE + 1).view(1, 1, -1, 1).expand(1, rows, -1, 1)
+        steps = torch.arange(2.0, _RT_MAX_RANGE + 1, dtype=torch.float32).view(1, 1, -1, 1).expand(1, rows, -1, 1)
         inside = (cumulative(-steps) < 0.001) & (cumulative(steps) > 0.999)
         reach = _first_true(inside[0, :, :, 0]) + 2
         lower, upper = _steps(cumulative, reach, 2 * _RT_MAX_RANGE + 1)
@@ -191,7 +191,7 @@ def uf_factorized_tables(cumulative: Callable[[Tensor], Tensor], rows: int) -> E
 
 def _ends(cumulative: Callable[[Tensor], Tensor], rows: int, limit: int) -> tuple[Tensor, Tensor]:
     """Per row, from 2 to `limit`: how far the plain symbols reach below and above zero."""
-    steps = torch.arange(2.0, limit + 1).view(1, 1, -1, 1).expand(1, rows, -1, 1)
+    steps = torch.arange(2.0, limit + 1, dtype=torch.float32).view(1, 1, -1, 1).expand(1, rows, -1, 1)
     below = cumulative(-steps)[0, :, :, 0] < _TAIL
     above = cumulative(steps)[0, :, :, 0] > 1 - _TAIL
     return _first_true(below) + 2, _first_true(above) + 2

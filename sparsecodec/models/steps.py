@@ -50,7 +50,7 @@ def spaced_steps(anchors: Tensor, count: int) -> list[float]:
     logs = anchors.detach().flatten().log()
     if count == 1:
         return [round_step(float(logs.mean().exp()))]
-    return [round_step(float(step)) for step in torch.linspace(logs[0], logs[-1], count).exp()]
+    return [round_step(float(step)) for step in torch.linspace(logs[0], logs[-1], count, dtype=logs.dtype).exp()]
 
 
 def steps_of(anchors: Tensor, rate: int | Tensor, batch: int) -> Tensor:

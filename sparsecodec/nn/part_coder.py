@@ -66,7 +66,7 @@ class PartCoder:
         self._index = [deferred(ENTROPY_PARAMETERS, thresholds=thresholds, part=part) for part in prior.parts]
         self._restore = [deferred(RESTORE_LATENT, part=part) for part in prior.parts]
 
-    def z_indexes(self, shape: tuple[int, ...], rate: Tensor | int, device: torch.device | str | None = None) -> Tensor:
+    def z_indexes(self, shape: tuple[int, ...], rate: Tensor | int, device: torch.device | str = "cpu") -> Tensor:
         """Table rows of a hyper-latent ``[N, Cz, h, w]`` at `rate` (an int or ``[1]`` int64), int16 of that shape."""
         first = rate * shape[1]
         first = first.to(torch.int16) if isinstance(first, Tensor) else first

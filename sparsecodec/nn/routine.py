@@ -50,7 +50,7 @@ class Known:
 
 def channel_indexes(shape: tuple[int, ...], device: torch.device | None = None) -> Tensor:
     """Indexes of a factorised latent ``[N, C, H, W]``: table row = channel, int16."""
-    rows = torch.arange(shape[1], dtype=torch.int16, device=device)
+    rows = torch.arange(shape[1], dtype=torch.int16, device=device or "cpu")
     return rows[None, :, None, None].expand(shape).contiguous()
 
 

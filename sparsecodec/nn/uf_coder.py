@@ -53,7 +53,9 @@ class UFCoder:
             symbols: ``[1, Cz, h, w]`` int32 to encode, or None to decode ``[1, h, w, Cz]``.
         """
         _, channels, height, width = shape
-        rows = (torch.arange(channels, dtype=torch.int16) + rate * channels).expand(1, height, width, channels)
+        rows = (torch.arange(channels, dtype=torch.int16, device="cpu") + rate * channels).expand(
+            1, height, width, channels
+        )
         return Coding(self._z_tables, rows.contiguous(), None if symbols is None else innermost(symbols))
 
     def encoding(self, y: Tensor, z: Tensor, rate: int, temporal: Tensor | None = None) -> Routine:

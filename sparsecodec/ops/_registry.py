@@ -22,6 +22,10 @@ from torch import Tensor
 from sparsecodec.errors import NoBackendError, UsageError
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
+LEAST_CAPABILITY = (
+    8,
+    0,
+)  # of a GPU for the Triton kernels: below it they spill and have no matrix instructions for bfloat16
 
 
 @dataclass(frozen=True)
@@ -99,8 +103,19 @@ def why_unavailable(backend: str) -> str | None:
         return f"{module} cannot be imported: {error}"
     if backend == "cuda":
         return found.why_unavailable()
-    if backend == "triton" and not torch.cuda.is_available() and os.environ.get("TRITON_INTERPRET") != "1":
+    if backend == "triton" and os.environ.get("TRITON_INTERPRET") != "1":
+        return _why_no_gpu()
+    return None
+
+
+def _why_no_gpu() -> str | None:
+    """What Triton's kernels lack."""
+    if not torch.cuda.is_available():
         return "no CUDA device, and TRITON_INTERPRET=1 is not set"
+    newest = max(map(torch.cuda.get_device_capability, range(torch.cuda.device_count())))
+    if newest < LEAST_CAPABILITY:
+        found, needed = (".".join(map(str, version)) for version in (newest, LEAST_CAPABILITY))
+        return f"the newest CUDA device has compute capability {found} (needs {needed})"
     return None
 
 

@@ -48,7 +48,7 @@ def why_unavailable() -> str | None:
     conv = nn.Conv2d(64, 16, 3, padding=1, bias=False)
     weight = torch.full(conv.weight.shape, 127, dtype=torch.int8)
     weight[8:] = -127
-    q = torch.full((1, 64, 8, 8), 200.0)
+    q = torch.full((1, 64, 8, 8), 200.0, dtype=torch.float32)
     with torch.no_grad():
         try:
             found = accumulate(conv, weight, -55)(q)

@@ -21,6 +21,7 @@ from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.runtime.numerics import Numerics, check_made_here, eager_numerics, kernel_numerics
 from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.settled import settled
 from sparsecodec.runtime.tiles import Code, check_pixels, decode_tiles, encode_tiles, region_of, together, touched
 from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
 from sparsecodec.runtime.uncopied import Uncopied
@@ -146,7 +147,7 @@ class CompiledCodec(Uncopied, ABC):
         """
         return self._file(x, self._encode, quality, tile, overlap, max_memory)
 
-    @torch.inference_mode()
+    @settled
     def encode_batch(
         self, pictures: Tensor | Sequence[Tensor], quality: float | None = None, batch: int = BATCH
     ) -> list[bytes]:
@@ -176,7 +177,7 @@ class CompiledCodec(Uncopied, ABC):
             blobs += [self._container(some, field, *size) for some in payloads]
         return blobs
 
-    @torch.inference_mode()
+    @settled
     def _file(
         self,
         x: Tensor,
@@ -240,7 +241,7 @@ class CompiledCodec(Uncopied, ABC):
         fields = (self.model_hash, self.numerics.tag, height, width, field, tuple(payloads))
         return Container(*fields, self.exact_pictures, tiling).to_bytes()
 
-    @torch.inference_mode()
+    @settled
     def decode(
         self,
         data: bytes,
@@ -328,7 +329,7 @@ class CompiledCodec(Uncopied, ABC):
 
         return decode_each(decode, blobs, on_error, most)
 
-    @torch.inference_mode()
+    @settled
     def _decode_together(self, blobs: Sequence[bytes]) -> list[Tensor]:
         """Files without tiles, all of one size and quality."""
         headers = [Header.read(blob) for blob in blobs]

@@ -15,12 +15,14 @@ from sparsecodec.runtime.adapters import ADAPTERS, FOREIGN_OBJECTS, PORTABLE_ADA
 from sparsecodec.runtime.codec import CompiledCodec
 from sparsecodec.runtime.foreign_object import ForeignCodec, compile_object
 from sparsecodec.runtime.numerics import check_kernels, default_dtype
+from sparsecodec.runtime.settled import neutral
 from sparsecodec.runtime.video import CompiledVideo
 
 STREAMS = {"native": ADAPTERS, "portable": PORTABLE_ADAPTERS}
 DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 
+@neutral()
 def compile_codec(
     model: nn.Module,
     device: str | torch.device = "cpu",
@@ -63,6 +65,9 @@ def compile_codec(
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__} (needs an nn.Module)")
+    model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: its keys would be others
+    if any(value.is_meta for value in model.state_dict().values() if isinstance(value, Tensor)):
+        raise UsageError(f"{type(model).__name__} is on the meta device (needs its weights: load them first)")
     if stream not in STREAMS:
         raise UsageError(f"stream={stream!r} (one of {', '.join(STREAMS)})")
     if stream == "native" and calibration is not None:
@@ -77,7 +82,7 @@ def compile_codec(
         raise UsageError(f"device={device}: no kernels for it (needs 'cpu' or 'cuda')")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise UsageError(f"device={device}: torch sees no CUDA device")
-    sample = torch.full((1, 3, 64, 64), 0.5) if sample is None else sample
+    sample = torch.full((1, 3, 64, 64), 0.5, dtype=torch.float32) if sample is None else sample
     if is_foreign(model):
         model = from_foreign(model)
     settings = (device, dtype or default_dtype(device), strict)

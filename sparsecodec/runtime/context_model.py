@@ -145,7 +145,7 @@ class ContextModel:
         """Memory for the latent with what its context sees around it, and the latent's part of it."""
         reach, (h, w) = self._context.kernel_size[0] // 2, prior.shape[2:]
         size = (1, self._context.in_channels, h + reach, w + 2 * reach)
-        padded = torch.empty(size, memory_format=torch.channels_last)
+        padded = torch.empty(size, dtype=torch.float32, memory_format=torch.channels_last)
         return padded, padded[:, :, reach:, reach : reach + w]
 
 
@@ -194,15 +194,18 @@ class ContextRows(ContextModel):
         self._native = plan = self._plans[way]
         size, random = self._context.kernel_size[0], torch.Generator().manual_seed(7)
         for spread in (1.0, 30.0):
-            latent = torch.randn(1, self._context.in_channels, size + 2, size + 2, generator=random) * spread
-            prior = torch.randn(1, self._prior_channels, 2, 2, generator=random)
+            latent = torch.randn(
+                1, self._context.in_channels, size + 2, size + 2, generator=random, dtype=torch.float32
+            )
+            prior = torch.randn(1, self._prior_channels, 2, 2, generator=random, dtype=torch.float32)
+            latent *= spread
             # slices, as they are when coding
             seen, here = latent[:, :, 1 : 1 + size, 1 : 1 + size], prior[:, :, 1:, 1:]
             ours = plan.parameters(*(x.contiguous(memory_format=torch.channels_last) for x in (seen, here)))
             if not torch.equal(ours, self._parameters_at(seen, here)):
                 return False
             if self._offsets is not None:
-                pairs = torch.rand(1, latent.shape[1], 1, 1, 2, generator=random) * spread
+                pairs = torch.rand(1, latent.shape[1], 1, 1, 2, generator=random, dtype=torch.float32) * spread
                 ours = plan.offsets(pairs.view(1, -1, 1, 2).permute(0, 3, 1, 2))
                 if not torch.equal(ours.flatten(), self._offsets.network(pairs).flatten()):
                     return False

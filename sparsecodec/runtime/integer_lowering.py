@@ -160,7 +160,7 @@ def _exponents(program: Program, source: int | None, result: int | None, name: s
 def _sum_constants(step: Step, exponents: Mapping[Step, int], device: torch.device) -> dict[str, Any]:
     """Arguments of the depthwise 1x1 of ones that adds two tensors."""
     width, (x, residual), label = step.constants["width"], step.inputs.values(), ", ".join(step.paths)
-    ones = torch.ones(width, device=device)
+    ones = torch.ones(width, dtype=torch.float32, device=device)
     return scale_constants(ones, exponents[x], exponents[step], 32, label) | {
         "residual_shift": _residual_shift(exponents[residual], exponents[step], label)
     }

@@ -174,7 +174,7 @@ def _part(picture: Tensor, window: Window, part: Window) -> Tensor:
 def _weights(tiling: Tiling, index: int, count: int, start: int, end: int) -> Tensor:
     """Share of the tile `index`, one of `count` along an axis, in the pixels [start, end) of that axis; float32."""
     positions = torch.arange(start, end)
-    weights = torch.ones(end - start)
+    weights = torch.ones(end - start, dtype=torch.float32)
     if index > 0:
         weights *= _rising(positions - index * tiling.step, tiling.overlap)
     if index < count - 1:

@@ -220,7 +220,7 @@ class EagerTransform:
         module = copy.deepcopy(self._module).to("meta")
         for layer in module.modules():
             layer.register_forward_hook(note)
-        module(torch.empty(shape, device="meta"))
+        module(torch.empty(shape, dtype=torch.float32, device="meta"))
         return largest
 
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:

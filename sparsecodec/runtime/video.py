@@ -20,6 +20,7 @@ from sparsecodec.runtime.batch import check_encodable
 from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.memory import memory_told, with_room
 from sparsecodec.runtime.numerics import Numerics, check_made_here
+from sparsecodec.runtime.settled import settled
 from sparsecodec.runtime.uncopied import Uncopied
 
 if TYPE_CHECKING:
@@ -203,7 +204,7 @@ class VideoEncoder:
         self._usual = 0.0  # magnitude of the memory behind the first P frame
         self.frames = 0
 
-    @torch.inference_mode()
+    @settled
     def push(self, frame: Tensor, qp: int | None = None, intra: bool = False) -> bytes:
         """The bytes of the next frame, behind those of the header if it is the first.
 
@@ -306,7 +307,7 @@ class VideoDecoder:
         if self._reader.next <= self._start:
             raise UsageError(f"frame {self._start} of a clip that has frames 0 to {self._reader.next - 1}")
 
-    @torch.inference_mode()
+    @settled
     def _decode(
         self, coded: CodedFrame, state: VideoState | None, index: int, last_qp: int
     ) -> tuple[Tensor, VideoState]:

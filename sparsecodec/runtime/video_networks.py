@@ -14,6 +14,7 @@ from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.runtime.numerics import Numerics, video_numerics
 from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.settled import neutral
 from sparsecodec.runtime.transform import CompiledTransform
 from sparsecodec.sparsity.macs import LayerMacs, count
 from sparsecodec.sparsity.scatter import ScatterConv2d
@@ -117,7 +118,8 @@ class VideoNetworks:
 
     def run(self, routine: Callable[..., Routine], *inputs: Any, host: Host) -> Any:
         """Runs a routine that calls them, as `Executor.run`."""
-        return self.executor.run(routine, *inputs, host=host)
+        with neutral():
+            return self.executor.run(routine, *inputs, host=host)
 
     @property
     def transforms(self) -> list[CompiledTransform]:

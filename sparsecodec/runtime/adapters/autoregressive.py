@@ -52,7 +52,7 @@ class AutoregressiveCodec(HyperpriorCodec):
         # The model masks its weight in every forward; the hash must not depend on whether there was one.
         context.weight.mul_(context.mask)
         self.model_hash = model_hash(self._model)[:8]
-        scales = torch.empty(1, self._latent, 1, 1, device=device)
+        scales = torch.empty(1, self._latent, 1, 1, dtype=torch.float32, device=device)
         self._table_rows = bind(specs()["entropy_parameters"], scales, self._thresholds.to(device)).run
         self._rows: ContextRows | None = None
         if not reason:
@@ -143,7 +143,7 @@ class AutoregressiveCodec(HyperpriorCodec):
     def _decode_latent(self, strings: list[bytes], prior: Tensor, rate: Any) -> Tensor:
         margin = self._context.kernel_size[0] // 2
         n, _, h, w = prior.shape
-        y_hat = torch.zeros(n, self._latent, h + 2 * margin, w + 2 * margin, device=prior.device)
+        y_hat = torch.zeros(n, self._latent, h + 2 * margin, w + 2 * margin, dtype=torch.float32, device=prior.device)
         for i, string in enumerate(strings):
             self._decode_one(string, y_hat[i : i + 1], prior[i : i + 1], rate)
         return y_hat[:, :, margin : margin + h, margin : margin + w]

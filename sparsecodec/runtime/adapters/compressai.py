@@ -15,6 +15,7 @@ from sparsecodec.errors import BitstreamError, ResourceLimitError, UsageError
 from sparsecodec.nn.routine import Coding, Routine
 from sparsecodec.ops import entropy_parameters, quantize_latent, restore_latent, scale_table_thresholds
 from sparsecodec.runtime.codec import CompiledCodec, finished
+from sparsecodec.runtime.settled import settled
 
 Network = Callable[[Tensor], Tensor]
 MAX_SYMBOL = 2**24  # float32 holds every integer up to here; the family does not clip
@@ -65,7 +66,7 @@ class CompressAICodec(CompiledCodec):
     def _analyses_as_original(self) -> bool:
         return self.dtype == torch.float32
 
-    @torch.inference_mode()
+    @settled
     def compress(self, x: Tensor) -> dict[str, Any]:
         """As the model's own; in float32 the very bytes.
 
@@ -93,7 +94,7 @@ class CompressAICodec(CompiledCodec):
         if not bool(x.isfinite().all()):
             raise UsageError("picture with NaN or infinite values (needs finite ones)")
 
-    @torch.inference_mode()
+    @settled
     def decompress(self, strings: Sequence[Sequence[bytes]], shape: Sequence[int]) -> dict[str, Tensor]:
         """As the model's own.
 
@@ -144,7 +145,7 @@ class CompressAICodec(CompiledCodec):
         """Channels that a network makes, once it is known to shrink a `side` by `ratio` (or to grow it, below 1)."""
         module = copy.deepcopy(self._model.get_submodule(path)).to("meta")
         with torch.no_grad():
-            shape = module(torch.empty(1, channels, side, side, device="meta")).shape
+            shape = module(torch.empty(1, channels, side, side, dtype=torch.float32, device="meta")).shape
         if shape[2:] != (side / ratio, side / ratio):
             raise UsageError(f"{path} maps {side} x {side} to {tuple(shape[2:])} (needs a factor of 1/{ratio:g})")
         return shape[1]

@@ -19,6 +19,7 @@ from sparsecodec.nn.dual_prior import PASSES, STREAMS
 from sparsecodec.nn.routine import Routine, pulling, pushing
 from sparsecodec.ops import evc_scale_thresholds
 from sparsecodec.runtime.codec import CompiledCodec, finished
+from sparsecodec.runtime.settled import settled
 
 STEP_MIN = 0.5
 
@@ -81,7 +82,7 @@ class EVCCodec(SingleFrames, CompiledCodec):
             "dec": (1, c, h, w),
         }
 
-    @torch.inference_mode()
+    @settled
     def compress(self, x: Tensor, q_scale: float) -> dict[str, Any]:
         """As the model's own: ``[1, 3, H, W]`` with sides that are multiples of 64 -> ``bit_stream``, ``x_hat``."""
         self._check_padded(x)
@@ -89,7 +90,7 @@ class EVCCodec(SingleFrames, CompiledCodec):
         (payload,), x_hat = self._compressing(x, lambda: self._analyse(*inputs))
         return {"bit_stream": payload, "x_hat": x_hat}
 
-    @torch.inference_mode()
+    @settled
     def decompress(self, bit_stream: bytes, height: int, width: int, q_scale: float) -> dict[str, Any]:
         """As the model's own: payload -> ``x_hat``, padded, and ``dec_time`` until this returns."""
         start = time.perf_counter()

@@ -12,6 +12,7 @@ from sparsecodec.models.steps import round_step
 from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.routine import Routine, pushing, unasked
 from sparsecodec.runtime.adapters.evc import EVCCodec
+from sparsecodec.runtime.settled import settled
 
 
 class ScalableEVCCodec(EVCCodec):
@@ -67,7 +68,7 @@ class ScalableEVCCodec(EVCCodec):
         best = [self._best(one, q_scale, self._coder, prefix, size, False) for one in x.split(1)]
         return [[payload] for payload, _, _ in best], round(q_scale * 100)
 
-    @torch.inference_mode()
+    @settled
     def compress(self, x: Tensor, q_scale: float, prefix: int | None = None) -> dict[str, Any]:
         """As the model's own: ``[1, 3, H, W]``, sides multiples of 64 -> ``bit_stream``, ``x_hat``, ``prefix``."""
         self._check_padded(x)

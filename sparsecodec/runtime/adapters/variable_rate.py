@@ -19,6 +19,7 @@ from sparsecodec.runtime.adapters.compressai import MAX_SYMBOL, Calls, Hyperprio
 from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.context_model import ContextModel, ContextRate, ContextRows, Offsets, why_no_offsets
 from sparsecodec.runtime.numerics import Numerics, eager_numerics
+from sparsecodec.runtime.settled import settled
 
 STEP_NETWORKS = frozenset({"gayn2zqstep", "lower_bound_zqstep"})
 
@@ -55,7 +56,7 @@ class VariableRate(HyperpriorCodec):
     def numerics(self) -> Numerics:
         return eager_numerics(self.device) if self._steps else super().numerics
 
-    @torch.inference_mode()
+    @settled
     def compress(self, x: Tensor, stage: int = 2, s: int = 1, inputscale: float | Tensor = 0) -> dict[str, Any]:
         """As the model's own; in float32 the very bytes.
 
@@ -74,7 +75,7 @@ class VariableRate(HyperpriorCodec):
         strings, shape = self._compressing(x, lambda: self._code(x.to(self.device, torch.float32), networks, rate))
         return {"strings": strings, "shape": shape}
 
-    @torch.inference_mode()
+    @settled
     def decompress(
         self,
         strings: Sequence[Sequence[bytes]],
