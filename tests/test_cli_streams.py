@@ -9,9 +9,11 @@ import re
 from pathlib import Path
 
 import pytest
+import torch
 from PIL import Image
 
-from sparsecodec import compile_codec, load
+from sparsecodec import compile_codec, load, save
+from sparsecodec._compat import import_compressai
 from sparsecodec.cli import files as cli_files
 from sparsecodec.cli.options import memory, resident_bytes
 from sparsecodec.data import read_image, write_image
@@ -203,3 +205,32 @@ def test_portable_streams(picture, codec_files, capsys, tmp_path):
     assert verified(capsys, target, again, "-m", made)[0] == 0
     code, message = complaint(capsys, "decode", target, tmp_path / "out.png", "-m", dense)
     assert code == 4 and "portable" in message
+
+
+def test_portable_streams_of_a_codec_of_variable_rate(picture, capsys, tmp_path):
+    torch.manual_seed(0)
+    model = import_compressai().models.MeanScaleHyperpriorVbr(16, 24).eval()
+    with torch.no_grad():
+        model.g_a[-1].weight *= 30  # so that the latent has symbols to tell rates by
+    save(model, tmp_path / "float")
+    made, first = tmp_path / "made", tmp_path / "first.spc"
+    options = ("--stream", "portable", "--calibration", tmp_path, "--save-model", made, "--quality", "30")
+    code, _, err = run(capsys, "encode", picture, first, "-m", tmp_path / "float", *options)
+    assert code == 0, err
+    sizes = []
+    for quality, field in ((0, 0), (30, 2), (50, 4), (100, 7)):
+        target = tmp_path / f"{quality}.spc"
+        assert run(capsys, "encode", picture, target, "-m", made, "--quality", quality)[0] == 0
+        values = json.loads(run(capsys, "info", target, "--json")[1])
+        assert values["quality_field"] == field and "integers" in values["numerics_name"]
+        assert run(capsys, "decode", target, tmp_path / "out.png", "-m", made)[0] == 0
+        assert read_image(tmp_path / "out.png").shape == (1, 3, 65, 71)
+        sizes.append(target.stat().st_size)
+    assert (tmp_path / "30.spc").read_bytes() == first.read_bytes() and sizes == sorted(set(sizes))
+    assert verified(capsys, *sorted(tmp_path.glob("*.spc")), "-m", made)[1]["ok"] == 5
+    code, message = complaint(capsys, "decode", first, tmp_path / "out.png", "-m", tmp_path / "float")
+    assert code == 4
+    container = Container.from_bytes(first.read_bytes())
+    first.write_bytes(dataclasses.replace(container, quality=8).to_bytes())
+    code, message = complaint(capsys, "decode", first, tmp_path / "out.png", "-m", made)
+    assert code == 3 and "0 to 7" in message

@@ -148,6 +148,16 @@ def test_variable_rate_roundtrip(name, photo, tmp_path):
     assert zoo.load(tmp_path / "codec").compress(x, **rate) == model.compress(x, **rate)
 
 
+@pytest.mark.parametrize("plain", [True, False])
+def test_whether_symbols_are_taken_as_they_are_is_saved(plain, tmp_path):
+    torch.manual_seed(0)
+    model = import_compressai().models.ScaleHyperpriorVbr(16, 24).eval()
+    model.update()
+    model.no_quantoffset = plain
+    zoo.save(model, tmp_path / "codec")
+    assert zoo.load(tmp_path / "codec").no_quantoffset is plain
+
+
 def test_unknown_classes_are_refused(tmp_path):
     with pytest.raises(UsageError, match="Linear is no codec"):
         zoo.save(torch.nn.Linear(2, 2), tmp_path / "x")

@@ -33,6 +33,7 @@ COMPRESSAI = {  # class -> the arguments of its constructor, which it keeps as a
     "Cheng2020Anchor": ("N",),
     "Cheng2020Attention": ("N",),
 }
+FLAG = "no_quantoffset"  # of codecs of variable rate, set on the model: symbols are taken as they are
 
 
 def describe(model: nn.Module) -> dict[str, Any]:
@@ -47,7 +48,9 @@ def describe(model: nn.Module) -> dict[str, Any]:
         return model.config
     name = type(model).__name__
     if name in COMPRESSAI and type(model).__module__.startswith("compressai."):
-        return {"family": "compressai", "class": name, **{key: getattr(model, key) for key in COMPRESSAI[name]}}
+        flags = {FLAG: True} if getattr(model, FLAG, False) else {}
+        arguments = {key: getattr(model, key) for key in COMPRESSAI[name]}
+        return {"family": "compressai", "class": name, **arguments, **flags}
     known = ", ".join((*(cls.__name__ for cls in OURS.values()), "VideoCodec"))
     raise UsageError(f"{name} is no codec that can be described ({known}, or CompressAI's {', '.join(COMPRESSAI)})")
 
@@ -67,7 +70,10 @@ def from_description(description: Mapping[str, Any]) -> nn.Module:
         if family == "compressai":
             name = description["class"]
             arguments = {key: description[key] for key in COMPRESSAI[name]}
-            return getattr(import_compressai().models, name)(**arguments)
+            model = getattr(import_compressai().models, name)(**arguments)
+            if hasattr(model, FLAG):
+                setattr(model, FLAG, bool(description.get(FLAG)))
+            return model
     except (KeyError, TypeError) as error:
         raise UsageError(f"architecture {dict(description)} cannot be built: {error}") from error
     raise UsageError(f"architecture of family {family!r} (known: {', '.join((*OURS, 'video', 'compressai'))})")

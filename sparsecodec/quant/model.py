@@ -12,7 +12,7 @@ from torch import nn
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.quant.fixed_point import ACCUMULATOR_BITS
 from sparsecodec.quant.layers import Precision, QuantConv2d, QuantConvTranspose2d, quantized, why_float
-from sparsecodec.quant.tables import IntegerTables, VideoTables
+from sparsecodec.quant.tables import VideoTables, empty_tables
 from sparsecodec.sparsity.rules import is_conv, is_gdn
 
 CONFIG_FORMAT = 1
@@ -103,7 +103,7 @@ def _frozen(model: nn.Module) -> nn.Module:
 def quantization_config(model: nn.Module) -> dict[str, Any]:
     """What `apply_quantization` needs beside the float architecture: ``{"format": 1, "layers": {path: bits}}``.
 
-    Of a portable codec also ``"portable": True``: it stores its tables (`IntegerTables`); of a portable video codec
+    Of a portable codec also ``"portable": True``: it stores its tables (`empty_tables`); of a portable video codec
     ``["intra", "inter"]``, whose models store theirs (`VideoTables`).
 
     Raises:
@@ -139,7 +139,7 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
     model = quantize_layers(model, {name: Precision.from_json(values) for name, values in layers.items()})
     parts = config.get("portable")
     if parts is True:
-        model.portable = IntegerTables()
+        model.portable = empty_tables(model)
     elif parts:
         if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
             raise UsageError(f"quantisation: portable={parts!r} (needs true or the names of models)")

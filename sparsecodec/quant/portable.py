@@ -19,7 +19,7 @@ from sparsecodec.quant.layers import Precision
 from sparsecodec.quant.mixed import bytes_where_cheap
 from sparsecodec.quant.model import find_layers, freeze, quantize_layers, quantized_layers
 from sparsecodec.quant.portable_video import float_layers, is_portable_video, is_video, portable_video
-from sparsecodec.quant.tables import IntegerTables
+from sparsecodec.quant.tables import IntegerTables, empty_tables
 
 W8A8, W8A16, W16A16 = Precision(8, 8, dyadic=True), Precision(8, 16, dyadic=True), Precision(16, 16, dyadic=True)
 STRIDE = 64  # the least picture, and the multiple that every family takes
@@ -31,17 +31,20 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
     """Paths of the networks between the hyper-latent and the tables.
 
     Raises:
-        UsageError: a family without a portable form; autoregressive and variable-rate codecs of CompressAI's have none.
+        UsageError: a family without a portable form; CompressAI's codecs with a context model or a step of the
+            hyper-latent that follows from the rate have none. Or a gain of zero.
     """
     if hasattr(model, "context_prediction"):
         raise UsageError(
             f"{type(model).__name__} decodes position by position: it has no portable stream (use stream='native')"
         )
-    if hasattr(model, "QuantABCD"):
+    if hasattr(model, "gayn2zqstep"):
         raise UsageError(
-            f"{type(model).__name__} computes scales and offsets from the rate of a picture: it has no portable stream "
-            f"(use stream='native')"
+            f"{type(model).__name__} with vr_entbttlnck=True computes the step of its hyper-latent from the rate of a "
+            f"picture: it has no portable stream (use stream='native')"
         )
+    if hasattr(model, "Gain") and not bool((model.Gain != 0).all()):
+        raise UsageError(f"{type(model).__name__}: Gain={model.Gain.tolist()} (a rate needs one that is not 0)")
     if all(hasattr(model, path) for path in (*EVC, "q_basic", "bit_estimator_z")) and not hasattr(model, "refine"):
         return EVC  # the image codec of DCVC-HEM has these names, too, and a network behind its synthesis
     if hasattr(model, "h_s") and hasattr(model, "gaussian_conditional"):
@@ -49,7 +52,7 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
     if hasattr(model, "entropy_bottleneck"):
         return ()
     raise UsageError(
-        f"{type(model).__name__} has no portable stream (EVC, CompressAI's of one rate without a context model, and "
+        f"{type(model).__name__} has no portable stream (EVC, CompressAI's without a context model, and "
         "DCVC-RT's two models in one VideoCodec have)"
     )
 
@@ -96,7 +99,7 @@ def portable(
     Another machine may calibrate to other integers, so the copy, not the float codec, is what has to be kept: save it.
 
     Args:
-        model: EVC, or CompressAI's of one rate without a context model; dense, compact or quantised. Or a video codec
+        model: EVC, or CompressAI's without a context model; dense, compact or quantised. Or a video codec
             of DCVC-RT's models: see `portable_video` for what `images` are then, and what else it raises.
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
@@ -169,7 +172,7 @@ def _integer_tables(model: nn.Module) -> IntegerTables:
     """The stored ones, or those of the float parts."""
     if hasattr(model, "portable"):
         return model.portable
-    tables = IntegerTables()
+    tables = empty_tables(model)
     if hasattr(model, "bit_estimator_z"):
         channels = model.q_basic.shape[1]
         tables.fill(factorized_tables(model.bit_estimator_z, channels), torch.zeros(channels), evc_scale_thresholds())
@@ -180,6 +183,8 @@ def _integer_tables(model: nn.Module) -> IntegerTables:
     if hasattr(model, "gaussian_conditional"):
         conditional = model.gaussian_conditional
         thresholds = scale_table_thresholds(conditional.scale_table, float(conditional.lower_bound_scale.bound))
+        if hasattr(model, "Gain"):  # scale * gain > threshold
+            thresholds = thresholds.double() / model.Gain.detach().abs().double()[:, None]
     tables.fill(rows, coder.quantiles[:, 0, 1], thresholds)
     return tables
 
@@ -258,9 +263,15 @@ def _bits_of(x: Tensor, out: dict[str, Tensor]) -> float:
 
 @torch.no_grad()
 def _coded(model: nn.Module, pictures: list[Tensor]) -> Iterator[tuple[Tensor, dict[str, Tensor]]]:
-    """Each picture, on the model's device, and what the model says of it, at each of its rates."""
+    """Each picture, on the model's device, and what the model says of it, at each of its rates.
+
+    A codec with a gain per rate does without: no entropy network reads what was multiplied by it.
+    """
     device = next(model.parameters()).device
+    rates = [(step,) for step in model.q_scale] if hasattr(model, "q_scale") else [()]
+    if hasattr(model, "Gain"):
+        rates = [(1,)]  # the stage without gains
     for x in pictures:
         x = x.to(device)
-        for rate in ((step,) for step in model.q_scale) if hasattr(model, "q_scale") else ((),):
+        for rate in rates:
             yield x, model(x, *rate)

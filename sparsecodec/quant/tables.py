@@ -24,6 +24,7 @@ class IntegerTables(nn.Module):
     """
 
     NAMES = ("z_cdf", "z_lengths", "z_offsets", "z_medians", "thresholds")
+    TABLES = ("z_cdf",)  # those that have two dimensions
 
     z_cdf: Tensor
     z_lengths: Tensor
@@ -34,7 +35,7 @@ class IntegerTables(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         for name in self.NAMES:
-            shape = (0, 0) if name == "z_cdf" else (0,)
+            shape = (0, 0) if name in self.TABLES else (0,)
             self.register_buffer(name, torch.zeros(shape, dtype=torch.int32))
 
     def fill(self, tables: EntropyTables, medians: Tensor, thresholds: Tensor) -> None:
@@ -43,7 +44,8 @@ class IntegerTables(nn.Module):
         Args:
             tables: a row per channel.
             medians: ``[C]`` float32.
-            thresholds: ``[R - 1]`` float32, as `evc_scale_thresholds` or `scale_table_thresholds` give them.
+            thresholds: ``[R - 1]`` float32, as `evc_scale_thresholds` or `scale_table_thresholds` give them; of
+                `RateTables` ``[S, R - 1]`` float64.
         """
         self.z_cdf, self.z_lengths, self.z_offsets = (
             torch.from_numpy(values.copy()) for values in (tables.cdf, tables.lengths, tables.offsets)
@@ -61,7 +63,7 @@ class IntegerTables(nn.Module):
         for name, value in found.items():
             if value is None:
                 continue  # the base class says so
-            if value.dtype != torch.int32 or value.ndim != (2 if name == "z_cdf" else 1):
+            if value.dtype != torch.int32 or value.ndim != (2 if name in self.TABLES else 1):
                 errors.append(f"{prefix}{name} is {tuple(value.shape)} {value.dtype} (needs int32 of one shape)")
                 return
             setattr(self, name, torch.empty_like(value, device=getattr(self, name).device))
@@ -83,6 +85,31 @@ class IntegerTables(nn.Module):
         return faults
 
 
+class RateTables(IntegerTables):
+    """`IntegerTables` of a codec that multiplies its latents by a gain that is chosen per picture.
+
+    No decoder multiplies scales by it: what they are compared with was divided by it, once.
+
+    Args:
+        rates: how many gains the codec has.
+
+    Attributes:
+        thresholds: ``[S, R - 1]`` int32, a row per rate, each ascending, in 2^-16.
+    """
+
+    TABLES = (*IntegerTables.TABLES, "thresholds")
+
+    def __init__(self, rates: int) -> None:
+        super().__init__()
+        self._rates = rates
+
+    def _faults(self) -> list[str]:
+        faults = super()._faults()
+        if len(self.thresholds) != self._rates:
+            faults.append(f"thresholds: {len(self.thresholds)} rows for {self._rates} rates")
+        return faults
+
+
 class VideoTables(IntegerTables):
     """`IntegerTables` of one model of a video codec, and exponents that no layer's scale gives.
 
@@ -98,13 +125,18 @@ class VideoTables(IntegerTables):
     exponents: Tensor
 
 
-def in_fixed_point(values: Tensor) -> Tensor:
-    """``floor(65536 x)`` as int32, exactly; minus infinity becomes `NEVER`.
+def empty_tables(model: nn.Module) -> IntegerTables:
+    """What a picture codec stores, yet to be filled or loaded."""
+    return RateTables(len(model.Gain)) if hasattr(model, "Gain") else IntegerTables()
 
-    A fixed-point number is above x if and only if it is above this.
+
+def in_fixed_point(values: Tensor) -> Tensor:
+    """``floor(65536 x)`` as int32, exactly; what int32 does not hold becomes its end, minus infinity so `NEVER`.
+
+    A fixed-point number, all of which are in [-2^30, 2^30), is above x if and only if it is above this.
 
     Args:
-        values: float32, finite or minus infinity, magnitude below 2^15.
+        values: float32 or float64, no NaN.
     """
     scaled = (values.detach().cpu().double() * 2**FRACTION_BITS).floor()
     return scaled.clamp(NEVER, 2**31 - 1).to(torch.int32)

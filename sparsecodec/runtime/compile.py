@@ -42,8 +42,8 @@ def compile_codec(
         dtype: of the synthesis and analysis transforms, and of the loop of a video codec; the entropy networks are
             always float32. Default: bfloat16 where the machine has instructions for it, else float32.
         stream: ``"native"``: the family's own strings, and our container around the same coder. ``"portable"``: only
-            ``encode`` and ``decode``, whose symbols are the same on every device; not for CompressAI's autoregressive
-            and variable-rate codecs.
+            ``encode`` and ``decode``, whose symbols are the same on every device; not for CompressAI's codecs with
+            a context model, or with a step of the hyper-latent that follows from the rate (``vr_entbttlnck``).
         sample: ``[1, 3, H, W]`` picture to choose kernels and plan buffers with; default is a grey one of 64 x 64.
         strict: raise `NoBackendError` if a layer with a rule finds no kernel although the device has kernels.
         calibration: pictures for a portable stream of a model that is not portable yet (`quant.portable`, which also

@@ -53,6 +53,7 @@ ZOO_LATER = (
     "evc-tiny-s",
 )
 PORTABLE = ("evc-nano", "bmshj2018-factorized", "bmshj2018-hyperprior", "mbt2018-mean")
+PORTABLE_VARIABLE = ("bmshj2018-hyperprior-vbr", "mbt2018-mean-vbr")
 BATCHED = (
     *(*ZOO, *ZOO_LATER),
     *(f"portable/{name}" for name in PORTABLE),
@@ -204,6 +205,10 @@ def wanted() -> Iterator[Entry]:
     for name in BATCHED:
         for quality in (10, 90) if "evc" in name or "vbr" in name else (None,):
             yield {"kind": "batch", "model": name, "size": (65, 33), "quality": quality, "count": TOGETHER}
+
+    for name in PORTABLE_VARIABLE:
+        for size, quality in (((65, 33), 0), ((7, 64), 80)):
+            yield {"kind": "file", "model": f"portable/{name}", "size": size, "quality": quality, "tiling": None}
 
     for name in CLIPS:
         for size, frames, quality, period in (

@@ -118,12 +118,12 @@ def portable_model(name: str) -> nn.Module:
     """A portable codec whose every weight and table is `seeded`: nothing is calibrated, and no random generator asked.
 
     Args:
-        name: ``evc-nano``, or a key of `COMPRESSAI`.
+        name: ``evc-nano``, a key of `COMPRESSAI`, or one of `VARIABLE` that is not of a context model.
     """
     with torch.random.fork_rng(devices=[]):
-        if name in COMPRESSAI:
-            family, arguments = COMPRESSAI[name]
-            model = from_description({"family": "compressai", "class": family, **arguments})
+        if name in (known := {**COMPRESSAI, **VARIABLE}):
+            family, arguments = known[name]
+            model = getattr(import_compressai().models, family)(**arguments)
             model.update()
         else:
             model = from_description({"family": "evc", "encoder": "nano", "decoder": "nano"})
@@ -134,7 +134,12 @@ def portable_model(name: str) -> nn.Module:
     tables = dict(zip(("z_cdf", "z_lengths", "z_offsets"), map(torch.from_numpy, integer_rows(rows)), strict=True))
     tensors |= {f"portable.{key}": value for key, value in tables.items()}
     tensors["portable.z_medians"] = torch.arange(rows, dtype=torch.int32) * 997 - 3000
-    tensors["portable.thresholds"] = torch.arange(1, len(model.portable.thresholds) + 1, dtype=torch.int32) * 12000
+    rates, steps = model.portable.thresholds.shape[:-1], model.portable.thresholds.shape[-1]
+    tensors["portable.thresholds"] = torch.arange(1, steps + 1, dtype=torch.int32) * 12000
+    if rates:  # scales and means of some size, thresholds that fall with the rate, so that each has rows of its own
+        tensors["h_s.4.weight_scale"] *= 2.0**6
+        tensors["g_a.6.weight"] *= LOUDER
+        tensors["portable.thresholds"] = tensors["portable.thresholds"] // 20 * torch.arange(9, 1, -1).int()[:, None]
     return _filled(model, tensors)
 
 

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 
 import pytest
 import torch
 from safetensors.numpy import load_file
+from spc_oracle import Damaged, tables
 from spc_oracle import portable as oracle
-from spc_oracle import tables
 
 from sparsecodec._compat import import_compressai
-from sparsecodec.entropy import evc_gaussian_tables
+from sparsecodec.entropy import Container, evc_gaussian_tables
 from sparsecodec.entropy.coder import observing
 from sparsecodec.models import create
 from sparsecodec.quant import W8A8, W8A16, W16A16, portable
@@ -22,6 +23,8 @@ COMPRESSAI = {
     "bmshj2018-factorized": ("FactorizedPrior", (16, 24)),
     "bmshj2018-hyperprior": ("ScaleHyperprior", (16, 24)),
     "mbt2018-mean": ("MeanScaleHyperprior", (16, 24)),
+    "bmshj2018-hyperprior-vbr": ("ScaleHyperpriorVbr", (16, 24)),
+    "mbt2018-mean-vbr": ("MeanScaleHyperpriorVbr", (16, 24)),
 }
 
 
@@ -75,11 +78,23 @@ def test_symbols_of_portable_files(name, precision, photo, tmp_path):
     codec = compile_codec(load(tmp_path / "model"), stream="portable")
     family = name if name in COMPRESSAI else "evc"
     judge = oracle.Model(family, tensors, compact["kept"], rows_of(name, model))
-    for height, width in ((64, 64), (65, 130)):
-        data = codec.encode(photo[:, :, :height, :width].contiguous())
+    rates = name.endswith("-vbr")
+    for height, width, quality in ((64, 64, 0 if rates else None), (65, 130, 60 if rates else None)):
+        data = codec.encode(photo[:, :, :height, :width].contiguous(), quality)
         seen: list[list[int]] = []
         with observing(lambda symbols, seen=seen: seen.append(symbols.reshape(-1).tolist())):
             codec.decode(data)
         (decoded,) = oracle.decode(data, judge)
         assert decoded == seen
         assert len(set(decoded[-1])) > 1 or name.startswith("evc-nano")
+
+
+def test_rates_that_a_model_does_not_have_are_damaged(photo, tmp_path):
+    name = "mbt2018-mean-vbr"
+    model = portable(model_of(name), [photo[0, :, :64, :64]])
+    save(model, tmp_path / "model")
+    judge = oracle.Model(name, load_file(tmp_path / "model.safetensors"), {}, rows_of(name, model))
+    data = Container.from_bytes(compile_codec(model, stream="portable").encode(photo[:, :, :64, :64], 100))
+    assert data.quality == 7
+    with pytest.raises(Damaged, match="rate 8 of 8"):
+        oracle.decode(dataclasses.replace(data, quality=8).to_bytes(), judge)

@@ -41,6 +41,12 @@ def made(sparse_codec, crops) -> nn.Module:
     return portable(sparse_codec, crops)
 
 
+@pytest.fixture(scope="module")
+def made_of_rates() -> nn.Module:
+    picture = torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2))
+    return portable(_variable_rate("ScaleHyperpriorVbr"), picture)
+
+
 def _mean_scale() -> nn.Module:
     torch.manual_seed(0)
     model = import_compressai().models.MeanScaleHyperprior(16, 24).eval()
@@ -48,6 +54,11 @@ def _mean_scale() -> nn.Module:
         model.entropy_bottleneck.quantiles[:, 0, 1] += torch.linspace(-1, 1, 16)
     model.update()
     return model
+
+
+def _variable_rate(name: str, **arguments: bool) -> nn.Module:
+    torch.manual_seed(0)
+    return getattr(import_compressai().models, name)(16, 24, **arguments).eval()
 
 
 def test_every_entropy_layer_is_frozen_and_nothing_else(made, sparse_codec):
@@ -131,6 +142,51 @@ def test_refuses_stored_tables_that_are_none(made, name, value, reason):
     state = {**made.state_dict(), f"portable.{name}": value}
     with pytest.raises((UsageError, RuntimeError), match=reason):
         copy.deepcopy(made).load_state_dict(state)
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda stored: stored[3], r"\(63,\) torch.int32"),
+        (lambda stored: stored[:7], "7 rows for 8 rates"),
+        (lambda stored: stored[[0, 1, 2, 3, 3, 4, 5, 6, 7]], "9 rows for 8 rates"),
+        (lambda stored: torch.cat([stored[:5], stored[5:6].flip(1), stored[6:]]), "not ascending"),
+    ],
+    ids=["one row", "too few", "too many", "descending"],
+)
+def test_refuses_stored_thresholds_that_are_not_of_each_rate(made_of_rates, change, reason):
+    state = made_of_rates.state_dict()
+    state["portable.thresholds"] = change(state["portable.thresholds"])
+    with pytest.raises(RuntimeError, match=reason):
+        copy.deepcopy(made_of_rates).load_state_dict(state)
+
+
+def test_thresholds_of_a_rate_saturate(made_of_rates):
+    """A gain so small that no fixed-point scale is above: the first table, as in floats."""
+    model = _variable_rate("ScaleHyperpriorVbr")
+    with torch.no_grad():
+        model.Gain[0] = 1e-6
+    made = portable(model, torch.rand(1, 3, 64, 64))
+    assert made.portable.thresholds[0].tolist() == [2**31 - 1] * 63
+    assert torch.equal(made.portable.thresholds[1:], made_of_rates.portable.thresholds[1:])
+
+
+def test_calibrates_codecs_without_offsets():
+    """CompressAI's own forward at a rate fails for them: it has no `quantizer`."""
+    model = _variable_rate("MeanScaleHyperpriorVbr")
+    model.no_quantoffset = True
+    assert is_portable(portable(model, torch.rand(1, 3, 64, 64)))
+
+
+def test_one_calibration_serves_all_rates(made_of_rates):
+    """The networks read nothing that a gain moves."""
+    model = _variable_rate("ScaleHyperpriorVbr")
+    with torch.no_grad():
+        model.Gain *= 0.37
+    made = portable(model, torch.rand(1, 3, 64, 64, generator=torch.Generator().manual_seed(2)))
+    for name, layer in quantized_layers(made_of_rates).items():
+        for key, value in layer.state_dict().items():
+            assert torch.equal(value, quantized_layers(made)[name].state_dict()[key]), f"{name}.{key}"
 
 
 @pytest.mark.parametrize("precision", [W8A8, W8A16, W16A16], ids=["W8A8", "W8A16", "W16A16"])
@@ -262,13 +318,28 @@ def test_refuses_autoregressive_codecs(crops):
         portable(model, crops)
 
 
-@pytest.mark.parametrize("name", ["ScaleHyperpriorVbr", "MeanScaleHyperpriorVbr"])
-def test_refuses_variable_rate_codecs_before_it_calibrates(name):
-    import_compressai()
-    from compressai.models import vbr
+@pytest.mark.parametrize(
+    ("name", "arguments"),
+    [
+        ("ScaleHyperpriorVbr", {"vr_entbttlnck": True}),
+        ("MeanScaleHyperpriorVbr", {"vr_entbttlnck": True}),
+        ("JointAutoregressiveHierarchicalPriorsVbr", {}),
+    ],
+)
+def test_refuses_variable_rate_codecs_before_it_calibrates(name, arguments):
+    reason = "step of its hyper-latent" if arguments else "position by position"
+    with pytest.raises(UsageError, match=rf"^{name} .*{reason}.* no portable stream \(use stream='native'\)"):
+        portable(_variable_rate(name, **arguments))  # without the images that calibration would need
 
-    with pytest.raises(UsageError, match=rf"^{name} .* no portable stream \(use stream='native'\)"):
-        portable(getattr(vbr, name)(16, 24))  # without the images that calibration would need
+
+def test_refuses_a_gain_of_zero_and_exact_pictures_before_it_calibrates():
+    model = _variable_rate("MeanScaleHyperpriorVbr")
+    with pytest.raises(UsageError, match="no form with exact pictures"):
+        portable(model, exact=True)
+    with torch.no_grad():
+        model.Gain[3] = 0
+    with pytest.raises(UsageError, match=r"^MeanScaleHyperpriorVbr: Gain=.* 0\.0, .*not 0"):
+        portable(model)
 
 
 def test_refuses_foreign_models(crops):

@@ -28,6 +28,13 @@ CLASSES = {  # name -> class and constructor arguments
     "cheng2020-anchor": ("Cheng2020Anchor", (32,)),
     "cheng2020-attn": ("Cheng2020Attention", (32,)),
 }
+VARIABLE = {  # those of variable rate; -steps: of the hyper-latent, too
+    "bmshj2018-hyperprior-vbr": ("ScaleHyperpriorVbr", (32, 48)),
+    "mbt2018-mean-vbr": ("MeanScaleHyperpriorVbr", (32, 48)),
+    "bmshj2018-hyperprior-vbr-steps": ("ScaleHyperpriorVbr", (32, 48, True)),
+    "mbt2018-mean-vbr-steps": ("MeanScaleHyperpriorVbr", (32, 48, True)),
+    "mbt2018-vbr": ("JointAutoregressiveHierarchicalPriorsVbr", (32, 48)),
+}
 TRANSFORMS = ("g_a", "g_s", "h_a", "h_s", "entropy_parameters")
 
 
@@ -79,6 +86,18 @@ def build(name: str, variant: str) -> nn.Module:
     return model.requires_grad_(False)
 
 
+@cache
+def build_variable(name: str) -> nn.Module:
+    """The original of a codec of variable rate, with its tables. Not to be changed."""
+    torch.manual_seed(3)
+    class_name, arguments = VARIABLE[name]
+    model = _lively(getattr(import_compressai().models, class_name)(*arguments).eval()).requires_grad_(False)
+    for layer in model.QuantABCD[::2]:
+        layer.weight.mul_(0.3)
+    model.update()
+    return model
+
+
 @pytest.fixture(params=[(isa, threads) for isa in ("scalar", "avx2", "avx512") for threads in (1, 2)], ids=str)
 def any_processor(request: pytest.FixtureRequest, instruction_sets, monkeypatch) -> Iterator[None]:
     """The test runs with the kernels of each instruction set that this processor has, on one thread and on two."""
@@ -98,7 +117,8 @@ def portable_model(family: str) -> nn.Module:
     if family.startswith("evc"):
         return zoo.load({"evc": "evc-tiny-sparse-int8", "evc-float": "evc-tiny-sparse-portable"}[family])
     generator = torch.Generator().manual_seed(5)
-    return portable(build(family, "dense"), torch.rand(1, 3, 128, 128, generator=generator))
+    model = build_variable(family) if family in VARIABLE else build(family, "dense")
+    return portable(model, torch.rand(1, 3, 128, 128, generator=generator))
 
 
 @cache

@@ -24,7 +24,7 @@ from sparsecodec.zoo import save
 
 from .conftest import pair_of, portable_codec, portable_model
 
-PORTABLE = ("evc", "bmshj2018-hyperprior", "mbt2018-mean", "bmshj2018-factorized")
+PORTABLE = ("evc", "bmshj2018-hyperprior", "mbt2018-mean", "bmshj2018-factorized", "mbt2018-mean-vbr")
 NATIVE = ("evc-nano", "bmshj2018-factorized", "mbt2018-mean", "cheng2020-anchor")
 
 

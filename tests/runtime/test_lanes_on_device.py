@@ -41,15 +41,18 @@ def on_device(emulated, monkeypatch) -> list[torch.device]:
     return asked
 
 
-@pytest.fixture(params=["evc-float", "mbt2018-mean", "bmshj2018-factorized"])
+@pytest.fixture(params=["evc-float", "mbt2018-mean", "bmshj2018-factorized", "mbt2018-mean-vbr"])
 def family(request: pytest.FixtureRequest) -> str:
     return request.param
 
 
 @pytest.fixture
 def blobs(family: str, photo: Tensor) -> list[bytes]:
-    codec = portable_codec(family)
-    return [codec.encode(photo[:, :, top : top + SIZE[0], : SIZE[1]]) for top in (0, 64)]
+    """Two pictures; of a codec with a gain per rate at the ends of its rates."""
+    encode = portable_codec(family).encode
+    qualities = (0, 100) if family.endswith("-vbr") else (None, None)
+    tops = zip((0, 64), qualities, strict=True)
+    return [encode(photo[:, :, top : top + SIZE[0], : SIZE[1]], quality) for top, quality in tops]
 
 
 @pytest.fixture

@@ -24,7 +24,7 @@ from sparsecodec.runtime import CompiledCodec, compile_codec
 
 from .conftest import build, portable_codec, portable_model
 
-WITH_NETWORKS = ("evc", "bmshj2018-hyperprior", "mbt2018-mean")
+WITH_NETWORKS = ("evc", "bmshj2018-hyperprior", "mbt2018-mean", "bmshj2018-hyperprior-vbr", "mbt2018-mean-vbr")
 FAMILIES = (*WITH_NETWORKS, "bmshj2018-factorized")
 
 
@@ -63,8 +63,12 @@ def encoded(codec: CompiledCodec, x: Tensor) -> list[Coding]:
         if hasattr(codec, "_coder"):
             drive(codec._analysis(x, codec._q_basic * 1.0, codec._coder, False), host)
         else:
-            drive(codec._analysis(x), host)
+            drive(codec._analysis(x, *_of_usual_rate(codec)), host)
     return host.calls
+
+
+def _of_usual_rate(codec: CompiledCodec) -> tuple[Tensor, ...]:
+    return codec._of_rate(codec._nearest_rate(None))
 
 
 def rows_of(codec: CompiledCodec, calls: list[Coding]) -> list[Tensor]:
@@ -75,7 +79,7 @@ def rows_of(codec: CompiledCodec, calls: list[Coding]) -> list[Tensor]:
         if hasattr(codec, "_coder"):
             drive(codec._coder.decoding(first, codec._q_basic * 1.0), host)
         else:
-            drive(codec._synthesis(first, 64, 128), host)
+            drive(codec._synthesis(first, 64, 128, *_of_usual_rate(codec)), host)
     return [call.indexes for call in host.calls]
 
 

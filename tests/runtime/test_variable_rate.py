@@ -10,39 +10,22 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec import BitstreamError, UsageError
-from sparsecodec._compat import import_compressai
 from sparsecodec.runtime import CompiledCodec, compile_codec
 
-from .conftest import _lively, skip_where_torch_adds_otherwise
+from .conftest import VARIABLE, build_variable, skip_where_torch_adds_otherwise
 
-# name -> class of compressai.models.vbr, constructor arguments
-CLASSES = {
-    "bmshj2018-hyperprior-vbr": ("ScaleHyperpriorVbr", (32, 48)),
-    "mbt2018-mean-vbr": ("MeanScaleHyperpriorVbr", (32, 48)),
-    "bmshj2018-hyperprior-vbr-steps": ("ScaleHyperpriorVbr", (32, 48, True)),
-    "mbt2018-mean-vbr-steps": ("MeanScaleHyperpriorVbr", (32, 48, True)),
-    "mbt2018-vbr": ("JointAutoregressiveHierarchicalPriorsVbr", (32, 48)),
-}
 RATES = [{}, {"s": 0}, {"s": 7}, {"stage": 1}, {"inputscale": torch.tensor(0.61)}]
 
 
 @cache
 def models(name: str) -> tuple[nn.Module, CompiledCodec]:
     """The original and its compiled twin."""
-    import_compressai()
-    from compressai.models import vbr
-
-    torch.manual_seed(3)
-    class_name, arguments = CLASSES[name]
-    model = _lively(getattr(vbr, class_name)(*arguments).eval()).requires_grad_(False)
-    for layer in model.QuantABCD[::2]:
-        layer.weight.mul_(0.3)
-    model.update()
+    model = build_variable(name)
     return model, compile_codec(model, dtype=torch.float32)
 
 
 @pytest.mark.parametrize("rate", RATES, ids=lambda rate: "-".join(rate) or "default")
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", VARIABLE)
 def test_strings_are_the_originals_byte_for_byte(name: str, rate: dict, pictures: Tensor):
     model, compiled = models(name)
     coded, ours = model.compress(pictures, **rate), compiled.compress(pictures, **rate)
@@ -68,7 +51,7 @@ def test_pictures_without_offsets(name: str, pictures: Tensor):
     assert (models(name)[1].decompress(**coded)["x_hat"] - x_hat).abs().max() > 1e-3
 
 
-@pytest.mark.parametrize("name", CLASSES)
+@pytest.mark.parametrize("name", VARIABLE)
 def test_files_of_any_size_and_rate(name: str, photo: Tensor):
     _, compiled = models(name)
     assert (compiled.numerics.tag == 1) == (not name.endswith("-steps"))

@@ -15,7 +15,7 @@ from sparsecodec.models import create
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.video import VideoCodec
-from sparsecodec.quant import portable, quantized_layers
+from sparsecodec.quant import is_portable, portable, quantized_layers
 from sparsecodec.quant.portable import inexact_layers
 from sparsecodec.runtime.adapters.dcvc import CompiledDCVC
 from sparsecodec.runtime.adapters.dcvc_hem import CompiledHEMImage, CompiledHEMVideo
@@ -75,10 +75,19 @@ def test_entropy_networks_of_clips_are_those_of_the_compiled_codec(name):
     assert set(family_of(model.inter).entropy) == ENTROPY[name] and set(family_of(model.intra).entropy) == set(intra)
 
 
-@pytest.mark.parametrize("name", ["evc-nano", "FactorizedPrior", "ScaleHyperprior", "MeanScaleHyperprior"])
+@pytest.mark.parametrize(
+    "name", ["evc-nano", "FactorizedPrior", "ScaleHyperprior", "MeanScaleHyperprior", "MeanScaleHyperpriorVbr"]
+)
 def test_entropy_networks_of_pictures_are_those_that_a_portable_codec_has_on_integers(name):
     model = create(name) if name == "evc-nano" else _compressai(name)
     assert set(family_of(model).entropy) == {layer.split(".")[0] for layer in inexact_layers(model)}
+
+
+@pytest.mark.parametrize("name", ["ScaleHyperpriorVbr", "MeanScaleHyperpriorVbr"])
+def test_a_codec_with_a_gain_per_rate_becomes_portable(name, pictures, tmp_path):
+    model = _compressai(name)
+    done = _run(_recipe(model, transforms="decoder", entropy_bits=16), model, pictures, tmp_path)
+    assert is_portable(done) and done.portable.thresholds.shape == (len(model.Gain), 63)
 
 
 def test_entropy_networks_of_a_video_codec_stay_float_and_are_named(pictures, tmp_path):
@@ -125,11 +134,20 @@ def test_video_codec_with_an_encoder_on_integers_becomes_portable(pictures, tmp_
 
 
 @pytest.mark.parametrize(
-    "name", ["JointAutoregressiveHierarchicalPriors", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny", "rt-intra", "hem-intra"]
+    "name",
+    [
+        "JointAutoregressiveHierarchicalPriors",
+        "JointAutoregressiveHierarchicalPriorsVbr",
+        "dcvc-hem-tiny",
+        "dcvc-tiny",
+        "fvc-tiny",
+        "rt-intra",
+        "hem-intra",
+    ],
 )
 def test_portable_codec_of_a_family_without_one_is_refused(name, pictures, tmp_path):
     made = {
-        "JointAutoregressiveHierarchicalPriors": lambda: _compressai(name),
+        **{f"JointAutoregressiveHierarchicalPriors{of}": lambda: _compressai(name) for of in ("", "Vbr")},
         "rt-intra": lambda: _rt().intra,
         "hem-intra": lambda: create("dcvc-hem-tiny").intra,
     }

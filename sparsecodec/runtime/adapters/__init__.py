@@ -14,6 +14,7 @@ from sparsecodec.runtime.adapters.portable import (
     PortableFactorizedCodec,
     PortableHyperpriorCodec,
     PortableScalableEVCCodec,
+    PortableVariableRateCodec,
 )
 from sparsecodec.runtime.adapters.portable_rt import PortableRTCodec
 from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
@@ -34,6 +35,7 @@ PORTABLE_ADAPTERS = (
     PortableScalableEVCCodec,
     PortableFactorizedCodec,
     PortableHyperpriorCodec,
+    PortableVariableRateCodec,
 )
 VIDEO_ADAPTERS = (DCVCRTCodec, DCVCHEMCodec, DCVCCodec, FVCCodec)
 FOREIGN_OBJECTS = (DCImageObject, DCVideoObject, FMImageObject, FMVideoObject, UFImageObject, UFVideoObject)

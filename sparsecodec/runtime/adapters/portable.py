@@ -23,6 +23,7 @@ from sparsecodec.nn.integer_prior import (
     fixed_point,
     narrowed,
     row_finder,
+    table_rows,
 )
 from sparsecodec.nn.routine import Coding, Routine, drive_on_device, pulling, pushing, unasked
 from sparsecodec.ops import quantize_latent, restore_latent
@@ -30,6 +31,7 @@ from sparsecodec.quant import is_exact
 from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec, Network
 from sparsecodec.runtime.adapters.evc import EVCCodec
 from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
+from sparsecodec.runtime.adapters.variable_rate import VariableRateCodec
 from sparsecodec.runtime.codec import finished
 from sparsecodec.runtime.integer_network import IntegerNetwork
 from sparsecodec.runtime.numerics import PORTABLE, Numerics
@@ -164,45 +166,57 @@ class PortableScalableEVCCodec(PortableEVCCodec, ScalableEVCCodec):
 
 
 class _OnePayload(Portable):
-    """A codec of CompressAI's: all coding calls of a picture share one payload."""
+    """A codec of CompressAI's: all coding calls of a picture share one payload. Its rate is the file's quality."""
+
+    _rates = 1
 
     @abstractmethod
     def _symbols(self, height: int, width: int) -> int:
         """Of a padded picture, over all latents."""
 
-    def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
+    def _nearest_rate(self, quality: float | None) -> int:
+        """The number of the rate for a quality."""
         if quality is not None:
             raise UsageError(f"quality={quality} ({type(self._model).__name__} has one rate; needs None)")
+        return 0
+
+    def _of_rate(self, rate: int) -> tuple[Tensor, ...]:
+        """The last inputs of the routines: tensors, so that another rate is other data and no other graph."""
+        return ()
+
+    def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
+        rate = self._nearest_rate(quality)
         encoder = EncoderGroup(LaneEncoder(self._symbols(x.shape[2], x.shape[3])) for _ in x)
-        self._executor.run(self._analysis, x, host=pushing(encoder))
-        return [[payload] for payload in encoder.finish()], 0
+        self._executor.run(self._analysis, x, *self._of_rate(rate), host=pushing(encoder))
+        return [[payload] for payload in encoder.finish()], rate
 
     def _decode(self, payloads: list[list[bytes]], quality: int, height: int, width: int) -> Tensor:
         for of_picture in payloads:
-            if len(of_picture) != 1 or quality:
+            if len(of_picture) != 1 or quality >= self._rates:
                 found = f"{len(of_picture)} payloads at quality {quality}"
-                raise BitstreamError(f"{found} (a portable stream has one, at 0)")
+                known = "0" if self._rates == 1 else f"0 to {self._rates - 1}"
+                raise BitstreamError(f"{found} (this portable stream has one, at {known})")
+        of_rate = self._of_rate(quality)
         rows, columns = (-(-side // self.STRIDE) for side in (height, width))
         total = self._symbols(rows * self.STRIDE, columns * self.STRIDE)
         z_shape = (len(payloads), len(self._medians), rows, columns)
         if decodes_on(self.device):
             whole = [payload for (payload,) in payloads]
-            return self._on_device(whole, total, self._whole_synthesis, z_shape, height, width)
+            return self._on_device(whole, total, self._whole_synthesis, z_shape, height, width, *of_rate)
         decoder = DecoderGroup(LaneDecoder(payload, total) for (payload,) in payloads)
         first = decoder.decode(self._bottleneck._indexes(z_shape), self._z_tables)
-        x_hat = self._executor.run(self._synthesis, first, height, width, host=pulling(decoder))
+        x_hat = self._executor.run(self._synthesis, first, height, width, *of_rate, host=pulling(decoder))
         decoder.finish()
         return x_hat
 
-    def _whole_synthesis(self, z_shape: tuple[int, ...], height: int, width: int) -> Routine:
+    def _whole_synthesis(self, z_shape: tuple[int, ...], height: int, width: int, *of_rate: Tensor) -> Routine:
         symbols = yield Coding(self._z_tables, self._bottleneck._indexes(z_shape, self.device))
-        return (yield from self._synthesis(symbols, height, width))
+        return (yield from self._synthesis(symbols, height, width, *of_rate))
 
     def _take_integers(self, stored: nn.Module) -> None:
         """Uses the stored tables."""
         self._z_tables: EntropyTables = stored.tables()
         self._medians = stored.z_medians.to(self.device).view(-1, 1, 1)
-        self._table_rows = row_finder(stored.thresholds.to(self.device))
 
     def _coding_first(self, latent: Tensor) -> tuple[Tensor, Coding]:
         """(symbols, the request to code them) of what is coded under the factorised tables."""
@@ -230,32 +244,73 @@ class PortableFactorizedCodec(_OnePayload, FactorizedCodec):
         return finished(self._transforms["g_s"](y_hat), height, width)
 
 
-class PortableHyperpriorCodec(_OnePayload, HyperpriorCodec):
-    """CompressAI's hyperpriors without a context model, with portable streams."""
+class _Hyperprior(_OnePayload):
+    """A codec with a hyper-latent, whose synthesis is on integers."""
 
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
         super().__init__(model, device, dtype, strict)
         self._take_integers(self._model.portable)
+        self._stored_thresholds = self._model.portable.thresholds
 
     def _symbols(self, height: int, width: int) -> int:
         latent, hyper_latent = (height // side * (width // side) for side in (16, 64))
         return payload_symbols(self._latent * latent + self._hyper_latent * hyper_latent)
 
-    def _rows(self, z_symbols: Tensor) -> tuple[Tensor, Tensor | None]:
-        """(table rows of y, its means or None)."""
-        network = self._transforms["h_s"]
-        prior = network(narrowed(fixed_point(z_symbols, self._medians), network.exponent))
-        scales, means = prior.chunk(2, 1) if self._has_means else (prior, None)
-        return self._table_rows(scales), None if means is None else as_float(means)
-
-    def _analysis(self, x: Tensor, networks: Callable[[str], Network] | None = None) -> Routine:
+    def _latents_coding(self, x: Tensor) -> Routine:
+        """Codes the hyper-latents of pictures; returns (the latents, the symbols of the hyper-latents)."""
         y = self._transforms["g_a"](x).float()
         z_symbols, request = self._coding_first(self._transforms["h_a"](y if self._has_means else y.abs()).float())
         yield request
-        rows, means = self._rows(z_symbols)
-        yield Coding(self._tables, rows, quantize_latent(y, means, limit=SYMBOL_LIMIT - 1))
+        return y, z_symbols
+
+    def _prior(self, z_symbols: Tensor) -> tuple[Tensor, Tensor | None]:
+        """(scales of y, fixed-point, and its means in float32 or None)."""
+        network = self._transforms["h_s"]
+        prior = network(narrowed(fixed_point(z_symbols, self._medians), network.exponent))
+        scales, means = prior.chunk(2, 1) if self._has_means else (prior, None)
+        return scales, None if means is None else as_float(means)
+
+
+class PortableHyperpriorCodec(_Hyperprior, HyperpriorCodec):
+    """CompressAI's hyperpriors of one rate without a context model, with portable streams."""
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        super().__init__(model, device, dtype, strict)
+        self._table_rows = row_finder(self._stored_thresholds)
+
+    def _analysis(self, x: Tensor, networks: Callable[[str], Network] | None = None) -> Routine:
+        y, z_symbols = yield from self._latents_coding(x)
+        scales, means = self._prior(z_symbols)
+        yield Coding(self._tables, self._table_rows(scales), quantize_latent(y, means, limit=SYMBOL_LIMIT - 1))
 
     def _synthesis(self, z_symbols: Tensor, height: int, width: int) -> Routine:
-        rows, means = self._rows(z_symbols)
-        symbols = yield Coding(self._tables, rows)
+        scales, means = self._prior(z_symbols)
+        symbols = yield Coding(self._tables, self._table_rows(scales))
         return finished(self._transforms["g_s"](restore_latent(symbols, means)), height, width)
+
+
+class PortableVariableRateCodec(_Hyperprior, VariableRateCodec):
+    """Those with a gain per rate, which multiplies nothing between bytes and symbols: each has its thresholds."""
+
+    _nearest_rate = VariableRateCodec._nearest_rate
+
+    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype, strict: bool) -> None:
+        super().__init__(model, device, dtype, strict)
+        self._gains = self._model.Gain.abs()
+        self._rates = len(self._gains)
+
+    def _of_rate(self, rate: int) -> tuple[Tensor, ...]:
+        """(thresholds, gain)."""
+        return self._stored_thresholds[rate], self._gains[rate]
+
+    def _analysis(self, x: Tensor, thresholds: Tensor, gain: Tensor) -> Routine:
+        y, z_symbols = yield from self._latents_coding(x)
+        scales, means = self._prior(z_symbols)
+        symbols = quantize_latent(y * gain, None if means is None else means * gain, limit=SYMBOL_LIMIT - 1)
+        yield Coding(self._tables, table_rows(scales, thresholds), symbols)
+
+    def _synthesis(self, z_symbols: Tensor, height: int, width: int, thresholds: Tensor, gain: Tensor) -> Routine:
+        scales, means = self._prior(z_symbols)
+        symbols = yield Coding(self._tables, table_rows(scales, thresholds))
+        y_hat = self._dequantize(symbols.to(torch.float32), as_float(scales) * gain, gain) / gain
+        return finished(self._transforms["g_s"](y_hat if means is None else y_hat + means), height, width)

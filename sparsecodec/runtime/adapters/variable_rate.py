@@ -102,7 +102,7 @@ class VariableRate(HyperpriorCodec):
         return {"x_hat": self._decompressing(size, len(inputs[0][0]), lambda: self._restore(*inputs))}
 
     def _encode(self, x: Tensor, quality: float | None, size: tuple[int, int]) -> tuple[list[list[bytes]], int]:
-        s = round(check_quality(quality) / 100 * (len(self._model.Gain) - 1))
+        s = self._nearest_rate(quality)
         strings, _ = self._code(x, self._transforms.__getitem__, self._rate(2, s, 0))
         return [list(of_picture) for of_picture in zip(*strings, strict=True)], s
 
@@ -130,6 +130,10 @@ class VariableRate(HyperpriorCodec):
         rate: Rate,
     ) -> Tensor:
         """As `_decompress`, at a rate."""
+
+    def _nearest_rate(self, quality: float | None) -> int:
+        """The number of the gain for a quality from 0 to 100."""
+        return round(check_quality(quality) / 100 * (len(self._model.Gain) - 1))
 
     def _rate(self, stage: int, s: int, inputscale: float | Tensor) -> Rate:
         if stage not in (1, 2):
@@ -163,7 +167,8 @@ class VariableRateCodec(VariableRate):
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
-        return {name for name, _ in model.named_children()} in (cls.CHILDREN, cls.CHILDREN | STEP_NETWORKS)
+        children = {name for name, _ in model.named_children()} - {"portable"}
+        return children in (cls.CHILDREN, cls.CHILDREN | STEP_NETWORKS)
 
     def _code(self, x: Tensor, networks: Callable[[str], Network], rate: Rate) -> tuple[list[list[bytes]], torch.Size]:
         """As `_compress`, at a rate."""

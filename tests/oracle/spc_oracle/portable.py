@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -36,7 +36,7 @@ class Model:
     """What a decoder has of a portable model.
 
     Attributes:
-        family: evc, bmshj2018-factorized, bmshj2018-hyperprior or mbt2018-mean.
+        family: evc, bmshj2018-factorized, bmshj2018-hyperprior or mbt2018-mean, the latter two also with -vbr behind.
         tensors: as the safetensors file holds them.
         kept: ``compact.kept`` of the JSON, if there is one: the channels of layers that were narrowed alone.
         y_rows: the rows of the latent's tables; unused if there is no hyper-latent.
@@ -57,6 +57,11 @@ def decode(data: bytes, model: Model) -> list[Calls]:
     file = parse(data)
     if file.numerics != 2 or file.per_tile != 1:
         raise Damaged(f"numerics {file.numerics}, {file.per_tile} payloads")
+    thresholds = model.tensors["portable.thresholds"]
+    if thresholds.ndim == 2:
+        if file.quality >= len(thresholds):
+            raise Damaged(f"rate {file.quality} of {len(thresholds)}")
+        model = replace(model, tensors={**model.tensors, "portable.thresholds": thresholds[file.quality]})
     tile = {"evc": _evc, "bmshj2018-factorized": _factorized}.get(model.family, _compressai)
     stride = 16 if tile is _factorized else 64
     sizes = windows(file)
@@ -93,7 +98,7 @@ def _factorized(payload: bytes, h: int, w: int, model: Model) -> Calls:
 def _compressai(payload: bytes, h: int, w: int, model: Model) -> Calls:
     tensors = model.tensors
     channels = len(tensors["portable.z_lengths"])
-    means = model.family == "mbt2018-mean"
+    means = model.family.startswith("mbt2018-mean")
     network = Network(
         topologies.mean_scale_hyperprior() if means else topologies.scale_hyperprior(), tensors, model.kept
     )
