@@ -64,8 +64,14 @@ def eager_numerics(device: torch.device) -> Numerics:
     """torch's own layers: the bits depend on the version, the processor and the thread count."""
     name = f"torch {torch.__version__}"
     if device.type == "cuda":
-        return _unnumbered(f"{name}, {torch.cuda.get_device_name(device)}")
+        return _unnumbered(f"{name}, {torch.cuda.get_device_name(device)}, {_torch_on_gpu()}")
     return _unnumbered(f"{name}, {torch.backends.cpu.get_cpu_capability()}", torch.get_num_threads())
+
+
+def _torch_on_gpu() -> str:
+    """What torch's own layers on a GPU are told about their arithmetic."""
+    convolutions = "tf32" * torch.backends.cudnn.allow_tf32 + " timed" * torch.backends.cudnn.benchmark
+    return f"products {torch.get_float32_matmul_precision()}, convolutions {convolutions.strip() or 'float32'}"
 
 
 def _unnumbered(name: str, threads: int | None = None) -> Numerics:
@@ -112,7 +118,9 @@ def video_numerics(
     name += f", torch {torch.__version__}"
     if device.type == "cuda":
         if "triton" in backends:
-            name += f", triton {importlib.metadata.version('triton')}"
+            tiles = "static" if os.environ.get("SPARSECODEC_AUTOTUNE") == "0" else "timed"
+            name += f", triton {importlib.metadata.version('triton')}, {tiles} tiles"
+        name += f", {_torch_on_gpu()}"
         return _on_gpu(f"{name}, {torch.cuda.get_device_name(device)}", dtypes)
     name += f", {torch.backends.cpu.get_cpu_capability()}"
     if "bfloat16" in dtypes and "cpu" in backends:

@@ -199,6 +199,27 @@ def test_a_tag_tells_which_bfloat16_kernels_made_a_file(monkeypatch):
     assert tag("bfloat16", "float32") != before and tag("float32") == pinned
 
 
+def test_a_gpus_tag_tells_its_settings(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "a GPU of tests")
+    backends = frozenset({"triton", "torch"})
+
+    def tags() -> set[int]:
+        by_kernels = numerics.video_numerics(backends, ("float16",), torch.device("cuda"))
+        return {by_kernels.tag, numerics.eager_numerics(torch.device("cuda")).tag}
+
+    known = tags()
+    for target, name, value in (
+        (torch.backends.cudnn, "allow_tf32", not torch.backends.cudnn.allow_tf32),
+        (torch.backends.cudnn, "benchmark", True),
+        (torch, "get_float32_matmul_precision", lambda: "medium"),
+    ):
+        with monkeypatch.context() as patch:
+            patch.setattr(target, name, value)
+            assert not tags() & known, name
+    monkeypatch.setenv("SPARSECODEC_AUTOTUNE", "0")
+    assert len(tags() & known) == 1  # tiles are a matter of kernels
+
+
 @pytest.mark.parametrize("dtypes, words", [(("float16", "float32"), "float16"), (("bfloat16",), "bfloat16")])
 def test_a_gpus_files_name_it(monkeypatch, dtypes: tuple[str, ...], words: str):
     """Both ways the refusal says what made the stream."""
