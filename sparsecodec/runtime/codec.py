@@ -19,12 +19,12 @@ from sparsecodec.runtime import memory
 from sparsecodec.runtime.batch import BATCH, Decoded, check_batch, check_encodable, decode_each, runs
 from sparsecodec.runtime.executor import Executor
 from sparsecodec.runtime.graphs import CudaGraphs
+from sparsecodec.runtime.module_calls import ModuleCalls
 from sparsecodec.runtime.numerics import Numerics, check_made_here, eager_numerics, kernel_numerics
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.settled import settled
 from sparsecodec.runtime.tiles import Code, check_pixels, decode_tiles, encode_tiles, region_of, together, touched
 from sparsecodec.runtime.transform import CompiledTransform, EagerTransform
-from sparsecodec.runtime.uncopied import Uncopied
 from sparsecodec.sparsity.macs import count
 from sparsecodec.sparsity.rules import is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
@@ -41,7 +41,7 @@ def finished(x_hat: Tensor, height: int, width: int) -> Tensor:
     return x_hat.to(torch.float32, memory_format=torch.contiguous_format, copy=True).clamp_(0, 1)
 
 
-class CompiledCodec(Uncopied, ABC):
+class CompiledCodec(ModuleCalls, ABC):
     """A codec whose transforms run on fused kernels. Made by `compile_codec`; a subclass per family.
 
     ``compress`` and ``decompress`` answer the family's own calls with the family's own strings: the networks between

@@ -18,9 +18,10 @@ from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, Lat
 from sparsecodec.nn.flow import estimate_flow
 from sparsecodec.ops import dcvc_scale_thresholds
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain, check_size
-from sparsecodec.runtime.adapters.paired import ORIGINAL, KeepsWeights, OneModel, copied
+from sparsecodec.runtime.adapters.paired import ORIGINAL, OneModel, copied
 from sparsecodec.runtime.context_model import ContextModel, ContextRows, why_not_native
 from sparsecodec.runtime.report import Report
+from sparsecodec.runtime.uncopied import KeepsWeights
 from sparsecodec.runtime.video_networks import VideoNetworks, warp_any
 
 WAVES = "context models: wave by wave in one native call, pinned float32"

@@ -50,9 +50,6 @@ class EVCCodec(SingleFrames, CompiledCodec):
         pairs = (DualPrior(*networks, head), computed), (original, model.tables())
         return tuple(DualPriorCoder(prior, *tables, self.device) for prior, tables in pairs)
 
-    def update(self, force: bool = False) -> None:
-        """Nothing to do: tables are those of the weights that were compiled."""
-
     def _encoder(self, height: int, width: int) -> Encoder:
         """What takes the symbols of a padded picture of that size."""
         return Encoder(STREAMS)

@@ -6,12 +6,11 @@ import copy
 import math
 from abc import abstractmethod
 from collections.abc import Callable
-from typing import Any, ClassVar, NoReturn, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 from torch import get_num_threads, nn
 
-from sparsecodec.errors import UsageError
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Host, Routine, eagerly
 from sparsecodec.runtime.executor import Executor
@@ -19,7 +18,7 @@ from sparsecodec.runtime.numerics import Numerics, eager_numerics
 from sparsecodec.runtime.precision import KeepsPrecision
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.transform import CompiledTransform
-from sparsecodec.runtime.uncopied import Uncopied
+from sparsecodec.runtime.uncopied import KeepsWeights
 from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.runtime.video_networks import VideoNetworks
 
@@ -27,18 +26,7 @@ Model = TypeVar("Model", bound=nn.Module)
 ORIGINAL = "original: every layer is the model's own, in float32"
 
 
-class KeepsWeights(Uncopied, nn.Module):
-    """One compiled model, whose weights were packed once, some of them into tables."""
-
-    def load_state_dict(self, *args: Any, **options: Any) -> NoReturn:
-        """Refused: what was packed would stay as it was."""
-        raise UsageError(
-            f"a {type(self).__name__} is compiled with its weights (needs them before: load them into the model, and "
-            "call compile_codec again)"
-        )
-
-
-class OneModel(KeepsPrecision, KeepsWeights):
+class OneModel(KeepsWeights, KeepsPrecision):
     """One compiled model of a video codec: it answers the model's calls, alone or in the codec.
 
     Attributes:
