@@ -20,6 +20,7 @@ import torch
 from sparsecodec.info import device_name, environment
 from sparsecodec.models import create
 from sparsecodec.runtime.executor import Executor
+from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_macs, trace_model
 from sparsecodec.training.families import family_of
 
@@ -60,6 +61,7 @@ class DeviceClock:
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         self._flush = torch.empty(2 * cache, dtype=torch.uint8, device="cuda")
+        self._graphs = CudaGraphs(self._flush.device)
 
     def race(self, calls: Calls, rounds: int) -> dict[str, list[float]]:
         """As `HostClock.race`, seconds on the device."""
@@ -78,27 +80,20 @@ class DeviceClock:
             for name, pairs in events.items()
         }
 
-    @staticmethod
-    def _captured(rotated: Sequence[Callable[[], object]]) -> Callable[[], None]:
+    def _captured(self, rotated: Sequence[Callable[[], object]]) -> Callable[[], None]:
         def launch() -> None:
             for call in rotated:
                 call()
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with self._graphs.session():
             for _ in range(3):
                 launch()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                launch()
-        except RuntimeError:
             torch.cuda.synchronize()
-            return launch
-        return graph.replay
+            try:
+                _, replay = self._graphs.capture(launch, self._graphs.new_pool())
+            except RuntimeError:
+                return launch
+        return replay
 
 
 def _event() -> torch.cuda.Event:
