@@ -31,7 +31,7 @@ class Plan:
 
     Attributes:
         out: per step the tensor it writes, None if it allocates.
-        bytes: of all buffers: the peak, because buffers are shared by steps whose results do not live together.
+        bytes: of all buffers, which steps share whose results do not live together.
         turns: of the transform whose plan it is.
         converted: inputs that came in another dtype, in memory that is kept: new memory costs page faults.
         streams: that the allocator knows to use the buffers.
@@ -104,7 +104,8 @@ def make_plan(program: Program, name: str, *inputs: Tensor, turns: Turns | None 
 def footprint(
     program: Program, name: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Bytes that a call holds at its peak: its plan's buffers, and what steps that allocate hold. Allocates nothing.
+    """Bytes that a call holds at its peak: its plan's buffers, what steps that allocate hold, and, on a GPU, what the
+    launches of a step may allocate beside its result. Allocates nothing.
 
     Args:
         program, name: as for `make_plan`.
@@ -120,8 +121,22 @@ def footprint(
         0 if buffer is not None or not isinstance(result, Tensor) else result.numel() * result.element_size()
         for buffer, result in zip(assigned, results, strict=True)
     ]
-    held = (sum(own[i] for i in range(now + 1) if until[i] >= now) for now in range(len(own)))
+    scratch = _scratch(program, results, device)
+    held = (scratch[now] + sum(own[i] for i in range(now + 1) if until[i] >= now) for now in range(len(own)))
     return sum(pool) + max(held)
+
+
+def _scratch(program: Program, results: Sequence[Any], device: torch.device) -> list[int]:
+    """Bytes that each step's launches on a GPU may allocate beside its result, while they run."""
+    known = dict(zip(program.steps, results, strict=True))
+
+    def of(step: Step) -> int:
+        spec = None if step.op in (*INPUTS, PLAIN) else specs()[step.op]
+        if spec is None or spec.scratch is None:
+            return 0
+        return spec.scratch(**{name: known[source] for name, source in step.inputs.items()}, **step.constants)
+
+    return [of(step) if device.type == "cuda" else 0 for step in program.steps]
 
 
 def _too_large(name: str, x: Tensor, planned: int, free: int | None) -> ResourceLimitError:
