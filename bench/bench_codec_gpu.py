@@ -126,14 +126,15 @@ def bench_evc(name, size, evc_pair, decoder_macs, psnr, bench_row, benchmark, cl
         times = clock.race({label: [call] for label, call in calls.items()}, ROUNDS)
         base = median(times["eager dense"])
         for label, values in times.items():
-            more = routine_facts(codecs[label]._executor, calls[label], DEVICE) if label in codecs else {}
+            codec = codecs.get(label)
+            more = routine_facts(codec._executor, codec.keepers, calls[label], DEVICE) if codec else {}
             row(label, median(values), base, **more)
         if size == "1080p" and name == EVC[-1]:  # last: compiling takes minutes, and may fail
             call = synchronised(stock(inductor(dense), x))
             row("torch.compile dense", median(clock.race({"compiled": [call]}, ROUNDS)["compiled"]), base)
     elif DEVICE.type == "cpu":
         codec = codecs["compiled sparse"]
-        assert routine_facts(codec._executor, calls["compiled sparse"], DEVICE)["coder_us"] > 0
+        assert routine_facts(codec._executor, codec.keepers, calls["compiled sparse"], DEVICE)["coder_us"] > 0
     benchmark.pedantic(calls["compiled sparse"], rounds=1)
 
 

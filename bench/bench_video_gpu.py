@@ -21,6 +21,8 @@ from torch import Tensor, nn
 
 from sparsecodec import compile_codec
 from sparsecodec.nn.rt_state import RTState
+from sparsecodec.runtime.executor import Executor
+from sparsecodec.runtime.transform import CompiledTransform
 
 DEVICE = torch.device("cuda" if torch.cuda.is_available() else "cpu")
 ON_GPU = DEVICE.type == "cuda"
@@ -54,6 +56,12 @@ def third_frame(model: nn.Module, clip: list[Tensor], dtype: torch.dtype) -> tup
     return payload, before, state
 
 
+def held_by(codec: nn.Module) -> tuple[Executor, list[CompiledTransform | Executor]]:
+    """What runs its routines, and all that holds memory between frames."""
+    networks = codec._networks
+    return networks.executor, [*networks.transforms, networks.executor]
+
+
 @pytest.mark.parametrize("height, width", SIZES)
 def bench_predicted_frame_on_gpu(
     height, width, video_pair, bench_row, benchmark, clock_of, synchronised, routine_facts
@@ -85,8 +93,8 @@ def bench_predicted_frame_on_gpu(
             base = median(times["eager dense"])
             for label, values in times.items():
                 t, macs = median(values), macs_pruned if "pruned" in label else macs_dense
-                executor = compiled[label]._networks.executor if label in compiled else None
-                more = routine_facts(executor, calls[label], DEVICE) if executor else {}
+                codec = compiled.get(label)
+                more = routine_facts(*held_by(codec), calls[label], DEVICE) if codec else {}
                 bench_row(
                     op="decode a predicted frame", case=f"{NAME} {width}x{height}", backend=label,
                     dtype=str(HALF).removeprefix("torch."), passed=True, macs=macs, flops=2 * macs, bytes=sizes[label],
@@ -95,6 +103,6 @@ def bench_predicted_frame_on_gpu(
                     timer="host, synchronised, rounds interleaved", **more,
                 )  # fmt: skip
         elif not ON_GPU:
-            executor = compiled["compiled pruned"]._networks.executor
-            assert routine_facts(executor, calls["compiled pruned"], DEVICE)["coder_us"] > 0
+            facts = routine_facts(*held_by(compiled["compiled pruned"]), calls["compiled pruned"], DEVICE)
+            assert facts["coder_us"] > 0
         benchmark.pedantic(calls["compiled pruned"], rounds=1)

@@ -20,6 +20,7 @@ import torch
 from sparsecodec.info import device_name, environment
 from sparsecodec.models import create
 from sparsecodec.runtime.executor import Executor
+from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.sparsity import compact, count, magnitude_scores, masks_for_macs, trace_model
 from sparsecodec.training.families import family_of
 
@@ -60,6 +61,7 @@ class DeviceClock:
     def __init__(self) -> None:
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         self._flush = torch.empty(2 * cache, dtype=torch.uint8, device="cuda")
+        self._graphs = CudaGraphs(self._flush.device)
 
     def race(self, calls: Calls, rounds: int) -> dict[str, list[float]]:
         """As `HostClock.race`, seconds on the device."""
@@ -78,27 +80,20 @@ class DeviceClock:
             for name, pairs in events.items()
         }
 
-    @staticmethod
-    def _captured(rotated: Sequence[Callable[[], object]]) -> Callable[[], None]:
+    def _captured(self, rotated: Sequence[Callable[[], object]]) -> Callable[[], None]:
         def launch() -> None:
             for call in rotated:
                 call()
 
-        side = torch.cuda.Stream()
-        side.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(side):
+        with self._graphs.session():
             for _ in range(3):
                 launch()
-        torch.cuda.current_stream().wait_stream(side)
-        torch.cuda.synchronize()
-        graph = torch.cuda.CUDAGraph()
-        try:
-            with torch.cuda.graph(graph):
-                launch()
-        except RuntimeError:
             torch.cuda.synchronize()
-            return launch
-        return graph.replay
+            try:
+                _, replay = self._graphs.capture(launch, self._graphs.new_pool())
+            except RuntimeError:
+                return launch
+        return replay
 
 
 def _event() -> torch.cuda.Event:
@@ -237,10 +232,26 @@ def _launches_and_waits(call: Callable[[], object]) -> dict[str, int]:
     return {"launches": len(kernels), "host_syncs": len(waits)}
 
 
-def _peak_bytes(call: Callable[[], object]) -> int:
+def _peak_bytes(keepers: Sequence[Any], call: Callable[[], object]) -> int:
+    """Device memory that a codec needs for `call` beside its weights: what torch reserves at most above what it had.
+
+    The codec's buffers and graphs are dropped and all unused memory is given back before, so that of two calls the
+    first plans, runs eagerly and captures, and the second replays. Reserved, not allocated: the private pool of a graph
+    is in no other figure. It goes in torch's segments, of 2 MiB at the least; what else is alive does not count.
+
+    Args:
+        keepers: all that holds memory for the codec between calls.
+        call: waits for the device at its end.
+    """
+    for keeper in keepers:
+        keeper.release()
+    torch.cuda.synchronize()
+    torch.cuda.empty_cache()
+    before = torch.cuda.memory_reserved()
     torch.cuda.reset_peak_memory_stats()
     call()
-    return torch.cuda.max_memory_allocated()
+    call()
+    return torch.cuda.max_memory_reserved() - before
 
 
 def _joules(call: Callable[[], object]) -> dict[str, float]:
@@ -262,16 +273,21 @@ def _joules(call: Callable[[], object]) -> dict[str, float]:
 
 
 @pytest.fixture(scope="session")
-def routine_facts() -> Callable[[Executor, Callable[[], object], torch.device], dict[str, float]]:
-    """``routine_facts(executor, call, device)``: what a row says of a call beside its time; `call` waits at its end."""
+def routine_facts() -> Callable[[Executor, Sequence[Any], Callable[[], object], torch.device], dict[str, float]]:
+    """``routine_facts(executor, keepers, call, device)``: what a row says of a call beside its time.
 
-    def facts(executor: Executor, call: Callable[[], object], device: torch.device) -> dict[str, float]:
+    `call` waits at its end; `keepers` are the codec's.
+    """
+
+    def facts(
+        executor: Executor, keepers: Sequence[Any], call: Callable[[], object], device: torch.device
+    ) -> dict[str, float]:
         found = {"coder_us": 1e6 * _coder_seconds(executor, call)}
         if device.type == "cuda":
             replay = _network_calls(executor)
             if replay is not None:
                 found["network_us"] = 1e6 * median(DeviceClock().race({"network": [replay]}, 20)["network"])
-            found |= {**_launches_and_waits(call), "peak_bytes": _peak_bytes(call), **_joules(call)}
+            found |= {**_launches_and_waits(call), "peak_bytes": _peak_bytes(keepers, call), **_joules(call)}
         return found
 
     return facts

@@ -27,27 +27,48 @@ Run = Callable[[Tile], None]
 
 INTERPRETED = _tile.INTERPRETED.value
 FORMAT = 1  # of the file
-RUNS = 5
+ROUNDS = 5
 FLUSHED_BYTES = 2**27  # overwritten before each run: more than the L2 cache of any GPU
+MOST_FLUSHES = 256  # before one run: some 10 ms, longer than a host launches a kernel unless each launch blocks it
 
 
-def time_on_device(run: Run, tile: Tile) -> float:
-    """Milliseconds of one launch with cold L2, median of a few; infinite where the GPU is too small for the tile."""
+def time_on_device(run: Run, tiles: Sequence[Tile]) -> list[float]:
+    """Milliseconds that the device needs for one launch of each tile, with cold L2; infinite where a tile does not fit.
+
+    Medians of rounds that take the tiles in turn, so that a change of clocks meets all of them. To launch takes the
+    host longer than many a kernel runs: the device is still flushing when all of a run is queued, or the run does not
+    count.
+    """
     flushed = torch.empty(FLUSHED_BYTES, dtype=torch.int8, device="cuda")
-    times = []
-    try:
-        run(tile)  # compiles
-        for _ in range(RUNS):
-            flushed.zero_()
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            start.record()
-            run(tile)
-            end.record()
-            end.synchronize()
-            times.append(start.elapsed_time(end))
-    except OutOfResources:
-        return float("inf")
-    return median(times)
+    times: dict[int, list[float]] = {}
+    for number, tile in enumerate(tiles):
+        try:
+            run(tile)  # compiles
+        except OutOfResources:
+            continue
+        times[number] = []
+    flushes = 4
+    for _ in range(ROUNDS):
+        for number, found in times.items():
+            elapsed, ahead = _timed(run, tiles[number], flushed, flushes)
+            while not ahead and flushes < MOST_FLUSHES:
+                flushes *= 2
+                elapsed, ahead = _timed(run, tiles[number], flushed, flushes)
+            found.append(elapsed)
+    return [median(times[number]) if number in times else float("inf") for number in range(len(tiles))]
+
+
+def _timed(run: Run, tile: Tile, flushed: torch.Tensor, flushes: int) -> tuple[float, bool]:
+    """Milliseconds between the events around a run, and whether the host had queued both before the first was met."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    for _ in range(flushes):
+        flushed.zero_()
+    start.record()
+    run(tile)
+    end.record()
+    ahead = not start.query()
+    end.synchronize()
+    return start.elapsed_time(end), ahead
 
 
 def cache_folder() -> Path:
@@ -69,7 +90,7 @@ class Tuner:
         self,
         folder: Path,
         device: str,
-        time: Callable[[Run, Tile], float] = time_on_device,
+        time: Callable[[Run, Sequence[Tile]], list[float]] = time_on_device,
         version: str = triton.__version__,
     ) -> None:
         self.path = folder / f"{re.sub('[^A-Za-z0-9]+', '-', device).strip('-').lower()}.json"
@@ -88,8 +109,7 @@ class Tuner:
                 self._read = self._load()
             if self._read.get(entry) in tiles:
                 return self._read[entry]
-            run = trial()
-            times = [self._time(run, tile) for tile in tiles]
+            times = self._time(trial(), tiles)
             best = tiles[times.index(min(times))]
             self._read[entry] = dict(best)
             self._save()

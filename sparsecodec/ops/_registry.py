@@ -61,6 +61,8 @@ class OpSpec:
         check: optional, takes the constants by name and raises a UsageError for values that no implementation takes.
             The reference leaves that to it: reading values waits for the device, once when constants are fixed and not
             in every call, which a CUDA graph might be capturing.
+        scratch: optional, takes the arguments by name and returns about how many bytes a call on a GPU allocates beside
+            its result, for its launches to hand features on.
     """
 
     name: str
@@ -70,6 +72,7 @@ class OpSpec:
     constants: tuple[str, ...] = ()
     exact: bool = False
     check: Callable[..., None] | None = None
+    scratch: Callable[..., int] | None = None
 
 
 _SPECS: dict[str, OpSpec] = {}

@@ -86,6 +86,17 @@ def _triton_rejects(x: Tensor, scale: Tensor | None, **_: Any) -> list[str]:
     return triton_rejects_dense(scale=scale, x=x)
 
 
+def _scratch(x: Tensor, w1: Tensor, w4: Tensor, adaptor: Tensor | None = None, **_: Any) -> int:
+    """Maps of four launches, which have most: behind the depthwise layer, behind w2, of the adaptor, hidden.
+
+    Ways that keep these in tiles have less, but for maps of few pixels, whose tiles have rings.
+    """
+    n, channels, height, width = x.shape
+    between = -(-w1.shape[0] // 64) * 64  # in blocks of channels
+    maps = [between, channels, 0] if adaptor is None else [between, adaptor.shape[0], adaptor.shape[0]]
+    return n * height * width * x.element_size() * sum([*maps, w4.shape[1]])
+
+
 DEPTH_CONV_BLOCK = register(
     OpSpec(
         name="depth_conv_block",
@@ -116,6 +127,7 @@ DEPTH_CONV_BLOCK = register(
             *("adaptor", "adaptor_bias", "out2_index", "out4_index", "in1_index", "in3_index"),
             *("gated", "chunks", "interleaved", "shortcut"),
         ),
+        scratch=_scratch,
     )
 )
 

@@ -15,6 +15,7 @@ from torch import Tensor
 from sparsecodec.nn.routine import Coding, Host, Known, Routine, eagerly
 from sparsecodec.runtime.graphs import CudaGraphs
 from sparsecodec.runtime.planning import holding
+from sparsecodec.runtime.turns import Turns
 
 MAX_CAPTURES = 8  # combinations of routine and shapes; the least recently used goes first
 
@@ -43,12 +44,14 @@ class _Captured:
     Attributes:
         inputs, result: at the addresses that the graphs know.
         held: what else the graphs read and write, so that it lives as long as they do.
+        turns: of the transforms in them, whose buffers calls outside of graphs may use as well.
     """
 
     inputs: list[Any]
     stretches: list[_Stretch]
     result: Any
     held: list[Any]
+    turns: set[Turns]
 
 
 class Executor:
@@ -163,9 +166,11 @@ class Executor:
             refusal = f"{routine.__name__} could not be captured: {_cause(error)}"
             self.refusals += [refusal] if refusal not in self.refusals else []
             return None
-        return _Captured(static, stretches, value, [*held, *on_device])
+        return _Captured(static, stretches, value, [*held, *on_device], {plan.turns for plan in held})
 
     def _replay(self, captured: _Captured, inputs: tuple, host: Host) -> Any:
+        for turns in captured.turns:
+            turns.take(self._device)
         with torch.inference_mode():  # made in it, perhaps: then they may be written to only in it
             for static, value in zip(captured.inputs, inputs, strict=True):
                 if isinstance(value, Tensor):

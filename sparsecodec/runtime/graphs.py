@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TypeVar
 
 import torch
@@ -41,11 +41,20 @@ class CudaGraphs:
         return torch.cuda.graph_pool_handle()
 
     def capture(self, work: Callable[[], T], pool: object) -> tuple[T, Callable[[], None]]:
-        """Records what `work` launches, without running it: its result, and what launches all of it again."""
+        """Records what `work` launches, without running it: its result, and what launches all of it again.
+
+        Raises:
+            RuntimeError: torch's, where `work` does what cannot be captured; the memory is then that of before.
+        """
         graph = torch.cuda.CUDAGraph()
-        # thread_local: other threads may allocate and copy meanwhile
-        with _capturing, torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
-            result = work()
+        with _capturing, torch.cuda.stream(self._stream):  # a capture that fails does not leave the stream by itself
+            try:
+                # thread_local: other threads may allocate and copy meanwhile
+                with torch.cuda.graph(graph, pool=pool, stream=self._stream, capture_error_mode="thread_local"):
+                    result = work()
+            except BaseException:
+                _end_allocation(self._stream.device, pool)
+                raise
         return result, graph.replay
 
     def give_back(self) -> None:
@@ -72,3 +81,15 @@ class CudaGraphs:
         copy = tensor.clone()
         copy.record_stream(self._outside)
         return copy
+
+
+def _end_allocation(device: torch.device, pool: object) -> None:
+    """Tells torch's allocator that a capture is over, where ending it failed (seen in torch 2.13) before it was told.
+
+    It would take the capture for one underway ever after, and keep all memory that another stream has used. Where it
+    knows that the capture is over, it says so by an error. Other versions may lack the calls.
+    """
+    if hasattr(torch._C, "_cuda_endAllocateToPool"):
+        with suppress(RuntimeError):
+            torch._C._cuda_endAllocateToPool(device.index, pool)
+            torch._C._cuda_releasePool(device.index, pool)  # which a graph that was recorded does itself

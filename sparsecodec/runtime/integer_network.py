@@ -15,6 +15,7 @@ from sparsecodec.ops.integer_conv2d import INTEGER_CONV2D
 from sparsecodec.runtime.integer_lowering import integer_program, scale_constants
 from sparsecodec.runtime.report import Row
 from sparsecodec.runtime.transform import CompiledTransform
+from sparsecodec.runtime.turns import Turns
 from sparsecodec.runtime.video_networks import dense_share
 from sparsecodec.sparsity.macs import count
 
@@ -53,6 +54,7 @@ class IntegerNetwork(CompiledTransform):
         self._bound = {}
         self._plans = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
+        self._turns = Turns()
         self._networks = dict(networks)
         self.shape: torch.Size | None = None
 

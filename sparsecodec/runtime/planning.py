@@ -19,6 +19,7 @@ from sparsecodec.errors import GraphError, ResourceLimitError
 from sparsecodec.ops._registry import specs
 from sparsecodec.runtime.lowering import INPUTS, PLAIN, Program, Step
 from sparsecodec.runtime.torch_steps import writer
+from sparsecodec.runtime.turns import Turns
 
 MEMINFO = Path("/proc/meminfo")
 CGROUP = Path("/sys/fs/cgroup")
@@ -30,13 +31,25 @@ class Plan:
 
     Attributes:
         out: per step the tensor it writes, None if it allocates.
-        bytes: of all buffers: the peak, because buffers are shared by steps whose results do not live together.
+        bytes: of all buffers, which steps share whose results do not live together.
+        turns: of the transform whose plan it is.
         converted: inputs that came in another dtype, in memory that is kept: new memory costs page faults.
+        streams: that the allocator knows to use the buffers.
     """
 
     out: list[Tensor | None]
     bytes: int
+    turns: Turns
     converted: dict[Step, Tensor] = field(default_factory=dict)
+    streams: set[torch.cuda.Stream] = field(default_factory=set)
+
+    def used_on(self, stream: torch.cuda.Stream) -> None:
+        """The memory of a plan that is dropped goes to nobody else before `stream` has done its work so far."""
+        if stream not in self.streams:
+            self.streams.add(stream)
+            for tensor in self.out:
+                if tensor is not None:
+                    tensor.record_stream(stream)
 
 
 _held: ContextVar[list[Any] | None] = ContextVar("sparsecodec_held", default=None)
@@ -60,13 +73,14 @@ def hold(plan: Plan) -> None:
         held.append(plan)
 
 
-def make_plan(program: Program, name: str, *inputs: Tensor) -> Plan:
+def make_plan(program: Program, name: str, *inputs: Tensor, turns: Turns | None = None) -> Plan:
     """Buffers for the steps that can write into a given tensor, before anything runs.
 
     Args:
         program: what runs.
         name: of the transform, for messages.
         inputs: for their shapes, dtypes and device.
+        turns: of the transform; None: the plan has its own.
 
     Raises:
         GraphError: the shape of a step's result cannot be inferred.
@@ -84,13 +98,14 @@ def make_plan(program: Program, name: str, *inputs: Tensor) -> Plan:
         except RuntimeError as error:  # torch's, on a CPU and on a GPU
             raise _too_large(name, x, planned, None) from error
         out = [None if b is None else _view(storage[b], results[i]) for i, b in enumerate(assigned)]
-    return Plan(out, planned)
+    return Plan(out, planned, turns or Turns())
 
 
 def footprint(
     program: Program, name: str, shapes: Sequence[Sequence[int]], dtype: torch.dtype, device: torch.device
 ) -> int:
-    """Bytes that a call holds at its peak: its plan's buffers, and what steps that allocate hold. Allocates nothing.
+    """Bytes that a call holds at its peak: its plan's buffers, what steps that allocate hold, and, on a GPU, what the
+    launches of a step may allocate beside its result. Allocates nothing.
 
     Args:
         program, name: as for `make_plan`.
@@ -106,8 +121,22 @@ def footprint(
         0 if buffer is not None or not isinstance(result, Tensor) else result.numel() * result.element_size()
         for buffer, result in zip(assigned, results, strict=True)
     ]
-    held = (sum(own[i] for i in range(now + 1) if until[i] >= now) for now in range(len(own)))
+    scratch = _scratch(program, results, device)
+    held = (scratch[now] + sum(own[i] for i in range(now + 1) if until[i] >= now) for now in range(len(own)))
     return sum(pool) + max(held)
+
+
+def _scratch(program: Program, results: Sequence[Any], device: torch.device) -> list[int]:
+    """Bytes that each step's launches on a GPU may allocate beside its result, while they run."""
+    known = dict(zip(program.steps, results, strict=True))
+
+    def of(step: Step) -> int:
+        spec = None if step.op in (*INPUTS, PLAIN) else specs()[step.op]
+        if spec is None or spec.scratch is None:
+            return 0
+        return spec.scratch(**{name: known[source] for name, source in step.inputs.items()}, **step.constants)
+
+    return [of(step) if device.type == "cuda" else 0 for step in program.steps]
 
 
 def _too_large(name: str, x: Tensor, planned: int, free: int | None) -> ResourceLimitError:

@@ -19,6 +19,7 @@ from sparsecodec.runtime.lowering import INPUTS, PLAIN, Step, lower
 from sparsecodec.runtime.planning import Plan, footprint, hold, make_plan
 from sparsecodec.runtime.report import Row
 from sparsecodec.runtime.torch_steps import Writer, writer
+from sparsecodec.runtime.turns import Turns
 from sparsecodec.runtime.uncopied import Uncopied
 
 MAX_PLANS = 8  # picture sizes whose buffers are kept; the least recently used goes first
@@ -27,7 +28,8 @@ MAX_PLANS = 8  # picture sizes whose buffers are kept; the least recently used g
 class CompiledTransform(Uncopied):
     """Runs one transform of a codec on fused kernels.
 
-    The result of a call lives in a buffer of the plan and is overwritten by the next call with the same shape.
+    The result of a call lives in a buffer of the plan and is overwritten by the next call with the same shape. One
+    thread calls at a time; on a GPU each may have a stream of its own, see `Turns`.
 
     Args:
         module: maps tensors to a tensor or a tuple of them; not modified.
@@ -66,6 +68,7 @@ class CompiledTransform(Uncopied):
         self._writers: dict[Step, Writer | None] = {step: writer(step) for step in self._program.steps}
         self._plans: OrderedDict[tuple[torch.Size, ...], Plan] = OrderedDict()
         self._index = {step: index for index, step in enumerate(self._program.steps)}
+        self._turns = Turns()
 
     @property
     def has_head(self) -> bool:
@@ -82,16 +85,19 @@ class CompiledTransform(Uncopied):
         Returns:
             The transform's output in `dtype`, channels_last; or see `has_head`.
         """
+        stream = self._turns.take(inputs[0].device)
         given = self._program.inputs
         key = tuple(x.shape for x in inputs)
         plan = self._plans.get(key)
         if plan is None:
             ready = [self._ready(step, x, {}) for step, x in zip(given, inputs, strict=True)]
-            plan = self._plans[key] = make_plan(self._program, self.name, *ready)
+            plan = self._plans[key] = make_plan(self._program, self.name, *ready, turns=self._turns)
             if len(self._plans) > MAX_PLANS:
                 self._plans.popitem(last=False)
         self._plans.move_to_end(key)
         hold(plan)
+        if stream is not None:
+            plan.used_on(stream)
         values: list[Any] = [None] * len(self._program.steps)
         for step, x in zip(given, inputs, strict=True):
             values[self._index[step]] = self._ready(step, x, plan.converted)

@@ -2,7 +2,8 @@
 
 Run it without TRITON_INTERPRET; it prints, or writes to ``--out``, one JSON object for each launch and architecture.
 ``spill_bytes`` is the stack frame plus 4 for each access to local memory; ``mma`` counts tensor-core instructions,
-``fma`` fused multiply-adds (in PTX: a correctly rounded division consists of them later).
+``fma`` fused multiply-adds (in PTX: a correctly rounded division consists of them later). Beside ``--out`` it writes
+``<name>-compilers.json``: which versions the figures are of.
 
 What is launched stands in ``aot/<op>.py``, a file for each op, which has one of
 
@@ -12,7 +13,8 @@ What is launched stands in ``aot/<op>.py``, a file for each op, which has one of
 * ``rows(quick)``: returns finished rows, of kernels that another compiler builds.
 
 ``WITHOUT_PRODUCTS``, optional, names its kernels that multiply no matrices. ``compiles_for(arguments, architecture)``,
-optional, says for which architectures a launch is.
+optional, says for which architectures a launch is. ``barriers(arguments)``, optional, says how many barriers its author
+put between steps of the launch that hand data on through global memory: what else would notice that one is gone?
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import functools
 import importlib.util
 import json
 import multiprocessing
+import random
 import re
 import subprocess
 import tempfile
@@ -40,6 +43,7 @@ from triton.compiler import ASTSource
 FOLDER = Path(__file__).parent / "aot"
 ARCHITECTURES = (80, 90)
 PROCESSES = 2
+SAMPLE = 12  # launches that a sample compiles: some ten seconds on two cores
 POINTERS = {
     torch.float32: "*fp32",
     torch.float16: "*fp16",
@@ -116,11 +120,19 @@ def source_of(kernel: Any, arguments: dict[str, Any]) -> ASTSource:
     return ASTSource(kernel, signature=signature, constexprs=constants, attrs=attributes)
 
 
-def measure(kernel: Any, config: str, arguments: dict[str, Any], architecture: int) -> dict[str, Any]:
-    """Compiles one specialisation and reads the result."""
+def measure(kernel: Any, config: str, arguments: dict[str, Any], architecture: int, handed: int = 0) -> dict[str, Any]:
+    """Compiles one specialisation and reads the result. `handed`: how many barriers have to stand between its steps.
+
+    Raises:
+        RuntimeError: the source has another number of them, or not all of them are in the PTX.
+    """
     options = {name: arguments[name] for name in OPTIONS if name in arguments}
     target = GPUTarget("cuda", architecture, 32)
     compiled = triton.compile(source_of(kernel, arguments), target=target, options=options)
+    written = compiled.asm["ttir"].count("ttg.barrier")
+    barriers = len(re.findall(r"\bbar\.sync\b", compiled.asm["ptx"]))
+    if written != handed or barriers < handed:
+        raise RuntimeError(f"{config}: {written} barriers in the source, {barriers} in PTX; {handed} between its steps")
     with tempfile.NamedTemporaryFile(suffix=".cubin") as file:
         file.write(compiled.asm["cubin"])
         file.flush()
@@ -174,24 +186,58 @@ def _launches(path: Path, quick: bool) -> list[tuple[ModuleType, str, Callable[[
     return list(module.launches(quick)) if hasattr(module, "launches") else []
 
 
-def compile_launch(path: Path, quick: bool, at: int) -> list[dict[str, Any]]:
-    """The rows of launch number `at` of the file."""
+def compile_launch(path: Path, quick: bool, at: int, sample: int | None = None) -> list[dict[str, Any]]:
+    """The rows of launch number `at` of the file; of a `sample`, with one tile for one architecture."""
     module, config, launch = _launches(path, quick)[at]
     rows = {}
     with recording(module) as (launched, offer):
         launch()
-        while not quick and offer.at < offer.count - 1:
+        if sample is not None:
+            launched.clear()
+            offer.at = sample % offer.count
+            launch()
+        while sample is None and not quick and offer.at < offer.count - 1:
             offer.at += 1
             launch()
     if not launched:
         raise RuntimeError(f"{path.name}: {config!r} launched no kernel of {module.__name__}")
-    wanted = getattr(load(path), "compiles_for", lambda arguments, architecture: True)
+    file = load(path)
+    wanted = getattr(file, "compiles_for", lambda arguments, architecture: True)
+    handed = getattr(file, "barriers", lambda arguments: 0)
     for kernel, arguments in launched:
-        for architecture in ARCHITECTURES:
+        for architecture in ARCHITECTURES if sample is None else [ARCHITECTURES[sample % len(ARCHITECTURES)]]:
             name = described(config, arguments)
             if (kernel, name, architecture) not in rows and wanted(arguments, architecture):
-                rows[kernel, name, architecture] = measure(kernel, name, arguments, architecture)
+                rows[kernel, name, architecture] = measure(kernel, name, arguments, architecture, handed(arguments))
     return list(rows.values())
+
+
+def launches_in(path: Path) -> int:
+    """How many launches the file has in all."""
+    return len(_launches(path, False))
+
+
+def sampled(seed: int) -> list[tuple[Path, int, int]]:
+    """A few launches of all, (file, number, which tile and architecture): others for another seed."""
+    choice = random.Random(seed)
+    launches = [(path, at) for path in op_files() for at in range(launches_in(path))]
+    return [(path, at, choice.randrange(2**16)) for path, at in choice.sample(launches, SAMPLE)]
+
+
+def compile_sample(seed: int) -> list[dict[str, Any]]:
+    """The rows of a sample, each launch with one of its tiles for one architecture."""
+    launches = sampled(seed)
+    with ProcessPoolExecutor(PROCESSES, multiprocessing.get_context("fork")) as pool:
+        futures = [pool.submit(compile_launch, path, False, at, number) for path, at, number in launches]
+        rows = [row for future in futures for row in future.result()]
+    return list({(row["kernel"], row["config"], row["arch"]): row for row in rows}.values())
+
+
+def compilers() -> dict[str, str]:
+    """Versions of what makes machine code: of Triton and its assembler, of nvcc where there is one."""
+    versions = {"triton": triton.__version__, "ptxas": triton.knobs.nvidia.ptxas.version}
+    nvcc = load(FOLDER / "cuda.py").version()
+    return versions | ({"nvcc": nvcc} if nvcc else {})
 
 
 def compile_all(quick: bool, only: str | None = None) -> list[dict[str, Any]]:
@@ -216,6 +262,15 @@ if __name__ == "__main__":
     parser.add_argument("--out", type=Path, help="where to write the JSON; default: print it")
     parser.add_argument("--quick", action="store_true", help="only what the tests compile")
     parser.add_argument("--only", metavar="OP", help="only the file aot/OP.py")
+    parser.add_argument("--sample", type=int, metavar="SEED", help="only a few launches of all, others for other seeds")
     options = parser.parse_args()
-    text = "[\n" + ",\n".join(json.dumps(row) for row in compile_all(options.quick, options.only)) + "\n]\n"
-    print(text, end="") if options.out is None else options.out.write_text(text)
+    if options.sample is None:
+        rows = compile_all(options.quick, options.only)
+    else:
+        rows = compile_sample(options.sample)
+    text = "[\n" + ",\n".join(map(json.dumps, rows)) + "\n]\n"
+    if options.out is None:
+        print(text, end="")
+    else:
+        options.out.write_text(text)
+        options.out.with_name(f"{options.out.stem}-compilers.json").write_text(json.dumps(compilers()) + "\n")

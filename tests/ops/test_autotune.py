@@ -29,10 +29,11 @@ class Clock:
         self.times = times
         self.timed: list[int] = []
 
-    def __call__(self, run, tile) -> float:
-        run(tile)
-        self.timed.append(tile["BLOCK_P"])
-        return self.times[tile["BLOCK_P"]]
+    def __call__(self, run, tiles) -> list[float]:
+        for tile in tiles:
+            run(tile)
+            self.timed.append(tile["BLOCK_P"])
+        return [self.times[tile["BLOCK_P"]] for tile in tiles]
 
 
 def _tuner(folder, times=None, device=DEVICE, version="3.7.1"):

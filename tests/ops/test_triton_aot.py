@@ -8,6 +8,7 @@ import os
 import re
 import subprocess
 import sys
+from datetime import date
 from pathlib import Path
 
 import pytest
@@ -20,6 +21,7 @@ from ..conftest import load_script
 ROOT = Path(__file__).parents[2]
 SCRIPT = Path(__file__).parent / "aot_compile.py"
 RECORD = ROOT / "bench" / "results" / "aot.json"
+COMPILERS = RECORD.with_name("aot-compilers.json")
 SHARED_LIMIT = {"sm_80": 163 * 1024, "sm_90": 227 * 1024}
 
 
@@ -57,19 +59,33 @@ def without_products() -> set[str]:
     return {name for path in script.op_files() for name in getattr(script.load(path), "WITHOUT_PRODUCTS", ())}
 
 
+def compiling(*arguments: str) -> subprocess.CompletedProcess:
+    """What the script does, without the interpreter."""
+    pytest.importorskip("triton")
+    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
+    return subprocess.run([sys.executable, str(SCRIPT), *arguments], env=environment, capture_output=True, text=True)
+
+
 @pytest.fixture(scope="module")
 def compiled() -> list[dict]:
     """The quick subset; the record has all."""
-    pytest.importorskip("triton")
-    environment = {name: value for name, value in os.environ.items() if name != "TRITON_INTERPRET"}
-    command = [sys.executable, str(SCRIPT), "--quick"]
-    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    result = compiling("--quick")
     assert result.returncode == 0, result.stderr[-2000:]
     return json.loads(result.stdout)
 
 
-def test_kernels_compile_without_spills(compiled, without_products):
-    assert complaints(compiled, without_products) == []
+@pytest.fixture(scope="module")
+def sample() -> list[dict]:
+    """A few rows of all, others every day."""
+    seed = str(date.today().toordinal())
+    result = compiling("--sample", seed)
+    assert result.returncode == 0, f"--sample {seed}: {result.stderr[-2000:]}"
+    return json.loads(result.stdout)
+
+
+@pytest.mark.parametrize("rows", ["compiled", "sample"])
+def test_kernels_compile_without_spills(rows, request, without_products):
+    assert complaints(request.getfixturevalue(rows), without_products) == []
 
 
 @pytest.mark.parametrize("source", ["compiled", "record"])
@@ -82,13 +98,50 @@ def test_every_kernel_is_compiled_for_every_architecture(source, compiled):
     assert not missing
 
 
-def test_the_record_is_clean_and_up_to_date(compiled, without_products):
-    """``make aot`` wrote it: the same figures wherever the same compiler is at work."""
+def key_of(row: dict) -> tuple[str, str, str]:
+    return row["kernel"], row["config"], row["arch"]
+
+
+def test_the_record_is_clean_and_up_to_date(compiled, sample, without_products):
+    """``make aot`` wrote it."""
     record = json.loads(RECORD.read_text())
     assert complaints(record, without_products) == []
-    keys = [{(row["kernel"], row["config"], row["arch"]) for row in rows} for rows in (compiled, record)]
-    assert keys[0] <= keys[1]
-    assert len(keys[1]) == len(record), "two rows of one configuration"
+    assert set(map(key_of, compiled + sample)) <= set(map(key_of, record))
+    assert len(set(map(key_of, record))) == len(record), "two rows of one configuration"
+
+
+def outdated(rows: list[dict], record: list[dict], same: set[str]) -> list[str]:
+    """Rows whose figures are not those of the record; `same`: "triton", "cuda", whose compilers made both."""
+    recorded = {key_of(row): row for row in record}
+    by = [(row, "cuda" if row["config"] == "cuda" else "triton") for row in rows]
+    return [str(row) for row, compiler in by if compiler in same and row != recorded[key_of(row)]]
+
+
+def test_the_record_has_the_figures_of_today(compiled, sample):
+    """Registers, shared memory, spills, tensor-core instructions, wherever the same compilers are at work."""
+    pytest.importorskip("triton")
+    now, then = load_script(SCRIPT).compilers(), json.loads(COMPILERS.read_text())
+    needed = {"triton": ("triton", "ptxas"), "cuda": ("nvcc",)}
+    same = {name for name, tools in needed.items() if all(now.get(tool) == then[tool] for tool in tools)}
+    if not same:
+        pytest.skip(f"the record is of {then}, here are {now}")
+    assert outdated(compiled + sample, json.loads(RECORD.read_text()), same) == []
+
+
+def test_figures_that_changed_are_named():
+    good = {"kernel": "k", "config": "float32", "arch": "sm_80", "registers": 40, "mma": 2}
+    cuda = good | {"config": "cuda"}
+    assert outdated([good, cuda], [good, cuda], {"triton", "cuda"}) == []
+    changed = [good | {"registers": 41}, cuda | {"mma": 1}]
+    assert [len(outdated(changed, [good, cuda], same)) for same in ({"triton", "cuda"}, {"triton"}, set())] == [2, 1, 0]
+
+
+def test_another_day_has_another_sample_and_the_same_day_the_same():
+    pytest.importorskip("triton")
+    script = load_script(SCRIPT)
+    assert script.sampled(3) == script.sampled(3) != script.sampled(4)
+    days = [{(path.stem, at) for path, at, _ in script.sampled(day)} for day in range(730_000, 730_120)]
+    assert len(set.union(*days)) == sum(script.launches_in(path) for path in script.op_files())
 
 
 @pytest.mark.parametrize("op", ["pointwise", "conv2d_act", "conv_transpose2d_act", "gdn"])

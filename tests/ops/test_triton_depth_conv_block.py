@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from sparsecodec._triton import _depth_conv_cost as cost
 from sparsecodec.ops import bind, use_backend, why_unavailable
@@ -181,3 +182,46 @@ def test_shared_memory_is_not_underestimated():
         tiles = cost.whole_tiles(int(held), chunks, int(row["arch"].removeprefix("sm_")))
         tile = next(tile for tile in tiles if f"tile {tile['BLOCK_P']}x" in row["config"])
         assert row["shared_bytes"] <= max(cost.shared_bytes(tile, chunks), 64 * 1024), row
+
+
+class Allocated(TorchDispatchMode):
+    """Bytes of all uninitialised memory that is asked for."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        if "empty" in str(function):
+            self.bytes += result.numel() * result.element_size()
+        return result
+
+
+@in_interpreter
+@pytest.mark.parametrize("adaptor", [False, True], ids=["plain", "adaptor"])
+def test_scratch_is_that_of_four_launches(adaptor, monkeypatch):
+    """And not less than that of other ways, whose maps are in tiles; nothing runs."""
+    from sparsecodec._triton import depth_conv_block, pointwise
+
+    launched = type("Kernel", (), {"__getitem__": lambda self, grid: lambda *args, **kwargs: None})()
+    monkeypatch.setattr(depth_conv_block, "_depth_conv_block_fwd_kernel", launched)
+    monkeypatch.setattr(pointwise, "_pointwise_fwd_kernel", launched)
+    c, wide = 128, 192 if adaptor else 128
+    shapes = {"w1": (c, c), "dw": (c, 1, 3, 3), "w2": (wide, c), "w3": (4 * wide, wide), "w4": (wide, 4 * wide)}
+    constants = {name: torch.zeros(shape) for name, shape in shapes.items()}
+    constants |= {name: None for name in ("b1", "db", "b2", "b3", "b4", "adaptor_bias")}
+    constants |= {name: None for name in ("in1_index", "out2_index", "in3_index", "out4_index")}
+    constants |= {"slopes": [0.01] * 5, "adaptor": torch.zeros(wide, c) if adaptor else None, "gated": False}
+    constants |= {"chunks": 1, "interleaved": False, "shortcut": False}
+    x, out = (torch.zeros(1, n, 270, 480).to(memory_format=torch.channels_last) for n in (c, wide))
+    counted = DEPTH_CONV_BLOCK.scratch(x=x, **constants)
+    took = {}
+    for kind in ("four", "three"):
+        plan = depth_conv_block.DepthConvBlockPlan(**constants, dtype=torch.float32, kind=kind)
+        plan(x, out=out)  # packs
+        with Allocated() as allocated:
+            plan(x, out=out)
+        took[kind] = allocated.bytes
+    assert counted <= took["four"] <= 1.01 * counted  # each program of the depthwise launch has a tile besides
+    assert 0 < took["three"] <= counted

@@ -110,6 +110,47 @@ def test_old_captures_make_room(monkeypatch):
     assert runner.captures == 2 and runner._graphs.recorded == 4
 
 
+def test_another_dtype_has_graphs_of_its_own():
+    runner = Executor(CPU, RecordedGraphs())
+
+    def half(x):
+        yield from ()
+        return x / 2
+
+    for dtype in (torch.float32, torch.float64, torch.int32, torch.float32):
+        x = torch.arange(3).to(dtype)
+        result = runner.run(half, x, host=None)
+        assert torch.equal(result, x / 2) and result.dtype == (x / 2).dtype
+    assert runner.captures == 3
+
+
+def test_the_host_is_asked_in_the_routines_order():
+    """What is to be encoded waits for the device, but not behind what is decoded after it."""
+    runner = Executor(CPU, RecordedGraphs())
+    tables, indexes = evc_gaussian_tables(), torch.zeros(2, dtype=torch.int16)
+
+    def both(x):
+        yield Coding(tables, indexes.clone(), (2 * x).int())
+        decoded = yield Coding(tables, indexes.clone())
+        yield Coding(tables, indexes.clone(), (3 * x).int())
+        return x + decoded
+
+    for value in (1.0, 2.0, 3.0):
+        asked = []
+
+        def host(request, out, asked=asked, value=value):
+            asked.append("decode" if request.symbols is None else request.symbols.tolist())
+            if request.symbols is not None:
+                return None
+            answer = torch.full((2,), int(value), dtype=torch.int32)
+            return answer if out is None else out.copy_(answer)
+
+        x = torch.full((2,), value)
+        assert torch.equal(runner.run(both, x, host=host), 2 * x)
+        assert asked == [[2 * value] * 2, "decode", [3 * value] * 2]
+    assert runner.refusals == [] and runner.captures == 4
+
+
 def test_what_cannot_be_captured_runs_eagerly_and_is_named():
     class Refusing(RecordedGraphs):
         def capture(self, work, pool):

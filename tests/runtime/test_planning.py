@@ -131,3 +131,18 @@ def test_layouts_that_another_thread_clears_at_once_are_used_all_the_same(monkey
 
     monkeypatch.setattr(planning, "_inferred", Cleared())
     assert plan_of(Chain(), torch.empty(1, 8, 10, 12)).bytes == 2 * 8 * 10 * 12 * 4
+
+
+def test_what_launches_allocate_is_in_the_footprint_and_not_in_what_is_held(monkeypatch):
+    """Counted as on a GPU. Nothing is refused for it: a way with fewer launches may be taken, which needs less."""
+    transform = CompiledTransform(create("evc-tiny").eval().dec, "dec", torch.float32)
+    x, cpu, scratch = torch.empty(1, 96, 8, 16), torch.device("cpu"), planning._scratch
+    gpu, held = torch.device("cuda"), make_plan(transform._program, "dec", x).bytes
+    assert held <= transform.footprint(x.shape, cpu) < 1.1 * held
+    monkeypatch.setattr(planning, "_scratch", lambda program, results, _: scratch(program, results, gpu))
+    last = [step for step in transform._program.steps if step.op == "depth_conv_block"][-1]  # of the most pixels
+    c, hidden = last.constants["w1"].shape[0], last.constants["w4"].shape[1]
+    pixels = (8 * 8) * (16 * 8)
+    assert transform.footprint(x.shape, cpu) == held + 4 * pixels * (64 + c + hidden)
+    monkeypatch.setattr(planning, "available_bytes", lambda device: held)
+    assert make_plan(transform._program, "dec", x).bytes == held

@@ -61,13 +61,26 @@ def _compile(source: Path, architecture: int, nvcc: str, flags: list[str]) -> li
     return rows
 
 
+def _setup() -> tuple[str | None, list[str]]:
+    """nvcc, if there is one, and its flags."""
+    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
+    return setup["find_nvcc"](os.environ), setup["NVCC_FLAGS"]
+
+
+def version() -> str | None:
+    """Of nvcc; None where there is none."""
+    nvcc, _ = _setup()
+    if nvcc is None:
+        return None
+    return re.search(r"V([\d.]+)", subprocess.run([nvcc, "--version"], capture_output=True, text=True).stdout)[1]
+
+
 def rows(quick: bool) -> list[dict]:
     """One row for each kernel and architecture; `quick`: the last architecture only."""
-    setup = runpy.run_path(str(ROOT / "setup.py"), run_name="setup")
-    nvcc = setup["find_nvcc"](os.environ)
+    nvcc, flags = _setup()
     if nvcc is None:
         return []
     jobs = [(source, arch) for source in sources() for arch in (ARCHITECTURES[-1:] if quick else ARCHITECTURES)]
     with ThreadPoolExecutor(PROCESSES) as pool:
-        compiled = pool.map(lambda job: _compile(*job, nvcc, setup["NVCC_FLAGS"]), jobs)
+        compiled = pool.map(lambda job: _compile(*job, nvcc, flags), jobs)
     return [row for part in compiled for row in part]

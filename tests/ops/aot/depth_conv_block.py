@@ -26,7 +26,7 @@ VARIANTS = {
 # Of launches with the feed-forward half, and without it. float16 takes the registers that bfloat16 takes.
 WHOLE = {torch.bfloat16: ("evc", "rt", "uf", "gain", "up", "adaptor", "free", "free up"), torch.float16: ("rt",)}
 HALF = {torch.bfloat16: ("evc", "adaptor", "free", "odd"), torch.float32: ("evc", "rt", "free", "odd", "up", "free up")}
-QUICK = {"float32 three free", "bfloat16 128 one rt"}
+QUICK = {"float32 three free", "bfloat16 128 one rt", "bfloat16 64 one free up"}  # the last has every barrier
 
 
 def _launch(kind, dtype, c, slopes, free=False, odd=False, adaptor=False, scaled=False, chunks=1, **options) -> None:
@@ -49,6 +49,20 @@ def _launch(kind, dtype, c, slopes, free=False, odd=False, adaptor=False, scaled
 def compiles_for(arguments, architecture):
     """Some tiles are for one generation."""
     return architecture >= 90 or not any(arguments.items() >= tile.items() for tile in cost.HOPPER_TILES)
+
+
+def barriers(arguments):
+    """One a task, one behind each step that another one follows, in LAST one behind what reads u, and one behind each
+    store to v where addresses are many.
+    """
+    after = arguments["FIRST"] + arguments["MIDDLE"]
+    if not arguments["LAST"]:
+        return 1 + after
+    dense = arguments["VEC"] == 8
+    gathered = arguments["index3_ptr"] is not None or not dense
+    names = ("column4_ptr", "scale_ptr")
+    scattered = not dense or arguments["SHORTCUT"] or any(arguments[name] is not None for name in names)
+    return 1 + after + 2 + gathered + scattered
 
 
 def launches(quick):
