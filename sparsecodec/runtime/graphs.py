@@ -64,7 +64,7 @@ class CudaGraphs:
 
     def pinned(self, like: Tensor) -> Tensor:
         """Page-locked host memory for a tensor of that shape and dtype, contiguous."""
-        return torch.empty(like.shape, dtype=like.dtype, pin_memory=True)
+        return torch.empty(like.shape, dtype=like.dtype, device="cpu", pin_memory=True)
 
     def mark(self) -> torch.cuda.Event:
         """This point of the work, within a session: behind everything launched so far."""
