@@ -27,7 +27,12 @@ class DeformConv2d {
     void sample(const Image<const T>& x, const Planes& offset, const Planes* mask, int groups, std::ptrdiff_t pixel,
                 Blend<T> blend, T* to, std::ptrdiff_t tap_step) const;
 
+    struct Tap {
+        int row, column;  // beside the pixel
+    };
+
     int kh_, kw_;
+    std::vector<Tap> taps_;
     int outside_;  // how far beyond the first and the last pixel a position may lie
     igemm::Gemm<T> gemm_;
     std::vector<T> zeros_;

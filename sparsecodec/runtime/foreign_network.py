@@ -110,8 +110,8 @@ class ForeignNetwork(nn.Module):
             return CompiledTransform(network, self.path, torch.float32, **COMPILED)
         prefix, _, name = self.path.rpartition(".")
         whole = _ARITIES[len(inputs)](name, network)
-        # One value per channel beside a larger tensor can only be a factor.
-        stepped = len(inputs) > 1 and inputs[-1].shape[2:] == (1, 1) != inputs[0].shape[2:]
+        # One value per channel beside a larger tensor can only be a factor; one for all of them need not be.
+        stepped = len(inputs) > 1 and inputs[-1].shape[2:] == (1, 1) != inputs[0].shape[2:] and inputs[-1].shape[1] > 1
         factors = ("last",) if stepped and _multiplies(whole, self.path) else ()
         return CompiledTransform(whole, self.path, torch.float32, **COMPILED, prefix=prefix, factors=factors)
 
