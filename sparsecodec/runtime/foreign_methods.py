@@ -66,6 +66,8 @@ def _seeing(cls: type, others: Callable[[types.FunctionType], dict[str, Any]]) -
     """A class derived from `cls`, whose methods see other globals where `others` names some for them."""
     replaced: dict[str, Any] = {}
     for base in reversed(cls.__mro__):
+        if base.__module__.startswith("torch."):  # nothing there is to be seen otherwise, and there is much
+            continue
         for name, value in vars(base).items():
             if isinstance(value, types.FunctionType):
                 if seen := others(value):
