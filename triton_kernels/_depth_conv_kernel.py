@@ -71,7 +71,7 @@ def _depth_conv_block_fwd_kernel(
     index1_ptr, column2_ptr, index3_ptr, column4_ptr, scale_ptr,
     H, W, TILES_H, TILES_W, TILES,
     C, K1, T, C2, COLUMNS2, K3, C4, COLUMNS4, PADS1, PADS2, PADS_H,
-    slope1, slope_taps, slope2, slope3, slope4,
+    slope1, slope_taps, slope2, slope3, slope4, slope_rest,
     stride_xn, stride_xh, stride_xw,
     stride_tn, stride_th, stride_tw,
     stride_vn, stride_vh, stride_vw,
@@ -236,7 +236,10 @@ def _depth_conv_block_fwd_kernel(
                     if BLOCK_M:
                         weights = _weights(w3_ptr, BLOCK_N, at, CHUNKS * HIDDEN, BLOCK_M, BLOCK_H)
                         part = multiply(u_more, weights, part)
-                    hidden += activate(part, slope3, ACTIVATION3)
+                    slope = slope3
+                    if chunk:
+                        slope = slope_rest
+                    hidden += activate(part, slope, ACTIVATION3)
                 hidden = narrow(hidden, out_ptr.dtype.element_ty)
                 acc = multiply(hidden, _weights(w4_ptr, start, 0, BLOCK_N + BLOCK_M, BLOCK_H, BLOCK_N), acc)
                 if BLOCK_M:

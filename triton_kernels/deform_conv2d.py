@@ -17,10 +17,11 @@ TILES = {
 
 
 @triton.jit
-def _below(position, SIZE):
-    """The sample before a position, -1 to SIZE, and the weight of the next one: NaN where the position is."""
-    position = tl.where(position < -1, -1.0, position)
-    position = tl.where(position > SIZE, SIZE * 1.0, position)
+def _below(position, SIZE, OUTSIDE: tl.constexpr):
+    """The sample before a position, which is clamped, and the weight of the next one: NaN where the position is."""
+    last = (SIZE - 1 + OUTSIDE) * 1.0
+    position = tl.where(position < -OUTSIDE, -OUTSIDE * 1.0, position)
+    position = tl.where(position > last, last, position)
     low = tl.floor(tl.where(position == position, position, 0.0)).to(tl.int32)
     return low, position - low.to(tl.float32)
 
@@ -41,11 +42,13 @@ def _deform_conv2d_fwd_kernel(
     stride_fn, stride_fc, stride_fh, stride_fw,
     stride_mn, stride_mc, stride_mh, stride_mw,
     stride_on, stride_oc, stride_oh, stride_ow,
-    KH: tl.constexpr, KW: tl.constexpr, BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
+    KH: tl.constexpr, KW: tl.constexpr, OUTSIDE: tl.constexpr,
+    BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P of the P = N*H*W positions, BLOCK_N of the C_OUT channels.
 
-    GROUPED channels share their offsets. Weights are packed as ``[KH * KW, N_PADS * PAD_N, K_PADS * PAD_K]``.
+    GROUPED channels share their offsets; positions lie at most OUTSIDE pixels beyond the first and the last one.
+    Weights are packed as ``[KH * KW, N_PADS * PAD_N, K_PADS * PAD_K]``.
     """
     DTYPE: tl.constexpr = x_ptr.dtype.element_ty
     TAPS: tl.constexpr = KH * KW
@@ -78,8 +81,8 @@ def _deform_conv2d_fwd_kernel(
         rows = (h + tap // KW - KH // 2).to(tl.float32)[:, None] + tl.load(moved_ptr, mask=inside, other=0.0)
         moved = tl.load(moved_ptr + stride_fc, mask=inside, other=0.0)
         columns = (w + tap % KW - KW // 2).to(tl.float32)[:, None] + moved
-        upper, fy = _below(rows, H)
-        left, fx = _below(columns, W)
+        upper, fy = _below(rows, H, OUTSIDE)
+        left, fx = _below(columns, W, OUTSIDE)
         factor = 1.0
         if mask_ptr is not None:
             factor = tl.load(mask_row[:, None] + (at * stride_mc)[None, :], mask=inside, other=0.0)
@@ -99,7 +102,7 @@ def _deform_conv2d_fwd_kernel(
     tl.store(out_ptr + out, narrow(acc, DTYPE), mask=in_image[:, None] & (j < C_OUT)[None, :])
 
 
-def deform_conv2d_plan(weight, bias, dtype):
+def deform_conv2d_plan(weight, bias, border, dtype):
     """The op with its constants packed: a callable ``(x, offset, mask=None, out=None)``."""
     c_out, c_in, kh, kw = weight.shape
     taps = weight.detach().permute(2, 3, 0, 1).reshape(kh * kw, c_out, c_in)
@@ -120,13 +123,13 @@ def deform_conv2d_plan(weight, bias, dtype):
                 x, offset, mask, weight, bias, out,
                 height, width, pixels, c_in, c_out, c_in // (offset.shape[1] // (2 * kh * kw)),
                 weight.shape[2] // PAD_K.value, weight.shape[1] // PAD_N.value,
-                *x.stride(), *offset.stride(), *factors, *out.stride(), kh, kw, **tile,
+                *x.stride(), *offset.stride(), *factors, *out.stride(), kh, kw, 0 if border else 1, **tile,
             )  # fmt: skip
         return out
 
     return run
 
 
-def deform_conv2d(x, offset, weight, bias=None, mask=None):
+def deform_conv2d(x, offset, weight, bias=None, mask=None, border=False):
     """The op on tensors of any layout."""
-    return deform_conv2d_plan(weight, bias, x.dtype)(x, offset, mask)
+    return deform_conv2d_plan(weight, bias, border, x.dtype)(x, offset, mask)

@@ -82,9 +82,12 @@ class DepthConvBlockPlan:
         self._weights = {name: t if t is None or t.dim() == 1 else t.flatten(1) for name, t in copies.items()}
         indices = {"in1": in1_index, "out2": out2_index, "in3": in3_index, "out4": out4_index}
         self._indices = {name: None if t is None else t.to(torch.int32, copy=True) for name, t in indices.items()}
-        self._slopes = [float(slope) for slope in slopes]
+        *slopes, rest = map(float, slopes if len(slopes) == 6 else (*slopes, slopes[3]))
+        self._slopes, self._rest = slopes, rest
         gates = (gated, False, False, gated, False)
         self._activations = [_activation(slope, gate) for slope, gate in zip(self._slopes, gates, strict=True)]
+        if rest != slopes[3]:
+            self._activations[3] = "leaky_relu"
         self._chunks, self._interleaved, self._shortcut = chunks, interleaved, shortcut
         # A float32 sum has one order, in which the adaptor's result is one number.
         self._adaptor_apart = adaptor is not None and (shortcut or dtype == torch.float32)
@@ -171,7 +174,7 @@ class DepthConvBlockPlan:
                 weight, bias,
                 in_index=self._indices.get(f"in{name[1]}"), out_index=self._indices.get(f"out{name[1]}"),
                 activation="none" if number is None else self._activations[number],
-                slope=1.0 if number is None else self._slopes[number],
+                slope=1.0 if number is None else (self._slopes[3], self._rest) if number == 3 else self._slopes[number],
                 shuffle=1, chunks=self._chunks if name == "w3" else 1,
                 interleaved=self._interleaved and name == "w3", dtype=self._dtype,
             )  # fmt: skip
@@ -256,7 +259,7 @@ class DepthConvBlockPlan:
                 arguments[f"stride_{name}{axis}"] = tensor.stride(at) // unit
         for name, slope, activation in zip(("1", "_taps", "2", "3", "4"), self._slopes, self._activations, strict=True):
             arguments |= {f"slope{name}": slope, f"ACTIVATION{name.upper()}": activation}
-        arguments |= {"FIRST": first is None, "MIDDLE": middle, "LAST": last}
+        arguments |= {"slope_rest": self._rest, "FIRST": first is None, "MIDDLE": middle, "LAST": last}
         arguments |= {"CHUNKS": self._chunks, "SHORTCUT": self._shortcut, "VEC": vec}
         with torch.cuda.device_of(x):
             _depth_conv_block_fwd_kernel[(programs,)](**arguments | tile)

@@ -29,7 +29,7 @@ UNSPECIALISED = (
 @triton.jit(do_not_specialize=UNSPECIALISED)
 def _pointwise_fwd_kernel(
     x_ptr, weight_ptr, bias_ptr, in_index_ptr, column_ptr, residual_ptr, scale_ptr, out_ptr,
-    H, W, P, C_IN, C_OUT, COLUMNS, K_PADS, N_PADS, slope,
+    H, W, P, C_IN, C_OUT, COLUMNS, K_PADS, N_PADS, slope, slope_rest,
     stride_xn, stride_xh, stride_xw,
     stride_rn, stride_rh, stride_rw,
     stride_on, stride_oh, stride_ow,
@@ -77,7 +77,7 @@ def _pointwise_fwd_kernel(
             # [BLOCK_K, BLOCK_N]
             weight = tl.load(weight_ptr + weight_row[None, :] + k[:, None])
             acc = multiply(x, weight, acc)
-        total += activate(acc, slope, ACTIVATION)
+        total += activate(acc, tl.where(chunk == 0, slope, slope_rest), ACTIVATION)
 
     finish(
         total, j, in_image, n, h, w,
@@ -90,13 +90,13 @@ def _pointwise_fwd_kernel(
 def pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle, chunks, interleaved, dtype):
     """The op with its constants packed: a callable ``(x, residual=None, scale=None, out=None)``.
 
-    `out` may be `residual`.
+    `out` may be `residual`. Of two values in `slope` the second is that of the chunks behind the first one.
     """
     c_out, c_in = weight.shape[:2]
     rows = column_rows(c_out, shuffle, chunks, interleaved)
     weight, bias = packed_product(weight.reshape(1, c_out, c_in), bias, rows, dtype)
     in_index = packed_index(in_index)
-    slope = float(slope)  # an int would be compiled into the kernel
+    slope, slope_rest = map(float, slope if isinstance(slope, tuple) else (slope, slope))  # ints would be compiled in
     destination = Destination(c_out // chunks, out_index, shuffle, dtype)
 
     def run(x, residual=None, scale=None, out=None):
@@ -117,8 +117,8 @@ def pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle
                 _pointwise_fwd_kernel[grid](
                     x_ptr=x, weight_ptr=weight, bias_ptr=bias, in_index_ptr=in_index,
                     H=height, W=width, P=pixels,
-                    K_PADS=weight.shape[2] // PAD_K.value, N_PADS=weight.shape[1] // PAD_N.value, slope=slope,
-                    ACTIVATION=activation, CHUNKS=chunks, **read, **written, **tile,
+                    K_PADS=weight.shape[2] // PAD_K.value, N_PADS=weight.shape[1] // PAD_N.value,
+                    slope=slope, slope_rest=slope_rest, ACTIVATION=activation, CHUNKS=chunks, **read, **written, **tile,
                 )  # fmt: skip
 
         def trial():

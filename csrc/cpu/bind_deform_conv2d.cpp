@@ -28,7 +28,7 @@ Planes planes(py::handle tensor, const char* name, std::ptrdiff_t n, std::ptrdif
 
 class DeformConv2dPlan {
   public:
-    DeformConv2dPlan(py::handle weight, py::handle bias, py::handle dtype) {
+    DeformConv2dPlan(py::handle weight, py::handle bias, bool border, py::handle dtype) {
         const std::vector<float> w = copy_values<float>(weight, "weight"), b = copy_values<float>(bias, "bias");
         const py::tuple shape = weight.attr("shape");
         SC_CHECK(shape.size() == 4, "weight: ", shape.size(), " dimensions (needs [C_out, C_in, Kh, Kw])");
@@ -38,9 +38,9 @@ class DeformConv2dPlan {
                  kernel.n, ")");
         const float* const values = bias.is_none() ? nullptr : b.data();
         if (dtype.is(Torch::get().float32)) {
-            conv_ = std::make_unique<DeformConv2d<float>>(kernel, values);
+            conv_ = std::make_unique<DeformConv2d<float>>(kernel, values, border);
         } else if (dtype.is(Torch::get().bfloat16)) {
-            conv_ = std::make_unique<DeformConv2d<bf16>>(kernel, values);
+            conv_ = std::make_unique<DeformConv2d<bf16>>(kernel, values, border);
         } else {
             refuse("dtype ", py::str(dtype).cast<std::string>(), " (needs torch.float32 or torch.bfloat16)");
         }
@@ -86,16 +86,17 @@ void bind_deform_conv2d(py::module_& m) {
         .def("__call__", &DeformConv2dPlan::operator(), "x"_a, "offset"_a, "mask"_a = py::none(), "out"_a = py::none());
     m.def(
         "deform_conv2d_plan",
-        [](py::handle weight, py::handle bias, py::handle dtype) {
-            return std::make_unique<DeformConv2dPlan>(weight, bias, dtype);
+        [](py::handle weight, py::handle bias, bool border, py::handle dtype) {
+            return std::make_unique<DeformConv2dPlan>(weight, bias, border, dtype);
         },
-        "weight"_a, "bias"_a, "dtype"_a);
+        "weight"_a, "bias"_a, "border"_a, "dtype"_a);
     m.def(
         "deform_conv2d",
-        [](py::handle x, py::handle offset, py::handle weight, py::handle bias, py::handle mask) {
-            return DeformConv2dPlan(weight, bias, x.attr("dtype"))(x, offset, mask, py::none());
+        [](py::handle x, py::handle offset, py::handle weight, py::handle bias, py::handle mask,
+           bool border) {
+            return DeformConv2dPlan(weight, bias, border, x.attr("dtype"))(x, offset, mask, py::none());
         },
-        "x"_a, "offset"_a, "weight"_a, "bias"_a, "mask"_a);
+        "x"_a, "offset"_a, "weight"_a, "bias"_a, "mask"_a, "border"_a);
 }
 
 }  // namespace sparsecodec

@@ -72,7 +72,8 @@ struct Constants {
         parts.chunks = chunks;
         parts.interleaved = interleaved;
         parts.shortcut = shortcut;
-        std::copy(slopes.begin(), slopes.end(), parts.slopes);
+        std::copy_n(slopes.begin(), 5, parts.slopes);
+        if (slopes.size() == 6) parts.rest_slope = slopes[5];
         parts.c = c;
         parts.co = adaptor.k > 0 ? adaptor.n : c;
         return parts;
@@ -102,7 +103,7 @@ class DepthConvBlockPlan {
         const std::size_t c1 = k.first.n;
         SC_CHECK(k.taps.size() == 9 * c1, "dw: ", k.taps.size(), " values (needs [C1=", c1, ", 1, 3, 3])");
         SC_CHECK(db.is_none() || k.taps_bias.size() == c1, "db: ", k.taps_bias.size(), " values (needs C1=", c1, ")");
-        SC_CHECK(slopes.size() == 5, "slopes: ", slopes.size(), " values (needs 5)");
+        SC_CHECK(slopes.size() == 5 || slopes.size() == 6, "slopes: ", slopes.size(), " values (needs 5 or 6)");
         SC_CHECK(bf16_ || dtype.is(Torch::get().float32), "dtype ", py::str(dtype).cast<std::string>(),
                  " (needs torch.float32 or torch.bfloat16)");
         if (k.channels() > 0) build(k.channels());

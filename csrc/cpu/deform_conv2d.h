@@ -12,8 +12,8 @@ namespace sparsecodec {
 template <class T>  // float or igemm::bf16
 class DeformConv2d {
   public:
-    // kernel: kh and kw odd. bias: [kernel.n] host or null.
-    DeformConv2d(const ConvKernel& kernel, const float* bias);
+    // kernel: kh and kw odd. bias: [kernel.n] host or null. border: whether positions are clamped to the picture.
+    DeformConv2d(const ConvKernel& kernel, const float* bias, bool border);
 
     // x: [n, k, h, w]; offset: [n, 2 groups taps, h, w]; mask: [n, groups taps, h, w] or null; out: [n, channels, h, w],
     // not the memory of x. groups: a divisor of k.
@@ -27,7 +27,13 @@ class DeformConv2d {
     void sample(const Image<const T>& x, const Planes& offset, const Planes* mask, int groups, std::ptrdiff_t pixel,
                 Blend<T> blend, T* to, std::ptrdiff_t tap_step) const;
 
+    struct Tap {
+        int row, column;  // beside the pixel
+    };
+
     int kh_, kw_;
+    std::vector<Tap> taps_;
+    int outside_;  // how far beyond the first and the last pixel a position may lie
     igemm::Gemm<T> gemm_;
     std::vector<T> zeros_;
 };

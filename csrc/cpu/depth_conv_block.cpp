@@ -60,6 +60,7 @@ Layout chunks(const DepthConvBlockParts& parts) {
     Layout layout;
     layout.chunks = parts.chunks;
     layout.interleaved = parts.interleaved;
+    layout.rest_slope = parts.rest_slope;
     return layout;
 }
 

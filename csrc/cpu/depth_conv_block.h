@@ -33,6 +33,7 @@ struct DepthConvBlockParts {
     std::vector<std::int32_t> in1_index, in3_index;  // [k1], [k3] or empty: all channels
     std::optional<std::vector<std::int32_t>> out2_index, out4_index;  // [C2], [C4] channels of Co
     float slopes[5];               // after first, depthwise, second, hidden, last: 1 = identity, 0 = ReLU
+    std::optional<float> rest_slope;  // after the chunks of hidden behind the first one
     bool gated = false;            // the activation after first and hidden is x * sigmoid(4 x) instead
     int chunks = 1;                // of the hidden layer, as in igemm::Layout; then last is [C4, H / chunks]
     bool interleaved = false;

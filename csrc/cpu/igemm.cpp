@@ -181,7 +181,7 @@ Weights Weights::oihw(const float* data, int n, int k, int kh, int kw) {
 
 template <class T>
 Gemm<T>::Gemm(const Weights& w, const float* bias, const Layout& layout)
-    : k_(w.k), taps_(static_cast<int>(w.taps.size())), chunks_(layout.chunks) {
+    : k_(w.k), taps_(static_cast<int>(w.taps.size())), chunks_(layout.chunks), rest_slope_(layout.rest_slope) {
     check_layout(w.n, layout);
     n_ = w.n / chunks_;
     const std::vector<std::int32_t> order = column_order(w.n, layout);
@@ -252,7 +252,9 @@ void Gemm<T>::run_chunks(const T* const* rows, std::ptrdiff_t tap_step, int m, c
     alignas(64) float sums[kChunkPixels * kBlock + 16];
     float* to[kChunkPixels];
     fill_rows(to, sums, kBlock, kChunkPixels);
-    const Epilogue<float> start{to, nullptr, epilogue.activation}, add{to, to, epilogue.activation};
+    Activation rest = epilogue.activation;
+    rest.slope = rest_slope_.value_or(rest.slope);
+    const Epilogue<float> start{to, nullptr, epilogue.activation}, add{to, to, rest};
     for (int first = 0; first < m; first += kChunkPixels) {
         const int pixels = std::min(kChunkPixels, m - first);
         Epilogue<Out> last = epilogue.from(first);
@@ -269,8 +271,9 @@ void Gemm<T>::run_chunks(const T* const* rows, std::ptrdiff_t tap_step, int m, c
 
 template <class T>
 void Gemm<T>::sums(int block, const T* const* rows, std::ptrdiff_t tap_step, int m, float* const* out) const {
-    static const Place whole{kBlock, {{0, kBlock, 0, 0}}, {}, 0, 0, {}};
-    kernels<float>().block(block_args(block, 1, &whole, rows, tap_step, m, Epilogue<float>{out}, 0));
+    static const Place half{16, {{0, 16, 0, 0}}, {}, 0, 0, {}}, whole{kBlock, {{0, kBlock, 0, 0}}, {}, 0, 0, {}};
+    const Place* const place = width(block) == 16 ? &half : &whole;
+    kernels<float>().block(block_args(block, 1, place, rows, tap_step, m, Epilogue<float>{out}, 0));
 }
 
 template <class T>

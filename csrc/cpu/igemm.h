@@ -21,6 +21,7 @@
 #include <cstdint>
 #include <cstdlib>
 #include <memory>
+#include <optional>
 #include <string>
 #include <type_traits>
 #include <vector>
@@ -69,6 +70,7 @@ struct Layout {
                                       // NHWC image with n / (r*r) channels; `row_stride` of run() is between its rows
     int chunks = 1;                   // kDense: channel o of the result is the sum of this many activated channels:
     bool interleaved = false;         // i * n / chunks + o in ascending i, or, interleaved, o * chunks + i
+    std::optional<float> rest_slope;  // of the summands behind the first, if not that of the epilogue
 };
 
 template <class T>
@@ -142,11 +144,12 @@ class Gemm {  // T, the type of the rows: float or bf16
     void run(const T* const* rows, std::ptrdiff_t tap_step, int m, const Epilogue<Out>& epilogue,
              std::ptrdiff_t row_stride = 0) const;
 
-    // `run` in two parts, for a Gemm without chunks: out[i] takes the 32 sums of `block`, bias included; and the way of
+    // `run` in two parts, for a Gemm without chunks: out[i] takes the width() sums of `block`, bias included; and the way of
     // such sums [m][32], with 16 readable floats behind them, to epilogue.out.
     void sums(int block, const T* const* rows, std::ptrdiff_t tap_step, int m, float* const* out) const;
     void finish(int block, float* sums, int m, const Epilogue<T>& epilogue, std::ptrdiff_t row_stride) const;
     int blocks() const { return static_cast<int>(places_.size()); }
+    int width(int block) const { return places_[block].n > 16 ? kBlock : 16; }
 
     int n() const { return n_; }  // channels of the result, before a shuffle
     int k() const { return k_; }
@@ -174,6 +177,7 @@ class Gemm {  // T, the type of the rows: float or bf16
         void operator()(T* p) const { std::free(p); }
     };
     int n_, k_, taps_, chunks_, tile_;
+    std::optional<float> rest_slope_;
     std::size_t block_size_;             // elements of T per packed block
     std::unique_ptr<T[], Free> packed_;  // 64-byte aligned, [places][chunks_][block_size_]
     std::vector<float> bias_;            // [places][chunks_][32], zeros past n

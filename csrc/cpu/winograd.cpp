@@ -40,7 +40,7 @@ struct Transforms {
                    std::ptrdiff_t row_step);
     // [whether the first row has products][the first column]
     void (*products[2][2])(const float* products, std::ptrdiff_t cell_step, std::ptrdiff_t count, const int* place,
-                           float* sums);
+                           int width, float* sums);
 };
 
 namespace narrow {
@@ -230,7 +230,7 @@ void Winograd<T>::run_part(const Products& part, const Call& call, std::ptrdiff_
                                s.product_rows.data() + rows);
         }
         s.transforms.products[part.above][part.left](s.products.get(), s.product_step, count, s.place.data(),
-                                                     s.sums.get());
+                                                     part.gemms[0].width(block), s.sums.get());
         part.gemms[0].finish(block, s.sums.get(), pixels, epilogue, call.out.stride_h);
     }
 }

@@ -65,13 +65,13 @@ void transform_inputs(const TileRun<T>& run, std::ptrdiff_t count, int k, T* cel
     }
 }
 
-// The products of `count` tiles, 32 channels, to the sums of their pixels: pixel (i, j) of tile t at
+// The products of `count` tiles, `width` channels of 32, to the sums of their pixels: pixel (i, j) of tile t at
 // sums + place[t * 4 + i * 2 + j] * 32. Above, Left: whether there are products of the first row, the first column.
 template <bool Above, bool Left>
 void transform_products(const float* products, std::ptrdiff_t cell_step, std::ptrdiff_t count, const int* place,
-                        float* sums) {
+                        int width, float* sums) {
     for (std::ptrdiff_t t = 0; t < count; ++t, products += kBlock, place += 4) {
-        for (int v = 0; v < kBlock; v += kLanes) {
+        for (int v = 0; v < width; v += kLanes) {
             Vec upper[4], lower[4];
 #pragma GCC unroll 4
             for (int j = Left ? 0 : 1; j < 4; ++j) {

@@ -5,6 +5,8 @@ No code or weights of it were published. What the paper leaves open is marked *o
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -26,9 +28,13 @@ class DeformableConv2d(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
         nn.init.kaiming_uniform_(self.weight, a=5**0.5)
 
+    def constants(self) -> dict[str, Any]:
+        """Those of `sparsecodec.ops.deform_conv2d`."""
+        return {"weight": self.weight, "bias": self.bias, "border": False}
+
     def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
-        """Arguments of `sparsecodec.ops.deform_conv2d`."""
-        return deform_conv2d(x, offset, self.weight, self.bias, mask)
+        """The other arguments of `sparsecodec.ops.deform_conv2d`."""
+        return deform_conv2d(x, offset, mask=mask, **self.constants())
 
 
 class DeformableAlignment(nn.Module):

@@ -12,7 +12,12 @@ from sparsecodec.ops._triton_rules import triton_rejects
 
 
 def deform_conv2d_reference(
-    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    border: bool = False,
 ) -> Tensor:
     """`deform_conv2d` in plain torch."""
     reasons = _rejects_sizes(x, offset, weight, mask)
@@ -26,8 +31,8 @@ def deform_conv2d_reference(
     tap = torch.arange(taps, device=x.device).view(taps, 1, 1)
     rows = torch.arange(height, device=x.device).view(height, 1) + (tap // kw - kh // 2) + moved[:, :, :, 0]
     columns = torch.arange(width, device=x.device) + (tap % kw - kw // 2) + moved[:, :, :, 1]
-    upper, fy = _below(rows, height)
-    left, fx = _below(columns, width)
+    upper, fy = _below(rows, height, border)
+    left, fx = _below(columns, width, border)
     samples = taps * height * width
     factor = 1.0 if mask is None else mask.unflatten(1, (groups, taps))
     values = x.to(torch.promote_types(x.dtype, offset.dtype)).reshape(n, groups, channels // groups, height * width)
@@ -48,9 +53,9 @@ def deform_conv2d_reference(
     return y.view(n, c_out, height, width).contiguous(memory_format=torch.channels_last)
 
 
-def _below(position: Tensor, size: int) -> tuple[Tensor, Tensor]:
-    """The sample before a position, -1 to `size`, and the weight of the next one: NaN where the position is."""
-    position = position.clamp(-1, size)
+def _below(position: Tensor, size: int, border: bool) -> tuple[Tensor, Tensor]:
+    """The sample before a position, which is clamped, and the weight of the next one: NaN where the position is."""
+    position = position.clamp(0, size - 1) if border else position.clamp(-1, size)
     low = position.detach().nan_to_num(0.0).floor().long()
     return low, position - low
 
@@ -80,18 +85,25 @@ def _rejects(x: Tensor, offset: Tensor, weight: Tensor, mask: Tensor | None) -> 
     return reasons
 
 
-def _cpu_rejects(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> list[str]:
+def _cpu_rejects(
+    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, border: bool = False
+) -> list[str]:
     return cpu_rejects(x=x) + _rejects(x, offset, weight, mask)
 
 
-def _triton_rejects(x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None) -> list[str]:
+def _triton_rejects(
+    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None, border: bool = False
+) -> list[str]:
     return triton_rejects((torch.float16, torch.bfloat16, torch.float32), x=x) + _rejects(x, offset, weight, mask)
 
 
 DEFORM_CONV2D = register(
     OpSpec(
         name="deform_conv2d",
-        schema="(Tensor x, Tensor offset, Tensor weight, Tensor? bias=None, Tensor? mask=None) -> Tensor",
+        schema=(
+            "(Tensor x, Tensor offset, Tensor weight, Tensor? bias=None, Tensor? mask=None, bool border=False) "
+            "-> Tensor"
+        ),
         reference=deform_conv2d_reference,
         impls=(
             Impl(
@@ -107,13 +119,18 @@ DEFORM_CONV2D = register(
                 plan="sparsecodec._triton.deform_conv2d:deform_conv2d_plan",
             ),
         ),
-        constants=("weight", "bias"),
+        constants=("weight", "bias", "border"),
     )
 )
 
 
 def deform_conv2d(
-    x: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None = None, mask: Tensor | None = None
+    x: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    mask: Tensor | None = None,
+    border: bool = False,
 ) -> Tensor:
     """Convolution of stride 1 and same size whose taps are moved (arXiv 1703.06211), and weighed (arXiv 1811.11168).
 
@@ -121,8 +138,9 @@ def deform_conv2d(
         * x[n,c](h + i - Kh // 2 + offset[n,2t,h,w], w + j - Kw // 2 + offset[n,2t+1,h,w])
 
     with t = (c * G // C_in) * Kh * Kw + i * Kw + j: channels share offsets in G groups. x(., .) is bilinear, zero
-    outside. Channel order of offsets and mask as in ``torchvision.ops.deform_conv2d``. Samples are added up as in
-    `warp`, the mask multiplied into their weights, in float32, then rounded once to the dtype of `x`.
+    outside, or with `border` that of the nearest position in the picture. Channel order of offsets and mask as in
+    ``torchvision.ops.deform_conv2d``. Samples are added up as in `warp`, the mask multiplied into their weights, in
+    float32, then rounded once to the dtype of `x`.
 
     Args:
         x: ``[N, C_in, H, W]`` float16|bfloat16|float32, channels_last for the CPU kernel (which takes no float16).
@@ -130,6 +148,7 @@ def deform_conv2d(
         weight: ``[C_out, C_in, Kh, Kw]``, any float dtype, Kh and Kw odd.
         bias: ``[C_out]`` or None.
         mask: ``[N, G Kh Kw, H, W]`` float32, any layout, or None for ones.
+        border: whether positions are clamped to the picture, as `warp`'s are.
 
     Returns:
         ``[N, C_out, H, W]``, dtype of `x`, channels_last.
@@ -142,4 +161,4 @@ def deform_conv2d(
         kernel column, input channel; their bits do not depend on instruction set, threads, tile, batch or image size.
     Gradients: reference only, of all tensors.
     """
-    return call(DEFORM_CONV2D, x, offset, weight, bias, mask)
+    return call(DEFORM_CONV2D, x, offset, weight, bias, mask, border)

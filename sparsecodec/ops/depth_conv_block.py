@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
@@ -39,6 +40,15 @@ def _activate(y: Tensor, slope: float) -> Tensor:
     return F.relu(y) if slope == 0.0 else F.leaky_relu(y, slope)
 
 
+def _activate_chunks(y: Tensor, slopes: Sequence[float], chunks: int, interleaved: bool) -> Tensor:
+    """The activation after w3, which may be another one for the chunks behind the first."""
+    if len(slopes) == 5:
+        return _activate(y, slopes[3])
+    place = torch.arange(y.shape[1], device=y.device)
+    first = place % chunks == 0 if interleaved else place < y.shape[1] // chunks
+    return torch.where(first[:, None, None], _activate(y, slopes[3]), _activate(y, slopes[5]))
+
+
 def depth_conv_block_reference(
     x: Tensor,
     w1: Tensor,
@@ -65,15 +75,17 @@ def depth_conv_block_reference(
     shortcut: bool = False,
 ) -> Tensor:
     """`depth_conv_block` in plain torch."""
-    if len(slopes) != 5:
-        raise UsageError(f"slopes: {len(slopes)} values (needs 5)")
+    if len(slopes) not in (5, 6):
+        raise UsageError(f"slopes: {len(slopes)} values (needs 5 or 6)")
     gate = "sigmoid_gate" if gated else None
     t = _pointwise(select_channels(x, in1_index), w1, b1, slopes[0], gate)
     t = F.conv2d(t, dw.to(x.dtype), None if db is None else db.to(x.dtype), padding=1, groups=dw.shape[0])
     t = _activate(t, slopes[1])
     skip = x if adaptor is None else _pointwise(x, adaptor, adaptor_bias)
     u = _pointwise(t, w2, b2, slopes[2], out_index=out2_index, residual=skip)
-    t = add_chunks(_pointwise(select_channels(u, in3_index), w3, b3, slopes[3], gate), chunks, interleaved)
+    t = _pointwise(select_channels(u, in3_index), w3, b3)
+    t = _activate_chunks(t, slopes, chunks, interleaved) if gate is None else activate(t, gate, 1.0)
+    t = add_chunks(t, chunks, interleaved)
     out = _pointwise(t, w4, b4, slopes[4], out_index=out4_index, residual=u)
     return scale_channels(out + skip if shortcut else out, scale)
 
@@ -175,7 +187,8 @@ def depth_conv_block(
         b3: ``[H * chunks]`` or None.
         w4: ``[Co, H]``, or ``[C4, H]`` with `out4_index`.
         b4: as rows of `w4`, or None.
-        slopes: factor of negative values after w1, dw, w2, w3 and w4: 1 = no activation, 0 = ReLU, else LeakyReLU.
+        slopes: factor of negative values after w1, dw, w2, w3 and w4: 1 = no activation, 0 = ReLU, else LeakyReLU. A
+            sixth is that of the chunks of w3 behind the first one (DCVC-FM).
         adaptor: ``[Co, C]`` or None, then Co = C.
         adaptor_bias: ``[Co]`` or None.
         out2_index: ``[C2]`` int or None. Distinct channels of u.

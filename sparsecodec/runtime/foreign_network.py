@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -10,11 +11,17 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError
 from sparsecodec.runtime.transform import CompiledTransform
-from sparsecodec.sparsity.macs import conv_macs
+from sparsecodec.sparsity.macs import conv_macs, count
 from sparsecodec.sparsity.rules import is_conv, is_multiply
 from sparsecodec.sparsity.tracing import trace
 
-MAX_TENSORS = 3
+MAX_TENSORS = 5
+# Foreign layers are of any kind, and the report says which stayed torch's. Streams open where both ends are compiled:
+# it is enough that both get the same bits, and those of fewer products are the same on every instruction set.
+COMPILED = {"strict": False, "pinned": False}
+
+
+Twin = Callable[[nn.Module], nn.Module | None]
 
 
 class ForeignNetwork(nn.Module):
@@ -23,9 +30,11 @@ class ForeignNetwork(nn.Module):
     Attributes:
         original: the network as it was, all the way down.
         path: in the object.
-        layout: of its results.
+        layout: of its results; contiguous where a network that runs as its own code calls it.
+        twins: what makes of a network that cannot be traced one that computes the same and can, or None.
         transform: what runs.
         reason: why nothing does, or did when it was last called.
+        counted: if not `original`, the network that runs, and whose products are counted.
         shapes: of the tensors that it was given first.
         own_macs: of its own convolution, if it is one and has run as its own code: when that first happened.
         own_positions: of the tensor that it was given then.
@@ -34,9 +43,11 @@ class ForeignNetwork(nn.Module):
     original: nn.Module
     path: str
     layout: torch.memory_format
+    twins: tuple[Twin, ...] = ()
     transform: CompiledTransform | None = None
     reason: str = ""
     untraceable: bool = False
+    counted: nn.Module | None = None
     shapes: tuple[torch.Size, ...] = ()
     own_macs: int = 0
     own_positions: int = 0
@@ -55,7 +66,15 @@ class ForeignNetwork(nn.Module):
             self.shapes = tuple(x.shape for x in inputs)
         return _new(self.transform(*inputs), self.layout)
 
+    def macs(self) -> dict[str, int]:
+        """Multiply-accumulates of a call with tensors of those shapes, by the layers' paths."""
+        layers = count(self.counted or self.original, {"": self.shapes}).layers
+        return {f"{self.path}.{layer.name}".rstrip("."): layer.macs for layer in layers}
+
     def _as_it_is(self, *inputs: Any, **options: Any) -> Any:
+        for network in self.modules():
+            if isinstance(network, ForeignNetwork) and network is not self:
+                network.layout = torch.contiguous_format  # this code may take views of what they return
         result = super().forward(*inputs, **options)
         if is_conv(self) and not self.own_macs:
             x = next(value for value in (*inputs, *options.values()) if isinstance(value, Tensor))
@@ -77,15 +96,24 @@ class ForeignNetwork(nn.Module):
         return ""
 
     def _compiled(self, inputs: tuple[Tensor, ...]) -> CompiledTransform:
-        # Not strict: foreign layers are of any kind, and the report says which stayed torch's.
-        if len(inputs) == 1 and _accepted(self.original)[1] < MAX_TENSORS:
-            return CompiledTransform(self.original, self.path, torch.float32, strict=False)
+        try:
+            return self._traced(self.original, inputs)
+        except GraphError:
+            for twin in self.twins:
+                if (other := twin(self.original)) is not None:
+                    self.__dict__["counted"] = other
+                    return self._traced(other, inputs)
+            raise
+
+    def _traced(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> CompiledTransform:
+        if len(inputs) == 1 and _accepted(network)[1] < MAX_TENSORS:
+            return CompiledTransform(network, self.path, torch.float32, **COMPILED)
         prefix, _, name = self.path.rpartition(".")
-        whole = _ARITIES[len(inputs)](name, self.original)
-        # One value per channel beside a larger tensor can only be a factor.
-        stepped = len(inputs) > 1 and inputs[-1].shape[2:] == (1, 1) != inputs[0].shape[2:]
+        whole = _ARITIES[len(inputs)](name, network)
+        # One value per channel beside a larger tensor can only be a factor; one for all of them need not be.
+        stepped = len(inputs) > 1 and inputs[-1].shape[2:] == (1, 1) != inputs[0].shape[2:] and inputs[-1].shape[1] > 1
         factors = ("last",) if stepped and _multiplies(whole, self.path) else ()
-        return CompiledTransform(whole, self.path, torch.float32, strict=False, prefix=prefix, factors=factors)
+        return CompiledTransform(whole, self.path, torch.float32, **COMPILED, prefix=prefix, factors=factors)
 
 
 class _One(nn.Module):
@@ -118,7 +146,17 @@ class _Three(_One):
         return self.network(first, second, last)
 
 
-_ARITIES = {1: _One, 2: _Two, 3: _Three}
+class _Four(_One):
+    def forward(self, first: Tensor, second: Tensor, third: Tensor, last: Tensor) -> Any:
+        return self.network(first, second, third, last)
+
+
+class _Five(_One):
+    def forward(self, first: Tensor, second: Tensor, third: Tensor, fourth: Tensor, last: Tensor) -> Any:
+        return self.network(first, second, third, fourth, last)
+
+
+_ARITIES = {1: _One, 2: _Two, 3: _Three, 4: _Four, 5: _Five}
 
 
 def _multiplies(network: nn.Module, name: str) -> bool:

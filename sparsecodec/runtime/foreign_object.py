@@ -15,11 +15,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.runtime.foreign_methods import casting, without_cuda
-from sparsecodec.runtime.foreign_network import ForeignNetwork, has_convolutions
+from sparsecodec.runtime.foreign_methods import casting, with_our_warp, without_cuda
+from sparsecodec.runtime.foreign_network import ForeignNetwork, Twin, has_convolutions
 from sparsecodec.runtime.precision import KeepsPrecision
 from sparsecodec.runtime.report import Report, Row
-from sparsecodec.sparsity.macs import count
 
 CALLS = ("compress", "decompress")
 TAKE_PICTURES = (*CALLS, "encode", "encode_decode", "forward", "forward_one_frame")
@@ -41,10 +40,12 @@ class ForeignCodec(KeepsPrecision):
         NEEDS: what the state dict of an object of this kind holds: tensors, and networks by the names that their keys
             begin with.
         LAYOUT: of what its networks return.
+        TWINS: of its networks that cannot be traced.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ()
     LAYOUT: ClassVar[torch.memory_format] = torch.contiguous_format
+    TWINS: ClassVar[tuple[Twin, ...]] = ()
 
     _original: nn.Module | None = None  # with its own layers, if those here are compiled
 
@@ -70,7 +71,7 @@ class ForeignCodec(KeepsPrecision):
         shapes = {network.path: network.shapes for network in ran}
         positions = [shape[-2] * shape[-1] for given in shapes.values() for shape in given]
         pixels = max([*positions, *(network.own_positions for network in networks)], default=0) or 1
-        macs = {layer.name: (layer.macs, layer.macs) for layer in count(self._original, shapes).layers}
+        macs = {name: (value, value) for network in ran for name, value in network.macs().items()}
         rows = [row for network in ran for row in network.transform.rows(pixels, macs)]
         left = [n for n in networks if n.own_macs or (n.reason and n.transform is None)]
         for network in left:
@@ -120,10 +121,11 @@ def compile_object(
         raise UsageError(f"dtype={dtype} for a foreign {type(model).__name__} (needs float32)")
     _check(model, kind)
     made = _copied(model, {}).eval().requires_grad_(False).to(device).float()
-    if not original:
-        plain, made = made, _inside(made, "", kind.LAYOUT)
-        made.__dict__["_original"] = plain
     name, published = type(model).__name__, type(model)
+    if not original:
+        published = with_our_warp(published)
+        plain, made = made, _inside(made, "", kind)
+        made.__dict__["_original"] = plain
     if device.type != "cuda":
         published = without_cuda(published)
     made.__class__ = type(name, (kind, casting(published, TAKE_PICTURES)), {})
@@ -174,15 +176,15 @@ def _copied(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
     return new
 
 
-def _inside(original: nn.Module, path: str, layout: torch.memory_format) -> nn.Module:
+def _inside(original: nn.Module, path: str, kind: type[ForeignCodec]) -> nn.Module:
     """`original` with a `ForeignNetwork` in the place of every descendant with convolutions; shares its tensors."""
     new = copy.copy(original)
     new.__dict__["_modules"] = children = dict(original._modules)
     for name, child in _with_convolutions(original):
         inner = f"{path}.{name}".lstrip(".")
-        network = children[name] = _inside(child, inner, layout)
-        network.__class__ = type(type(child).__name__, (ForeignNetwork, type(child)), {})
-        network.__dict__.update(original=child, path=inner, layout=layout)
+        network = children[name] = _inside(child, inner, kind)
+        network.__class__ = type(type(child).__name__, (ForeignNetwork, with_our_warp(type(child))), {})
+        network.__dict__.update(original=child, path=inner, layout=kind.LAYOUT, twins=kind.TWINS)
     return new
 
 

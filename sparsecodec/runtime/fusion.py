@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsecodec.ops._epilogue import scale_channels
-from sparsecodec.runtime.gates import Gate, apply, chunk_sum, gate, scale, shortcut
+from sparsecodec.runtime.gates import Gate, apply, chunk_sum, gate, piece, scale, shortcut, two_slopes
 from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step
 from sparsecodec.runtime.torch_steps import plane_means
 
@@ -140,6 +140,8 @@ def _width_as_read(program: Program, step: Step) -> int | None:
 
 def _extent(step: Step) -> tuple:
     """Height and width as a chain: where they come from, then ``(up or down, factor, what it starts from)`` each."""
+    if part := piece(step):  # some of its channels
+        return _extent(part[0])
     if step.op not in (*CONVOLUTIONS, "depthwise", "activation", "gdn", "scale", "add"):
         return (step,)
     before, constants = _extent(step.inputs["x"]), step.constants
@@ -217,8 +219,16 @@ def _half_before(program: Program, middle: Step) -> _Half | None:
 
 def _depth_conv_block(program: Program, last: Step) -> None:
     """1x1, depthwise, 1x1 + skip, then 1x1, 1x1 + skip -> one block."""
-    ffn_in = last.inputs.get("x")
-    if last.op != "pointwise" or "residual" not in last.inputs or ffn_in.op != "pointwise":
+    if last.op != "pointwise" or "residual" not in last.inputs:
+        return
+    ffn_in, inside = last.inputs["x"], [last.inputs["x"]]
+    if program.only_user(ffn_in) is None:
+        return
+    reader, rest = ffn_in, None
+    if sloped := two_slopes(program, ffn_in):
+        ffn_in, rest, inside = sloped
+        reader = inside[0]
+    if ffn_in.op != "pointwise":
         return
     middle = last.inputs["residual"]
     half = _half_before(program, middle) if ffn_in.inputs["x"] is middle else None
@@ -228,7 +238,7 @@ def _depth_conv_block(program: Program, last: Step) -> None:
         return
     if {"shuffle", "chunks"} & last.constants.keys() or _gated(last) or _gated(ffn_in) != half.gated:
         return
-    if program.only_user(ffn_in) is None or set(program.users(middle)) != {ffn_in, last}:
+    if set(program.users(middle)) != {reader, last}:
         return
     constants = {
         **half.constants,
@@ -237,12 +247,12 @@ def _depth_conv_block(program: Program, last: Step) -> None:
         "w4": last.constants["weight"],
         "b4": last.constants["bias"],
         "out4_index": last.constants.get("out_index"),
-        "slopes": (*half.slopes, _slope(ffn_in), _slope(last)),
+        "slopes": (*half.slopes, _slope(ffn_in), _slope(last), *(() if rest is None else (rest,))),
         "gated": half.gated,
         **{name: ffn_in.constants[name] for name in ("chunks", "interleaved") if name in ffn_in.constants},
     }
-    absorbed = [*half.steps[:3], ffn_in, last, *half.steps[3:]]
-    paths = tuple(path for step in absorbed for path in step.paths)
+    paths = tuple(path for step in (*half.steps[:3], ffn_in, last, *half.steps[3:]) for path in step.paths)
+    absorbed = [*half.steps[:3], *inside, last, *half.steps[3:]]
     program.merge(absorbed, Step("depth_conv_block", {"x": half.x}, constants, paths))
 
 

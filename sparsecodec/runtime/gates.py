@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -62,29 +64,63 @@ def chunk_sum(program: Program, step: Step) -> None:
     if step.op != "add":
         return
     parts, sums = _terms(program, step)
-    pieces = [_piece(part) for part in parts]
+    if found := _chunks(program, parts, sums):
+        program.merge([*found.steps, *sums], found.conv.joined(step, **found.constants))
+
+
+def two_slopes(program: Program, step: Step) -> tuple[Step, float, list[Step]] | None:
+    """1x1, leaky ReLUs of its two chunks, their sum -> (1x1 with chunks, slope of the second, what that takes up)."""
+    activated = list(step.inputs.values()) if step.op == "add" else []
+    if not activated or any(part.op != "activation" or "slope" not in part.constants for part in activated):
+        return None
+    found = _chunks(program, [part.inputs["x"] for part in activated], activated)
+    if (
+        found is None
+        or "activation" in found.conv.constants
+        or any(program.only_user(a) is not step for a in activated)
+    ):
+        return None
+    first, rest = (activated[i].constants["slope"] for i in found.order)
+    paths = tuple(path for part in activated for path in part.paths)
+    conv = found.conv.joined(Step("add", paths=paths), **found.constants, activation="leaky_relu", slope=first)
+    return conv, rest, [*found.steps, *activated, step]
+
+
+@dataclass
+class _Chunks:
+    """Parts that make up a 1x1; `order`: which of them comes first; `steps`: the 1x1 and what cuts it."""
+
+    conv: Step
+    order: list[int]
+    constants: dict[str, Any]
+    steps: list[Step]
+
+
+def _chunks(program: Program, parts: Sequence[Step], then: Sequence[Step]) -> _Chunks | None:
+    """The 1x1 whose chunks `parts` are, if nobody but `then` reads it or them; each once."""
+    pieces = [piece(part) for part in parts]
     if any(piece is None for piece in pieces):
-        return
+        return None
     convs = {conv for conv, _, _ in pieces}
     conv = convs.pop()
     if convs or conv.op != "pointwise" or "residual" in conv.inputs:
-        return
+        return None
     if {"out_index", "shuffle", "chunks"} & conv.constants.keys():
-        return
-    chunks, width = len(parts), conv.constants["weight"].shape[0]
-    ranges = sorted(_range(part, width) for _, part, _ in pieces)
-    size = width // chunks
-    runs = [(i * size, (i + 1) * size, 1) for i in range(chunks)]
-    neighbours = [(i, width, chunks) for i in range(chunks)]
-    if width % chunks or ranges not in (runs, neighbours):
-        return
+        return None
+    count, width = len(parts), conv.constants["weight"].shape[0]
+    ranges = [_range(part, width) for _, part, _ in pieces]
+    size = width // count
+    runs = [(i * size, (i + 1) * size, 1) for i in range(count)]
+    neighbours = [(i, width, count) for i in range(count)]
+    if width % count or sorted(ranges) not in (runs, neighbours):
+        return None
     between = {step for _, _, way in pieces for step in way}
     if not set(program.users(conv)) <= between or conv is program.output:
-        return
-    if any(not set(program.users(other)) <= between | set(sums) for other in between):
-        return
-    absorbed = [conv, *between, *sums]
-    program.merge(absorbed, conv.joined(step, chunks=chunks, interleaved=ranges != runs))
+        return None
+    if any(not set(program.users(other)) <= between | set(then) for other in between):
+        return None
+    order = sorted(range(count), key=ranges.__getitem__)
+    return _Chunks(conv, order, {"chunks": count, "interleaved": sorted(ranges) != runs}, [conv, *between])
 
 
 def _terms(program: Program, step: Step) -> tuple[list[Step], list[Step]]:
@@ -99,7 +135,7 @@ def _terms(program: Program, step: Step) -> tuple[list[Step], list[Step]]:
     return terms, sums
 
 
-def _piece(step: Step) -> tuple[Step, Piece | tuple[int, int], list[Step]] | None:
+def piece(step: Step) -> tuple[Step, Piece | tuple[int, int], list[Step]] | None:
     """(convolution, slice or (index, count) of its channels, steps on the way), None if it is no part of one."""
     if step.op != PLAIN or step.function is not operator.getitem:
         return None

@@ -5,6 +5,7 @@ Layers are recognised by structure, never by the name of a codec's class.
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 
 from sparsecodec.errors import GraphError
+from sparsecodec.nn.fvc_layers import DeformableConv2d
 from sparsecodec.runtime.writes import check_views, without_writing, written
 from sparsecodec.sparsity.rules import is_add, is_depthwise, is_gdn, is_masked, is_multiply, is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
@@ -186,6 +188,10 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
         module = target
         if len(args) == 1 and not kwargs and _is_step(args[0]):
             return _lower_module(module, args[0], path)
+        if isinstance(module, DeformableConv2d):
+            inputs = inspect.signature(module.forward).bind(*args, **kwargs).arguments
+            constants = {name: _detached(value) for name, value in module.constants().items()}
+            return Step("deform_conv2d", {name: x for name, x in inputs.items() if x is not None}, constants, (path,))
         return Step(PLAIN, paths=(path,), function=module, args=args, kwargs=kwargs, reason="more than one input")
     if len(args) == 2 and all(map(_is_step, args)) and not kwargs:  # by an operator, a function or a method
         if is_add(target):
@@ -209,6 +215,10 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
             return Step("activation", {"x": args[0]}, {"slope": float(kwargs.get("negative_slope", 0.01))})
     label = getattr(target, "__name__", str(target))
     return Step(PLAIN, paths=(), function=target, args=args, kwargs=kwargs, reason=f"{label} has no rule")
+
+
+def _detached(value: Any) -> Any:
+    return value.detach() if isinstance(value, Tensor) else value
 
 
 def _call_method(name: str, tensor: Tensor, *args: Any, **kwargs: Any) -> Any:

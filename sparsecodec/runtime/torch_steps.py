@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from sparsecodec.runtime.lowering import PLAIN, Program, Step
 
 Writer = Callable[..., Tensor]  # the step's arguments, and the tensor to write to as `out`
-_WRITERS: dict[Any, Writer] = {operator.add: torch.add, operator.mul: torch.mul, torch.cat: torch.cat}
+_WRITERS: dict[Any, Writer] = {operator.add: torch.add, operator.mul: torch.mul}
+_WRITERS |= {function: function for function in (torch.cat, torch.sigmoid)}
 _PLANE = ((-1, -2), (-2, -1), (2, 3), (3, 2))
 
 

@@ -14,7 +14,7 @@ from sparsecodec.testing.pointwise import nhwc
 def _case(
     id: str, n: int, c_in: int, c_out: int, h: int, w: int, *, groups: int = 1, kernel: tuple[int, int] = (3, 3),
     reach: float = 2.0, whole: bool = False, endless: bool = False, masked: bool = False, bias: bool = True,
-    sliced: bool = False, scale: float = 1.0, half: bool = False, bench: bool = False,
+    border: bool = False, sliced: bool = False, scale: float = 1.0, half: bool = False, bench: bool = False,
 ) -> OpCase:  # fmt: skip
     """reach: standard deviation of the offsets in pixels; whole: no fractions; endless: with infinities; half: float16.
 
@@ -34,6 +34,8 @@ def _case(
         arguments["weight"] = torch.randn(c_out, c_in, *kernel, generator=generator) / (c_in * taps) ** 0.5
         if bias:
             arguments["bias"] = torch.randn(c_out, generator=generator)
+        if border:
+            arguments["border"] = True
         if masked:
             arguments["mask"] = torch.rand((n, groups * taps, h, w), generator=generator)
         if sliced:
@@ -63,6 +65,10 @@ CASES = [
     _case("tiles-exact", 1, 32, 32, 8, 8, groups=4, masked=True),
     _case("odd-channels", 2, 21, 19, 5, 6, groups=3),
     _case("group-of-one", 1, 6, 17, 5, 6, groups=6, masked=True),
+    _case("border", 1, 12, 16, 5, 6, groups=4, reach=4.0, masked=True, border=True),
+    _case("border-k1", 2, 12, 17, 5, 6, kernel=(1, 1), groups=4, reach=1e6, masked=True, border=True),
+    _case("border-endless", 1, 16, 16, 5, 6, endless=True, border=True),
+    _case("border-one-pixel", 1, 4, 5, 1, 1, groups=2, border=True),
     _case("k1", 1, 16, 16, 5, 6, kernel=(1, 1), groups=2),
     _case("k3x5", 1, 8, 16, 5, 6, kernel=(3, 5), masked=True),
     _case("no-bias", 1, 16, 16, 5, 6, bias=False),

@@ -116,6 +116,8 @@ CASES = [
     _case("gated-half-way", 1, 24, 6, 9, slopes=(0.0, 0.1, 0.2, 0.0, 0.5), gated=True),
     _case("halves", 1, 16, 5, 7, slopes=GATED, gated=True, chunks=2),
     _case("halves-odd", 2, 33, 9, 11, hidden=130, chunks=2),
+    _case("halves-two-slopes", 1, 48, 9, 11, hidden=192, slopes=(0.01, 1.0, 1.0, 0.1, 1.0, 0.01), chunks=2),
+    _case("fours-two-slopes", 1, 21, 5, 7, hidden=68, slopes=(0.2, 1, 1, 0, 1, 0.3), chunks=4, interleaved=True),
     _case("fours", 1, 32, 7, 16, c1=16, hidden=64, slopes=GATED, gated=True, chunks=4, interleaved=True),
     _case("fours-odd", 1, 21, 9, 11, hidden=68, chunks=4, interleaved=True),
     _case("chunks-gather", 1, 48, 9, 13, hidden=66, k3=33, c4=17, chunks=2),

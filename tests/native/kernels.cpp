@@ -129,6 +129,7 @@ Bytes depth_conv_block(Choice& choice) {
     if (n2 != co) parts.out2_index = choice.subset(n2, co);
     if (n4 != co) parts.out4_index = choice.subset(n4, co);
     for (float& slope : parts.slopes) slope = choice.below(2) ? 0.01f : 1.0f;
+    if (choice.flag()) parts.rest_slope = 0.2f;
     parts.gated = choice.flag();
     parts.chunks = chunks;
     parts.interleaved = choice.flag();
@@ -168,7 +169,8 @@ Bytes deform_conv2d(Choice& choice) {
     const int kh = 1 + 2 * choice.below(2), kw = 1 + 2 * choice.below(3), taps = kh * kw;
     const Size at = size(choice, std::ptrdiff_t{k} * (n + 8) * taps);
     const auto weights = choice.values(std::size_t(n) * k * taps), bias = choice.maybe_values(n);
-    const DeformConv2d<T> conv({weights.data(), n, k, kh, kw}, bias.empty() ? nullptr : bias.data());
+    const DeformConv2d<T> conv({weights.data(), n, k, kh, kw}, bias.empty() ? nullptr : bias.data(),
+                               choice.flag());
     auto x = choice.image<T>(at.n, k, at.h, at.w), out = choice.image<T>(at.n, n, at.h, at.w);
     choice.fill(x);
     const Moved offset(choice, at, 2 * groups * taps, choice.flag() ? 2.0f : 20.0f), mask(choice, at, groups * taps, 1.0f);

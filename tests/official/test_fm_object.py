@@ -50,8 +50,8 @@ def test_two_frames_through_compiled_objects(objects, photo):
     for name in STATE[1:]:
         assert torch.equal(sent["dpb"][name], received["dpb"][name]), name
     rows = inter.report.rows
-    assert sum(row.macs for row in rows if row.backend == "cpu") > 0.97 * sum(row.macs for row in rows) > 0
-    assert {row.transform for row in rows if "cannot be traced" in row.reason} == {"optic_flow", "align"}
+    assert sum(row.macs for row in rows if row.backend == "cpu") > 0.99 * sum(row.macs for row in rows) > 0
+    assert {row.transform for row in rows if "cannot be traced" in row.reason} == {"optic_flow"}
 
 
 def _compress(model, frame, dpb, index):

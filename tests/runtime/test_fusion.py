@@ -178,6 +178,36 @@ def test_depth_conv_block(c_out: int):
     assert rows == [("depth_conv_block", "cpu")] * 2
 
 
+class TwoSlopes(Block):
+    """Its hidden layer is the sum of two halves, each with an activation of its own."""
+
+    def __init__(self, c_in: int, c_out: int, first: int = 0) -> None:
+        super().__init__(c_in, c_out)
+        self.first, self.wide, self.narrow = first, conv(c_out, 24, 1), conv(12, c_out, 1)
+        self.acts = nn.ModuleList([nn.LeakyReLU(0.1), nn.LeakyReLU(0.01)])
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.body(x) + self.adaptor(x)
+        halves = self.wide(x).chunk(2, 1)
+        return x + self.narrow(self.acts[0](halves[self.first]) + self.acts[1](halves[1 - self.first]))
+
+
+@pytest.mark.parametrize("c_out", [8, 16])
+@pytest.mark.parametrize("first", [0, 1])
+def test_depth_conv_block_of_two_slopes(c_out: int, first: int):
+    assert compile_and_check(TwoSlopes(8, c_out, first)) == [("depth_conv_block", "cpu")]
+
+
+def test_two_slopes_that_others_read_are_not_fused_away():
+    def leaking(m: nn.Module, x: Tensor) -> Tensor:
+        x = m.block.body(x) + x
+        halves = m.block.wide(x).chunk(2, 1)
+        second = m.block.acts[1](halves[1])
+        return x + m.block.narrow(m.block.acts[0](halves[0]) + second) + m.last(second)
+
+    assert ("LeakyReLU", "torch") in compile_and_check(Lambda(leaking, block=TwoSlopes(8, 8), last=conv(12, 8)))
+
+
 @pytest.mark.parametrize("seed", range(3))
 def test_compact_depth_conv_block(seed: int):
     model = nn.ModuleDict({"t": nn.Sequential(Block(8, 16), Block(16, 16), conv(16, 8))}).eval()

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+import torch
 from torch import nn
 
 from sparsecodec.entropy import dropin
 from sparsecodec.errors import UsageError
+from sparsecodec.runtime.adapters.alignment import alignment
 from sparsecodec.runtime.foreign_object import CALLS, ForeignCodec
 
 _INTRA_NETWORKS = ("enc", "hyper_enc", "hyper_dec", "y_prior_fusion", "y_spatial_prior", "dec", "refine")
@@ -28,6 +30,7 @@ class _OnOurCoder(ForeignCodec):
 
     FAMILY: ClassVar[str]
     SIGNATURE: ClassVar[tuple[str, ...]]
+    LAYOUT: ClassVar = torch.channels_last
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -58,6 +61,7 @@ class DCVideoObject(_OnOurCoder):
     """DCVC-DC's video model (there `DMC`)."""
 
     FAMILY = "dc"
+    TWINS = (alignment,)
     SIGNATURE = ("y_q_basic_enc", "mv_y_q_basic_enc")
     NEEDS = ("y_q_basic_dec", "mv_y_q_basic_dec", *_INTER_NETWORKS)
 
@@ -74,5 +78,6 @@ class FMVideoObject(_OnOurCoder):
     """DCVC-FM's video model (there `DMC`)."""
 
     FAMILY = "fm"
+    TWINS = (alignment,)
     SIGNATURE = ("y_q_enc", "mv_y_q_enc")
     NEEDS = ("y_q_dec", "mv_y_q_dec", *_INTER_NETWORKS)
