@@ -237,8 +237,9 @@ def _depth_conv_block_fwd_kernel(
                         weights = _weights(w3_ptr, BLOCK_N, at, CHUNKS * HIDDEN, BLOCK_M, BLOCK_H)
                         part = multiply(u_more, weights, part)
                     slope = slope3
-                    if chunk:
-                        slope = slope_rest
+                    if slope_rest is not None:
+                        if chunk:
+                            slope = slope_rest
                     hidden += activate(part, slope, ACTIVATION3)
                 hidden = narrow(hidden, out_ptr.dtype.element_ty)
                 acc = multiply(hidden, _weights(w4_ptr, start, 0, BLOCK_N + BLOCK_M, BLOCK_H, BLOCK_N), acc)

@@ -83,10 +83,10 @@ class DepthConvBlockPlan:
         indices = {"in1": in1_index, "out2": out2_index, "in3": in3_index, "out4": out4_index}
         self._indices = {name: None if t is None else t.to(torch.int32, copy=True) for name, t in indices.items()}
         *slopes, rest = map(float, slopes if len(slopes) == 6 else (*slopes, slopes[3]))
-        self._slopes, self._rest = slopes, rest
+        self._slopes, self._rest = slopes, None if rest == slopes[3] else rest  # a kernel without it is another one
         gates = (gated, False, False, gated, False)
         self._activations = [_activation(slope, gate) for slope, gate in zip(self._slopes, gates, strict=True)]
-        if rest != slopes[3]:
+        if self._rest is not None:
             self._activations[3] = "leaky_relu"
         self._chunks, self._interleaved, self._shortcut = chunks, interleaved, shortcut
         # A float32 sum has one order, in which the adaptor's result is one number.

@@ -77,7 +77,10 @@ def _pointwise_fwd_kernel(
             # [BLOCK_K, BLOCK_N]
             weight = tl.load(weight_ptr + weight_row[None, :] + k[:, None])
             acc = multiply(x, weight, acc)
-        total += activate(acc, tl.where(chunk == 0, slope, slope_rest), ACTIVATION)
+        here = slope
+        if slope_rest is not None:
+            here = tl.where(chunk == 0, slope, slope_rest)
+        total += activate(acc, here, ACTIVATION)
 
     finish(
         total, j, in_image, n, h, w,
@@ -90,13 +93,14 @@ def _pointwise_fwd_kernel(
 def pointwise_plan(weight, bias, in_index, out_index, activation, slope, shuffle, chunks, interleaved, dtype):
     """The op with its constants packed: a callable ``(x, residual=None, scale=None, out=None)``.
 
-    `out` may be `residual`. Of two values in `slope` the second is that of the chunks behind the first one.
+    `out` may be `residual`. Two values of `slope`: the second is that of the chunks behind the first one, if not None.
     """
     c_out, c_in = weight.shape[:2]
     rows = column_rows(c_out, shuffle, chunks, interleaved)
     weight, bias = packed_product(weight.reshape(1, c_out, c_in), bias, rows, dtype)
     in_index = packed_index(in_index)
-    slope, slope_rest = map(float, slope if isinstance(slope, tuple) else (slope, slope))  # ints would be compiled in
+    slope, slope_rest = slope if isinstance(slope, tuple) else (slope, None)
+    slope = float(slope)  # an int would be compiled into the kernel
     destination = Destination(c_out // chunks, out_index, shuffle, dtype)
 
     def run(x, residual=None, scale=None, out=None):

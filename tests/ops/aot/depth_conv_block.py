@@ -22,9 +22,10 @@ VARIANTS = {
     "free": EVC | {"free": True},
     "free up": UP | {"free": True},
     "odd": EVC | {"odd": True, "adaptor": True},
+    "fm": {"slopes": (0.01, 1.0, 1.0, 0.1, 1.0, 0.01), "chunks": 2},
 }
 # Of launches with the feed-forward half, and without it. float16 takes the registers that bfloat16 takes.
-WHOLE = {torch.bfloat16: ("evc", "rt", "uf", "gain", "up", "adaptor", "free", "free up"), torch.float16: ("rt",)}
+WHOLE = {torch.bfloat16: ("evc", "rt", "uf", "gain", "up", "adaptor", "free", "free up", "fm"), torch.float16: ("rt",)}
 HALF = {torch.bfloat16: ("evc", "adaptor", "free", "odd"), torch.float32: ("evc", "rt", "free", "odd", "up", "free up")}
 QUICK = {"float32 three free", "bfloat16 128 one rt", "bfloat16 64 one free up"}  # the last has every barrier
 
