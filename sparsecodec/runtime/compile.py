@@ -66,8 +66,9 @@ def compile_codec(
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__} (needs an nn.Module)")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: its keys would be others
-    if any(value.is_meta for value in model.state_dict().values() if isinstance(value, Tensor)):
-        raise UsageError(f"{type(model).__name__} is on the meta device (needs its weights: load them first)")
+    nowhere = [key for key, value in model.state_dict().items() if isinstance(value, Tensor) and value.is_meta]
+    if nowhere:
+        raise UsageError(f"{type(model).__name__}: {nowhere[0]} is on the meta device (needs values)")
     if stream not in STREAMS:
         raise UsageError(f"stream={stream!r} (one of {', '.join(STREAMS)})")
     if stream == "native" and calibration is not None:

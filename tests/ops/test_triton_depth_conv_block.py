@@ -178,7 +178,7 @@ def test_shared_memory_is_not_underestimated():
     assert rows
     for row in rows:
         held, variant = re.search(r" (\d+) (?:one|two) ([a-z ]+), tile", row["config"]).groups()
-        chunks = {"uf": 4, "rt": 2, "gain": 2, "up": 2}.get(variant.split()[-1], 1)
+        chunks = {"uf": 4, "rt": 2, "gain": 2, "up": 2, "fm": 2}.get(variant.split()[-1], 1)
         tiles = cost.whole_tiles(int(held), chunks, int(row["arch"].removeprefix("sm_")))
         tile = next(tile for tile in tiles if f"tile {tile['BLOCK_P']}x" in row["config"])
         assert row["shared_bytes"] <= max(cost.shared_bytes(tile, chunks), 64 * 1024), row

@@ -207,4 +207,4 @@ def test_what_crosses_to_the_host_is_page_locked(cuda, monkeypatch):
     made = []
     monkeypatch.setattr(torch, "empty", lambda shape, **options: made.append((shape, options)))
     CudaGraphs(DEVICE).pinned(torch.zeros(2, 3, dtype=torch.int16))
-    assert made == [(torch.Size((2, 3)), {"dtype": torch.int16, "pin_memory": True})]
+    assert made == [(torch.Size((2, 3)), {"dtype": torch.int16, "device": "cpu", "pin_memory": True})]
