@@ -40,7 +40,8 @@ def compile_codec(
             state dict, never by where it comes from. It is copied, never modified.
         device: where to run.
         dtype: of the synthesis and analysis transforms, and of the loop of a video codec; the entropy networks are
-            always float32. Default: bfloat16 where the machine has instructions for it, else float32.
+            always float32. Default: bfloat16 where the machine has instructions for it, else float32; of DCVC-DC's,
+            -FM's and -UF's objects, whose payloads cannot say what they were computed with, float32.
         stream: ``"native"``: the family's own strings, and our container around the same coder. ``"portable"``: only
             ``encode`` and ``decode``, whose symbols are the same on every device; not for CompressAI's codecs with
             a context model, or with a step of the hyper-latent that follows from the rate (``vr_entbttlnck``).
@@ -98,6 +99,8 @@ def compile_codec(
             return codec
     for kind in FOREIGN_OBJECTS:
         if stream == "native" and kind.matches(model):
+            if strict and dtype:
+                check_kernels(dtype, device)
             return compile_object(model, device, dtype, kind, original)
     if original:
         raise UsageError("original=True is for video codecs: compress and decompress of an image codec always are that")

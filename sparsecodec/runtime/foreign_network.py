@@ -30,7 +30,9 @@ class ForeignNetwork(nn.Module):
     Attributes:
         original: the network as it was, all the way down.
         path: in the object.
-        layout: of its results; contiguous where a network that runs as its own code calls it.
+        layout: of its results; contiguous where a network that cannot be traced calls it.
+        dtype: in which it computes; what it is given and what it returns is float32.
+        split: it runs as its own code, which takes either layout, because its parts compute in two precisions.
         twins: what makes of a network that cannot be traced one that computes the same and can, or None.
         transform: what runs.
         reason: why nothing does, or did when it was last called.
@@ -43,6 +45,8 @@ class ForeignNetwork(nn.Module):
     original: nn.Module
     path: str
     layout: torch.memory_format
+    dtype: torch.dtype = torch.float32
+    split: bool = False
     twins: tuple[Twin, ...] = ()
     transform: CompiledTransform | None = None
     reason: str = ""
@@ -53,6 +57,8 @@ class ForeignNetwork(nn.Module):
     own_positions: int = 0
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
+        if self.split:
+            return super().forward(*inputs, **options)
         if self.untraceable or (unfit := self._unfit(inputs, options)):
             if not self.untraceable:
                 self.reason = unfit
@@ -107,13 +113,13 @@ class ForeignNetwork(nn.Module):
 
     def _traced(self, network: nn.Module, inputs: tuple[Tensor, ...]) -> CompiledTransform:
         if len(inputs) == 1 and _accepted(network)[1] < MAX_TENSORS:
-            return CompiledTransform(network, self.path, torch.float32, **COMPILED)
+            return CompiledTransform(network, self.path, self.dtype, **COMPILED)
         prefix, _, name = self.path.rpartition(".")
         whole = _ARITIES[len(inputs)](name, network)
         # One value per channel beside a larger tensor can only be a factor; one for all of them need not be.
         stepped = len(inputs) > 1 and inputs[-1].shape[2:] == (1, 1) != inputs[0].shape[2:] and inputs[-1].shape[1] > 1
         factors = ("last",) if stepped and _multiplies(whole, self.path) else ()
-        return CompiledTransform(whole, self.path, torch.float32, **COMPILED, prefix=prefix, factors=factors)
+        return CompiledTransform(whole, self.path, self.dtype, **COMPILED, prefix=prefix, factors=factors)
 
 
 class _One(nn.Module):
@@ -178,10 +184,10 @@ def _accepted(network: nn.Module) -> tuple[int, int]:
 
 
 def _new(value: Any, layout: torch.memory_format) -> Any:
-    """Copies, in the layout that foreign code expects: a transform writes its next result over this one."""
+    """Copies, as foreign code expects them: a transform writes its next result over this one."""
     if isinstance(value, tuple):
         return tuple(_new(item, layout) for item in value)
-    return value.clone(memory_format=layout)
+    return value.to(torch.float32, memory_format=layout, copy=True)
 
 
 def has_convolutions(module: nn.Module) -> bool:

@@ -24,7 +24,6 @@ CALLS = ("compress", "decompress")
 TAKE_PICTURES = (*CALLS, "encode", "encode_decode", "forward", "forward_one_frame")
 PRIOR = "bit_estimator_z"
 NOTES = (
-    "foreign object: its own code calls the networks; all of them run in float32",
     "streams open where both ends are compiled; floating point differs from that of the object's own layers",
     "MACs are per position of the largest tensor that a network was given; their sum is over all that ran",
 )
@@ -34,19 +33,25 @@ _PLAIN_TYPES = (Tensor, type, str, bytes, int, float, bool, tuple, type(None), t
 class ForeignCodec(KeepsPrecision):
     """What a compiled foreign object has beside its own calls; mixed into its class, in front of it.
 
-    It computes in float32 whatever ``half()`` says and whatever it is given, so that all its ends compute alike.
+    It computes as it was compiled, whatever ``half()`` says and whatever it is given, so that all its ends compute
+    alike; what its networks return is float32.
 
     Attributes:
         NEEDS: what the state dict of an object of this kind holds: tensors, and networks by the names that their keys
             begin with.
         LAYOUT: of what its networks return.
         TWINS: of its networks that cannot be traced.
+        TRANSFORMS: networks, or parts of them, that compute in the dtype that an object is compiled for. All others,
+            among them whatever motion and the coding tables' rows are made of, and the last layer of a picture of
+            8 bits, compute in float32. Empty: not known of this kind, which is compiled for float32 only.
     """
 
     NEEDS: ClassVar[tuple[str, ...]] = ()
     LAYOUT: ClassVar[torch.memory_format] = torch.contiguous_format
     TWINS: ClassVar[tuple[Twin, ...]] = ()
+    TRANSFORMS: ClassVar[tuple[str, ...]] = ()
 
+    _dtype: torch.dtype = torch.float32
     _original: nn.Module | None = None  # with its own layers, if those here are compiled
 
     @classmethod
@@ -77,9 +82,13 @@ class ForeignCodec(KeepsPrecision):
         for network in left:
             kind, own = type(network).__name__, network.own_macs / pixels
             rows.append(Row(network.path, (network.path,), kind, "torch", "float32", own, own, network.reason))
+        precision = "all of them run in float32"
+        if self._dtype != torch.float32:
+            precision = f"{', '.join(self.TRANSFORMS)} in {self._dtype}, all others in float32"
+        notes = f"foreign object: its own code calls the networks; {precision}", *NOTES
         share = f"{_share_on_kernels(rows):.1%} of the multiply-accumulates of what ran are on kernels"
         bytes_held = sum(network.transform.buffer_bytes for network in ran)
-        return Report(tuple(rows), (*NOTES, share), (*shapes, *(network.path for network in left)), bytes_held)
+        return Report(tuple(rows), (*notes, share), (*shapes, *(network.path for network in left)), bytes_held)
 
     def load_state_dict(self, *args: Any, **options: Any) -> Any:
         """As the object's own.
@@ -106,7 +115,7 @@ def compile_object(
     Args:
         model: answers `CALLS`. Not modified: weights are copied, and what it keeps in lists, tables and objects is.
         device: where to run.
-        dtype: None or float32: which networks the symbols depend on is not known of a foreign object.
+        dtype: of the kind's `TRANSFORMS`; None: float32.
         kind: what it is.
         original: compile nothing: its own layers run, in float32.
 
@@ -115,17 +124,22 @@ def compile_object(
         are compiled when they are first called.
 
     Raises:
-        UsageError: another dtype, weights on no device, or something that objects of this kind have is missing.
+        UsageError: a dtype that objects of this kind, or their own layers, do not run in, or something that objects of
+            this kind have is missing.
     """
-    if dtype not in (None, torch.float32):
-        raise UsageError(f"dtype={dtype} for a foreign {type(model).__name__} (needs float32)")
+    dtype = dtype or torch.float32
+    if dtype != torch.float32 and original:
+        raise UsageError(f"dtype={dtype}: original=True runs the object's own layers (needs float32)")
+    if dtype != torch.float32 and not kind.TRANSFORMS:
+        name = type(model).__name__
+        raise UsageError(f"dtype={dtype}: nothing says which networks of a {name} may compute in it (needs float32)")
     _check(model, kind)
     made = _copied(model, {}).eval().requires_grad_(False).to(device).float()
     name, published = type(model).__name__, type(model)
     if not original:
         published = with_our_warp(published)
-        plain, made = made, _inside(made, "", kind)
-        made.__dict__["_original"] = plain
+        plain, made = made, _inside(made, "", kind, dtype)
+        made.__dict__.update(_original=plain, _dtype=dtype)
     if device.type != "cuda":
         published = without_cuda(published)
     made.__class__ = type(name, (kind, casting(published, TAKE_PICTURES)), {})
@@ -173,15 +187,19 @@ def _copied(module: nn.Module, seen: dict[int, nn.Module]) -> nn.Module:
     return new
 
 
-def _inside(original: nn.Module, path: str, kind: type[ForeignCodec]) -> nn.Module:
+def _inside(original: nn.Module, path: str, kind: type[ForeignCodec], dtype: torch.dtype) -> nn.Module:
     """`original` with a `ForeignNetwork` in the place of every descendant with convolutions; shares its tensors."""
     new = copy.copy(original)
     new.__dict__["_modules"] = children = dict(original._modules)
     for name, child in _with_convolutions(original):
         inner = f"{path}.{name}".lstrip(".")
-        network = children[name] = _inside(child, inner, kind)
+        network = children[name] = _inside(child, inner, kind, dtype)
         network.__class__ = type(type(child).__name__, (ForeignNetwork, with_our_warp(type(child))), {})
         network.__dict__.update(original=child, path=inner, layout=kind.LAYOUT, twins=kind.TWINS)
+        if any(f"{inner}.".startswith(f"{transform}.") for transform in kind.TRANSFORMS):
+            network.dtype = dtype
+        elif dtype != torch.float32 and any(name.startswith(f"{inner}.") for name in kind.TRANSFORMS):
+            network.__dict__.update(split=True, reason=f"only a part of it is in {dtype}")
     return new
 
 

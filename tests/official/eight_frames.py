@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable
 from typing import Any
 
@@ -48,14 +49,28 @@ def gives_what_was_recorded(
         assert all(torch.equal(dpb[name], state[name]) for name in STATE), index
 
 
-def both_ends_agree_on_kernels(model: Any, compress: Compress, decompress: Decompress, frames: list[Tensor]) -> None:
-    inter = compile_codec(model)
+def both_ends_agree_on_kernels(
+    model: Any, compress: Compress, decompress: Decompress, frames: list[Tensor], dtype: torch.dtype
+) -> None:
+    inter = compile_codec(model, dtype=dtype)
     inter.update(force=True)
     dpb = started(frames[0])
     for index, frame in enumerate(frames[1:], 1):
         payload, sent = compress(inter, frame, dpb, index)
         dpb = decompress(inter, payload, dpb, index)
         assert all(torch.equal(sent[name], dpb[name]) for name in STATE), index
+
+
+def transforms_compute_in_16_bits(intra: Any, inter: Any, round_trip: Callable[[Any], tuple[Tensor, Tensor]]) -> None:
+    """No network of motion and of the tables' rows does. `round_trip`: a picture as it was sent and received."""
+    for model in (intra, inter):
+        codec = compile_codec(model, dtype=torch.bfloat16)
+        assert all(codec.get_submodule(name) for name in codec.TRANSFORMS)
+        narrow = {path for path, part in codec.named_modules() if getattr(part, "dtype", None) == torch.bfloat16}
+        assert {name.partition(".")[0] for name in codec.TRANSFORMS} == {path.partition(".")[0] for path in narrow}
+        assert not [path for path in narrow if re.search("_y_|mv_decoder|hyper_dec|hyper_prior_decoder", path)]
+    sent, received = round_trip(compile_codec(intra, dtype=torch.bfloat16))
+    assert torch.equal(sent, received) and not torch.equal(sent, round_trip(compile_codec(intra))[0])
 
 
 def half_changes_nothing(

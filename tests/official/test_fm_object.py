@@ -16,6 +16,7 @@ from .eight_frames import (
     panned,
     recorded,
     started,
+    transforms_compute_in_16_bits,
 )
 
 FAMILY = "fm"
@@ -80,8 +81,19 @@ def test_its_own_layers_write_the_published_bytes(objects, photo, request):
     assert all(torch.equal(before[key], value) for key, value in objects[1].state_dict().items())
 
 
-def test_eight_predicted_frames_on_kernels(objects, photo, bare):
-    both_ends_agree_on_kernels(objects[1], _compress, _decompress, panned(photo))
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_eight_predicted_frames_on_kernels(objects, photo, bare, dtype):
+    both_ends_agree_on_kernels(objects[1], _compress, _decompress, panned(photo), dtype)
+
+
+def test_transforms_compute_in_16_bits(objects, photo):
+    first = photo[:, :, :SIZE, :SIZE]
+
+    def round_trip(intra):
+        coded = intra.compress(first, QP)
+        return coded["x_hat"], intra.decompress(coded["bit_stream"], SPS)["x_hat"]
+
+    transforms_compute_in_16_bits(*objects, round_trip)
 
 
 @pytest.mark.parametrize("when", ["used", "compiled", "before", "original"])

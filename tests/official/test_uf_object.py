@@ -181,12 +181,13 @@ def test_clips_are_the_published_ones_bit_for_bit(published, pictures, kind):
     assert model.ref_feature is None and model.proxy is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("kind", ["image", *KINDS])
-def test_compiled_ends_agree(published, pictures, kind):
+def test_compiled_ends_agree(published, pictures, kind, dtype):
     """Compressed and decompressed on kernels: odd sizes, the state after each frame, what the report says."""
     model, before = published(kind), {}
     before = {key: value.clone() for key, value in model.state_dict().items()}
-    first, second = compile_codec(model), compile_codec(model)
+    first, second = compile_codec(model, dtype=dtype), compile_codec(model, dtype=dtype)
     crop = [picture[:, :, :39, :50].contiguous() for picture in pictures]
     size, padding = sps(39, 50), (9, 14)
     if kind == "image":
@@ -194,7 +195,7 @@ def test_compiled_ends_agree(published, pictures, kind):
         x_hat = second.decompress(coded["bit_stream"], size, QP, coded["ec_parallel"])["x_hat"]
         assert torch.equal(x_hat, coded["x_hat"]) and x_hat.shape == (1, 3, 48, 64)
         original = compile_codec(model, original=True).compress(crop[0], QP, *padding)["x_hat"]
-        assert (x_hat - original).abs().median() < 1e-4
+        assert (x_hat - original).abs().median() < (1e-4 if dtype == torch.float32 else 2e-2)
     else:
         for codec in (first, second):
             codec.clear_dpb()

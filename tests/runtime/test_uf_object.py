@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from typing import Any
 
 import pytest
 import torch
@@ -31,7 +32,7 @@ def made(kind: str) -> nn.Module:
     return Image() if kind == "image" else Video(kind)
 
 
-def ready(model: nn.Module, **options: bool) -> nn.Module:
+def ready(model: nn.Module, **options: Any) -> nn.Module:
     codec = compile_codec(model, **options)
     codec.update(SKIP)
     return codec
@@ -60,12 +61,14 @@ def test_compiled_pictures_are_those_of_the_networks(clip):
     torch.testing.assert_close(pictures[1], pictures[0], atol=1e-4, rtol=0)
 
 
-@pytest.mark.parametrize("original", [True, False], ids=["original", "compiled"])
+@pytest.mark.parametrize(
+    "options", [{"original": True}, {}, {"dtype": torch.bfloat16}], ids=["original", "compiled", "bfloat16"]
+)
 @pytest.mark.parametrize("kind", KINDS)
-def test_eight_predicted_frames(clip, kind, original):
+def test_eight_predicted_frames(clip, kind, options):
     """Both ends have the same reference after each frame, and another frame's bytes do not fit."""
     model = made(kind)
-    writer, reader = ready(model, original=original), ready(model, original=original)
+    writer, reader = ready(model, **options), ready(model, **options)
     first = torch.zeros(1, 3, 48, 64)
     writer.clear_dpb()
     reader.clear_dpb()
@@ -224,7 +227,7 @@ def test_objects_with_a_part_missing_are_refused():
     with pytest.raises(UsageError, match=r"is on the meta device \(needs values\)"):
         compile_codec(made("image").to("meta"))
     with pytest.raises(UsageError, match="needs float32"):
-        compile_codec(made("image"), dtype=torch.bfloat16)
+        compile_codec(made("image"), dtype=torch.bfloat16, original=True)
 
 
 def test_weights_loaded_later_are_refused(clip):

@@ -18,6 +18,12 @@ _INTER_NETWORKS = (
     *("contextual_encoder", "contextual_decoder", "temporal_prior_encoder", "recon_generation_net"),
     *("bit_estimator_z_mv", "mv_y_prior_fusion", "mv_y_spatial_prior", "y_prior_fusion", "y_spatial_prior"),
 )
+_INTRA_TRANSFORMS = ("enc", "hyper_enc", "dec", "refine.0")
+_INTER_TRANSFORMS = (
+    *("mv_encoder", "mv_hyper_prior_encoder", "feature_adaptor_I", "feature_adaptor", "feature_extractor"),
+    *("context_fusion_net", "contextual_encoder", "contextual_hyper_prior_encoder", "contextual_decoder"),
+    *(f"recon_generation_net.{part}" for part in ("first_conv", "unet_1", "unet_2")),
+)
 
 
 class _OnOurCoder(ForeignCodec):
@@ -55,6 +61,7 @@ class DCImageObject(_OnOurCoder):
     FAMILY = "dc"
     SIGNATURE = ("q_basic_enc", "q_scale_enc", "y_spatial_prior_adaptor_3.weight")
     NEEDS = ("q_basic_dec", "q_scale_dec", *_INTRA_NETWORKS)
+    TRANSFORMS = _INTRA_TRANSFORMS
 
 
 class DCVideoObject(_OnOurCoder):
@@ -64,6 +71,7 @@ class DCVideoObject(_OnOurCoder):
     TWINS = (alignment,)
     SIGNATURE = ("y_q_basic_enc", "mv_y_q_basic_enc")
     NEEDS = ("y_q_basic_dec", "mv_y_q_basic_dec", *_INTER_NETWORKS)
+    TRANSFORMS = _INTER_TRANSFORMS
 
 
 class FMImageObject(_OnOurCoder):
@@ -72,6 +80,7 @@ class FMImageObject(_OnOurCoder):
     FAMILY = "fm"
     SIGNATURE = ("q_scale_enc", "y_spatial_prior_reduction.weight", "refine.0.down1.weight")
     NEEDS = ("q_scale_dec", *_INTRA_NETWORKS)
+    TRANSFORMS = _INTRA_TRANSFORMS
 
 
 class FMVideoObject(_OnOurCoder):
@@ -81,3 +90,4 @@ class FMVideoObject(_OnOurCoder):
     TWINS = (alignment,)
     SIGNATURE = ("y_q_enc", "mv_y_q_enc")
     NEEDS = ("y_q_dec", "mv_y_q_dec", *_INTER_NETWORKS)
+    TRANSFORMS = _INTER_TRANSFORMS

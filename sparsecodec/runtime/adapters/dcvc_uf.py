@@ -178,6 +178,7 @@ class UFImageObject(UFObject):
         *("enc", "hyper_enc", "hyper_dec", "y_prior_fusion", *_FOUR_PASS_NETWORKS, "dec"),
         *("q_scale_enc", "q_scale_dec", "q_scale_y_enc", "q_scale_y_dec", "bit_estimator_z.b", "bit_estimator_z.a"),
     )
+    TRANSFORMS = ("enc", "hyper_enc", "dec")
 
     @torch.no_grad()
     def compress(self, x: Tensor, qp: int, padding_b: int, padding_r: int) -> dict[str, Any]:
@@ -242,6 +243,10 @@ class UFVideoObject(UFObject):
         *("feature_adaptor_i", "feature_extractor", "encoder.down", "hyper_encoder", "hyper_decoder"),
         *("temporal_prior_encoder", "y_prior_fusion", "y_spatial_prior", "decoder", "recon_head"),
         *("q_encoder", "q_decoder", "q_feature", "bit_estimator_z.b", "bit_estimator_z.a"),
+    )
+    TRANSFORMS = (
+        *("feature_adaptor_i", "feature_adaptor_m", "feature_extractor"),
+        *("encoder", "hyper_encoder", "decoder", "recon_head"),
     )
 
     def set_up(self) -> None:
