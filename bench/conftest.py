@@ -294,18 +294,18 @@ def routine_facts() -> Callable[[Executor, Sequence[Any], Callable[[], object], 
 
 
 @pytest.fixture(scope="session")
-def video_pair() -> Callable[[str, float], tuple[torch.nn.Module, torch.nn.Module, float, float]]:
-    """``video_pair(name, sparsity)``: a model of predicted frames with random weights and its magnitude-pruned,
-    compact twin; and the MACs per pixel of a decoded frame of each.
+def video_pair() -> Callable[[str, float, int], tuple[torch.nn.Module, torch.nn.Module, float, float]]:
+    """``video_pair(name, sparsity, round_to)``: a model of predicted frames with random weights and its
+    magnitude-pruned, compact twin; and the MACs per pixel of a decoded frame of each.
     """
 
-    def make(name: str, sparsity: float) -> tuple[torch.nn.Module, torch.nn.Module, float, float]:
+    def make(name: str, sparsity: float, round_to: int) -> tuple[torch.nn.Module, torch.nn.Module, float, float]:
         torch.manual_seed(0)
         dense = create(name)
         dense = getattr(dense, "inter", dense).eval().requires_grad_(False)
         transforms = family_of(dense).transforms(dense, "decoder")
         report, graph = count(dense, transforms), trace_model(dense, list(transforms))
-        masks = masks_for_macs(report, graph, magnitude_scores(dense, graph), sparsity, round_to=16)
+        masks = masks_for_macs(report, graph, magnitude_scores(dense, graph), sparsity, round_to)
         pruned = compact(dense, masks, graph).eval()
         after = count(pruned, family_of(pruned).transforms(pruned, "decoder")).macs
         return dense, pruned, report.macs / 256**2, after / 256**2  # transforms are those of 256 x 256
