@@ -210,6 +210,7 @@ def test_nothing_is_written_where_nothing_can_be_had(coded, capsys, tmp_path):
     ("arguments", "words"),
     [
         (["encode", "{clip}", "out.y4m", "-m", "toy"], "needs .spv"),
+        (["encode", "{clip}", "out/"], "out/ names a folder"),
         (["encode", "{picture}", "out.spv"], ".spv is for clips"),
         (["encode", "absent.mp4", "out.spv", "-m", "toy"], "absent.mp4"),
         (["encode", "{clip}", "absent/out.spv", "-m", "toy"], "absent/out.spv"),

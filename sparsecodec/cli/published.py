@@ -29,7 +29,7 @@ from sparsecodec.cli.clip_io import (
     report,
 )
 from sparsecodec.cli.clips import PICTURES_ONLY, QP
-from sparsecodec.cli.files import read_stream
+from sparsecodec.cli.files import VIDEO_SUFFIX, read_stream
 from sparsecodec.cli.interrupts import whole_pieces
 from sparsecodec.cli.options import compute_options, write_bytes
 from sparsecodec.cli.progress import Progress
@@ -70,6 +70,9 @@ def is_wanted(arguments: argparse.Namespace) -> bool:
 def encode(arguments: argparse.Namespace) -> None:
     """Runs ``encode`` to such a clip."""
     refuse(arguments, (*PICTURES_ONLY, *NOT_HERE), "pictures or .spv files")
+    if arguments.model is None and names_folder(arguments.output):
+        needed = f"{VIDEO_SUFFIX} for one file; a folder of {SUFFIX} files needs -m, a codec from sparsecodec convert"
+        raise UsageError(f"{arguments.output} names a folder, {arguments.input} is a clip (needs {needed})")
     codec = published_codec(arguments)
     if codec.one_file:
         check_output(arguments, (SUFFIX,), f": {codec.family} writes one file")

@@ -70,6 +70,17 @@ def compile_codec(
     nowhere = [key for key, value in model.state_dict().items() if isinstance(value, Tensor) and value.is_meta]
     if nowhere:
         raise UsageError(f"{type(model).__name__}: {nowhere[0]} is on the meta device (needs values)")
+    made = [
+        f"{path}.{key}"
+        for path, module in model.named_modules()
+        for key, value in vars(module).items()
+        if isinstance(value, Tensor) and value.grad_fn is not None
+    ]
+    if made:
+        raise UsageError(
+            f"{type(model).__name__}: {made[0]} is no weight but was computed with gradients, and cannot be copied "
+            "(torch.nn.utils.prune.remove and remove_weight_norm make it a weight)"
+        )
     if stream not in STREAMS:
         raise UsageError(f"stream={stream!r} (one of {', '.join(STREAMS)})")
     if stream == "native" and calibration is not None:

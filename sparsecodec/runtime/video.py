@@ -158,7 +158,12 @@ class CompiledVideo(Uncopied, ABC):
             form: size and rate of the clip, and what its samples meant before they became frames.
             qp: 0 (smallest) to 63 (best), of frames that are pushed without one.
             intra_period: frames from one that can be decoded alone to the next; 0: only the first one.
+
+        Raises:
+            UsageError: no `ClipFormat`, or a number out of range.
         """
+        if not isinstance(form, ClipFormat):
+            raise UsageError(f"form is a {type(form).__name__} (needs a sparsecodec.data.ClipFormat)")
         return VideoEncoder(self, form, qp, intra_period)
 
     def decoder(
@@ -181,7 +186,7 @@ class CompiledVideo(Uncopied, ABC):
         if isinstance(source, bytes | bytearray | memoryview):
             source = io.BytesIO(source)
         if not isinstance(source, VideoReader):
-            if not hasattr(source, "read"):
+            if not hasattr(source, "read") or isinstance(source, io.TextIOBase):
                 raise UsageError(f"a {type(source).__name__} (needs bytes, a binary file or a reader)")
             source = VideoReader(source, max_pixels)
         return VideoDecoder(self, source, start)

@@ -199,9 +199,9 @@ def trace_model(model: nn.Module, paths: Sequence[str], state: str = LOCKED) -> 
         except AttributeError as error:
             children = ", ".join(name for name, _ in model.named_children())
             raise GraphError(f"{type(model).__name__} has no module {path!r}; it has {children}") from error
-    if state == COUPLED:
+    if state == COUPLED and (wires := wires_of(model, paths)).ports:
         banks = {path: _banks(model, path) for path in paths}
-        graph = _build(walk_coupled(modules, banks, wires_of(model, paths)), paths)
+        graph = _build(walk_coupled(modules, banks, wires), paths)
         return replace(_without_shared(graph, model), state=COUPLED)
     graphs = [ChannelGraph.trace(module, path, _banks(model, path)) for path, module in modules.items()]
     graph = ChannelGraph(

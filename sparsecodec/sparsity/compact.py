@@ -121,16 +121,18 @@ def apply_compact_config(dense: nn.Module, config: Mapping[str, Any]) -> nn.Modu
 
     Args:
         dense: the dense architecture, with any weights; not modified.
-        config: from `compact_config`.
+        config: from `compact_config`; or several of them under ``stages``, each of what those before it leave.
 
     Raises:
         UsageError: the configuration is of another format.
         GraphError: it belongs to another architecture.
     """
-    if config.get("format") != CONFIG_FORMAT or "transforms" not in config or "kept" not in config:
-        raise UsageError(f"compact configuration has format {config.get('format')!r} (needs {CONFIG_FORMAT})")
-    graph = trace_model(dense, config["transforms"], config.get("state", LOCKED))
-    return compact(dense, ChannelMasks.from_json(config["kept"]), graph)
+    for stage in config.get("stages", [config]):
+        if stage.get("format") != CONFIG_FORMAT or "transforms" not in stage or "kept" not in stage:
+            raise UsageError(f"compact configuration has format {stage.get('format')!r} (needs {CONFIG_FORMAT})")
+        graph = trace_model(dense, stage["transforms"], stage.get("state", LOCKED))
+        dense = compact(dense, ChannelMasks.from_json(stage["kept"]), graph)
+    return dense
 
 
 def _zeroed(model: nn.Module, masks: ChannelMasks, graph: ChannelGraph) -> Iterator[tuple[Tensor, Tensor]]:

@@ -9,6 +9,7 @@ import re
 import numpy as np
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from sparsecodec import compile_codec, load
 from sparsecodec._clip_format import ClipFormat
@@ -129,7 +130,7 @@ def test_sources_and_numbers_of_clips_are_checked():
     data = encoder.push(X) + encoder.finish()
     for kind in (bytes, bytearray, memoryview):
         assert len(list(codec.decoder(kind(data)))) == 1
-    for source in (None, 5, "clip.spv"):
+    for source in (None, 5, "clip.spv", io.StringIO("SPV")):
         with pytest.raises(UsageError, match=f"a {type(source).__name__} .needs bytes, a binary file or a reader"):
             codec.decoder(source)
     for start in (-1, 0.5, "1"):
@@ -138,6 +139,18 @@ def test_sources_and_numbers_of_clips_are_checked():
     for period in (-1, 2.0, None):
         with pytest.raises(UsageError, match=re.escape(f"intra_period={period!r} (needs 0 .. ")):
             codec.encoder(ClipFormat(64, 64), intra_period=period)
+    with pytest.raises(UsageError, match=r"form is a tuple \(needs a sparsecodec.data.ClipFormat"):
+        codec.encoder((64, 64))
+
+
+def test_weights_that_hooks_compute_are_no_weights():
+    model = create("dcvc-rt-tiny")
+    prune.l1_unstructured(model.inter.encoder.conv1, "weight", 0.5)
+    message = r"VideoCodec: inter.encoder.conv1.weight is no weight .* \(torch.nn.utils.prune.remove"
+    with pytest.raises(UsageError, match=message):
+        compile_codec(model)
+    prune.remove(model.inter.encoder.conv1, "weight")
+    compile_codec(model)
 
 
 @pytest.mark.parametrize("device", ["meta", "mps"])
@@ -165,10 +178,39 @@ def test_weights_cannot_be_loaded_by_their_published_name_either(original: bool)
             loading(model.state_dict())
 
 
-@pytest.mark.parametrize("name", ["dcvc-rt-tiny", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"])
-def test_qualities_and_states_of_compiled_codecs_are_checked(name):
+def video_codec(name: str):
     torch.manual_seed(0)
-    codec = compile_codec(create(name))
+    portable = name.endswith("-portable")
+    return compile_codec(load(name) if portable else create(name), stream="portable" if portable else "native")
+
+
+VIDEO = ["dcvc-rt-tiny", "dcvc-rt-tiny-portable", "dcvc-hem-tiny", "dcvc-tiny", "fvc-tiny"]
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_frames_and_states_of_single_calls_fit_each_other(name):
+    codec, larger = video_codec(name), torch.full((1, 3, 128, 64), 0.5)
+    _, state = codec.intra_encode(X, 32)
+    payload, _ = codec.inter_encode(X, state, 32, 1)
+    for bad, message in {
+        "ndarray": (X.numpy(), "is a ndarray"),
+        "uint8": (X.byte(), "torch.uint8"),
+        "size": (X[..., :60], "needs multiples of"),
+        "batch": (X.expand(2, -1, -1, -1), "batch of 2"),
+        "nan": (X * float("nan"), "nan"),
+        "other": (larger, "128, 64|128 x 64|64, 32"),
+    }.values():
+        with pytest.raises(UsageError, match=message):
+            codec.inter_encode(bad, state, 32, 1)
+    with pytest.raises(UsageError, match="128, 64|128 x 64|64, 32"):
+        codec.inter_decode(payload, state, 128, 64, 32, 1)
+    with pytest.raises(UsageError, match="needs multiples of"):
+        codec.intra_encode(X[..., :60], 32)
+
+
+@pytest.mark.parametrize("name", VIDEO)
+def test_qualities_and_states_of_compiled_codecs_are_checked(name):
+    codec = video_codec(name)
     payload, state = codec.intra_encode(X, 32)
     for qp in (-1, 64, 30.5, None):
         with pytest.raises(UsageError, match=re.escape(f"qp={qp!r}")):
@@ -178,6 +220,9 @@ def test_qualities_and_states_of_compiled_codecs_are_checked(name):
         codec.inter_encode(X, None, 32, 1)
     with pytest.raises(UsageError, match="state is a NoneType"):
         codec.inter_decode(predicted, None, 64, 64, 32, 1)
+    if "rt" in name:  # the others move no rate
+        with pytest.raises(UsageError, match=re.escape("index=1.5 (needs 0 .. ")):
+            codec.inter_encode(X, state, 32, 1.5)
 
 
 def test_sizes_may_be_numpy_integers_and_no_bools():

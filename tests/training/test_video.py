@@ -23,6 +23,8 @@ from sparsecodec.training import Recipe, Trainer, calibration_loss, family_of, r
 from sparsecodec.training import video_families as rollouts
 from sparsecodec.training.optimizers import build_optimizer
 
+from ..sparsity.test_video_channels import codec_of
+
 
 def small_codec() -> VideoCodec:
     torch.manual_seed(0)
@@ -178,6 +180,30 @@ def test_it_is_pruned_in_stages_and_saved(pictures, tmp_path):
         expected, _ = family.forward(small.eval(), x, 20)
         found, _ = family.forward(loaded, x, 20)
     assert torch.equal(found["x_hat"], expected["x_hat"])
+
+
+@pytest.mark.parametrize(
+    ("name", "stages"),
+    [
+        ("hem", [["inter.feature_extractor", "inter.context_fusion_net"], ["inter.contextual_encoder"]]),
+        ("fvc_without_fusion", [["inter.compensation"], ["inter.extraction"]]),
+    ],
+)
+def test_coupled_stages_are_saved_as_they_were_cut(name, stages, pictures, tmp_path):
+    """Traced alone, a transform has other branches than beside those that an earlier stage pruned."""
+    settings = {"mac_reduction": 0.3, "stages": stages, "state": "coupled", "round_to": 1, "distillation_weight": 0.0}
+    values = {"model": name, "steps": 4, "batch": 1, "crop": 64, "frames": 3, "warmup": 1, "trains": ["inter"]}
+    one_rate = {} if name == "hem" else {"lambdas": [0.01]}
+    codec = codec_of(name)
+    recipe = Recipe.from_dict({**values, **one_rate, "gradient_decay": settings})
+    small = run(recipe, codec, RandomClips(pictures, 64, 3), tmp_path)
+    sparsecodec.save(small, tmp_path / "small")
+    loaded, x = sparsecodec.load(tmp_path / "small"), torch.rand(1, 3, 3, 64, 64)
+    with torch.no_grad():
+        expected, found = (family_of(codec).forward(model.eval(), x, 0)[0] for model in (small, loaded))
+    assert torch.equal(found["x_hat"], expected["x_hat"])
+    described = [path for stage in loaded.compact_config["stages"] for path in stage["transforms"]]
+    assert described == [path for stage in stages for path in stage]
 
 
 def test_the_error_of_the_motion_joins_the_loss(pictures, tmp_path):

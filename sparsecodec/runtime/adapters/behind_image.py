@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Header
 from sparsecodec.errors import BitstreamError, UsageError
-from sparsecodec.models.inputs import whole
+from sparsecodec.models.inputs import check_picture, whole
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.runtime.adapters.autoregressive import AutoregressiveCodec
 from sparsecodec.runtime.adapters.compressai import FactorizedCodec, HyperpriorCodec
@@ -84,6 +84,7 @@ class BehindImage(PairedVideo):
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, VideoState]:
         qp = whole(qp, "qp", QPS)
+        check_picture(x, self.stride, batch=1)
         quality = 100 * qp / (QPS - 1) if isinstance(self.intra, EVCCodec) else None
         payload = self.intra.encode(x, quality)
         return payload, self.start(self.intra.decode(payload))

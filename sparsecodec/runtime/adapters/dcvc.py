@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import ClassVar
 
 import torch
@@ -11,7 +12,7 @@ from sparsecodec.entropy import FrameFile, dcvc_laplace16_tables
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc import DCVC, DCVCState
 from sparsecodec.models.dcvc_scripts import FILE
-from sparsecodec.models.inputs import check_kind
+from sparsecodec.models.inputs import check_coded, check_kind, check_state
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.autoregressive import PositionCoder
 from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, LatentCoder
@@ -217,7 +218,8 @@ class DCVCCodec(BehindImage):
 
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: DCVCState, qp: int, index: int) -> tuple[bytes, DCVCState]:
-        check_kind(state, DCVCState)
+        check_coded(x, self.stride, self.inter.feature_extract)
+        _check_state(state, x.shape)
         strings, x_hat = self.inter.coder().encode(x, state.frame)
         fields = {"height": x.shape[2], "width": x.shape[3]}
         file = FrameFile(FILE, fields, (strings.mv_y, strings.mv_z, strings.y, strings.z))
@@ -227,7 +229,7 @@ class DCVCCodec(BehindImage):
     def inter_decode(
         self, payload: bytes, state: DCVCState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, DCVCState]:
-        check_kind(state, DCVCState)
+        _check_state(state, (1, 3, height, width))
         file = FrameFile.from_bytes(FILE, payload)
         check_size(file.fields["height"], file.fields["width"], height, width)
         x_hat = self.inter.coder().decode(DCVCStrings(*file.strings), state.frame)
@@ -237,6 +239,12 @@ class DCVCCodec(BehindImage):
         if self._networks is not None:
             return (*super().notes(), WAVES)
         return self.inter.report.notes
+
+
+def _check_state(state: DCVCState, shape: Sequence[int]) -> None:
+    """Raises a UsageError unless `state` can precede a frame of `shape` ``[1, 3, H, W]``."""
+    check_kind(state, DCVCState)
+    check_state({"the frame before": (state.frame, tuple(shape))})
 
 
 def _own_copy(model: DCVC, device: torch.device, original: bool) -> DCVC:

@@ -8,11 +8,10 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, Encoder
-from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo
 from sparsecodec.models.dual_prior_image import STRIDE
-from sparsecodec.models.inputs import check_coded, check_kind, check_size, whole
+from sparsecodec.models.inputs import check_coded, check_size, whole
 from sparsecodec.nn import DualPriorCoder
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.hem_inter import FLOW, HEM_INTER_LAYOUT, HEMInter, HEMInterCoder, HEMState
@@ -195,7 +194,8 @@ class DCVCHEMCodec(TwoModels):
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: HEMState, qp: int, index: int) -> tuple[bytes, HEMState]:
         """`index` changes nothing: this family moves no rate."""
-        check_kind(state, HEMState)
+        check_coded(x, STRIDE, self.inter.feature_adaptor_I)
+        self.inter._check_state(state, x.shape, None)
         return self.inter.coder().encode(x, state, *self.inter.gains(*self._inter_steps[whole(qp, "qp", QPS)]))
 
     def magnitude(self, state: HEMState) -> float:
@@ -210,9 +210,7 @@ class DCVCHEMCodec(TwoModels):
     def inter_decode(
         self, payload: bytes, state: HEMState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, HEMState]:
-        check_kind(state, HEMState)
-        if state.frame.shape[2:] != (height, width):
-            raise UsageError(f"frame of {height} x {width} (the one before is {tuple(state.frame.shape[2:])})")
+        self.inter._check_state(state, (1, 3, height, width), None)
         steps = self._inter_steps[whole(qp, "qp", QPS)]
         state = self.inter.coder().decode(payload, state, *self.inter.gains(*steps))
         return state.frame, state

@@ -14,6 +14,7 @@ from sparsecodec.entropy import dcvc_gaussian16_tables
 from sparsecodec.models.dcvc_rt import RESET_INTERVAL, SHIFT_OF_FRAME, STRIDE, RTModel
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo
+from sparsecodec.models.inputs import whole
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.part_coder import PartCoder
 from sparsecodec.nn.part_prior import PartParameters
@@ -23,6 +24,7 @@ from sparsecodec.nn.rt_prior import IntraPrior
 from sparsecodec.nn.rt_state import RTState
 from sparsecodec.ops import rt_scale_thresholds
 from sparsecodec.runtime.adapters.paired import OneModel, TwoModels
+from sparsecodec.runtime.video import FRAMES
 from sparsecodec.runtime.video_networks import Keeping, Network, VideoNetworks
 
 SPLIT_AREA = 1280 * 720  # frames of more pixels have their symbols in two streams
@@ -210,7 +212,7 @@ class DCVCRTCodec(TwoModels):
 
     def shifted(self, qp: int, index: int) -> int:
         """The quality at which a predicted frame is coded, 0 .. 71; `index`: frames since the I frame."""
-        return self.inter.shift_qp(qp, SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)])
+        return self.inter.shift_qp(qp, SHIFT_OF_FRAME[whole(index, "index", FRAMES) % len(SHIFT_OF_FRAME)])
 
     @classmethod
     def own_copy(cls, model: nn.Module, device: torch.device, original: bool) -> nn.Module:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, Encoder, EntropyTables
 from sparsecodec.models.fvc import FVC, FVCState
-from sparsecodec.models.inputs import check_kind
+from sparsecodec.models.inputs import check_coded
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.routine import Routine, pulling, pushing
 from sparsecodec.ops._registry import bind
@@ -149,7 +149,8 @@ class FVCCodec(BehindImage):
 
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: FVCState, qp: int, index: int) -> tuple[bytes, FVCState]:
-        check_kind(state, FVCState)
+        check_coded(x, self.stride, self.inter.extraction)
+        self.inter._check_state(state, x.shape, None)
         encoder = Encoder()
         _, features = self._run(self._encoding, x, *state.features, host=pushing(encoder))
         return encoder.finish(), FVCState(features)
@@ -158,7 +159,7 @@ class FVCCodec(BehindImage):
     def inter_decode(
         self, payload: bytes, state: FVCState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, FVCState]:
-        check_kind(state, FVCState)
+        self.inter._check_state(state, (1, 3, height, width), None)
         decoder = Decoder(payload)
         host = pulling(decoder, *self.inter.hyper_calls(state))
         x_hat, features = self._run(self._decoding, *state.features, host=host)

@@ -15,6 +15,7 @@ from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder, payload_symbols
 from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, decodes_on, lane_words
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_rt import HYPER, RESET_INTERVAL, SHIFT_OF_FRAME, STRIDE, pad_latent
+from sparsecodec.models.inputs import check_coded, check_kind, whole
 from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.integer_part import IntegerInterPrior, IntegerIntraPrior, IntegerPartCoder, with_skip_row
 from sparsecodec.nn.integer_prior import ONE, as_float, narrowed
@@ -27,7 +28,7 @@ from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
 from sparsecodec.runtime.numerics import PORTABLE_VIDEO, Numerics
 from sparsecodec.runtime.report import Report
 from sparsecodec.runtime.transform import CompiledTransform
-from sparsecodec.runtime.video import CompiledVideo
+from sparsecodec.runtime.video import FRAMES, QPS, CompiledVideo
 from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
 
 ANALYSIS = ("intra.enc", "intra.hyper_enc", "inter.encoder", "inter.hyper_encoder")  # what encoders alone run
@@ -228,7 +229,8 @@ class PortableRTCodec(CompiledVideo):
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, IntegerState]:
-        model, coder = self._model.intra, self._intra.coder
+        model, coder, qp = self._model.intra, self._intra.coder, whole(qp, "qp", QPS)
+        check_coded(x, STRIDE, self._analysis["intra.enc"])
         y = self._analysis["intra.enc"](x, quant_step=rate_rows(model.q_scale_enc, qp))
         z = self._analysis["intra.hyper_enc"](pad_latent(y))
         encoder = LaneEncoder(self._symbols(model, x.shape[2], x.shape[3]))
@@ -237,6 +239,7 @@ class PortableRTCodec(CompiledVideo):
 
     @torch.inference_mode()
     def intra_decode(self, payload: bytes, height: int, width: int, qp: int) -> tuple[Tensor, IntegerState]:
+        qp = whole(qp, "qp", QPS)
         y_hat = self._decoded(self._model.intra, self._intra.coder, payload, height, width, qp, None)
         picture = self._intra.picture(y_hat, qp)
         return as_float(picture), self._started(picture)
@@ -244,6 +247,8 @@ class PortableRTCodec(CompiledVideo):
     @torch.inference_mode()
     def inter_encode(self, x: Tensor, state: IntegerState, qp: int, index: int) -> tuple[bytes, IntegerState]:
         model, parts, rate = self._model.inter, self._inter, self._rate(qp, index)
+        check_coded(x, STRIDE, self._analysis["inter.encoder"])
+        _check_state(state, *x.shape[2:])
         context, temporal = parts.contexts(state, rate)
         as_read = context.float() * 2.0**parts.context_exponent
         y = self._analysis["inter.encoder"](x, as_read, quant_step=rate_rows(model.q_encoder, rate))
@@ -257,6 +262,7 @@ class PortableRTCodec(CompiledVideo):
         self, payload: bytes, state: IntegerState, height: int, width: int, qp: int, index: int
     ) -> tuple[Tensor, IntegerState]:
         parts, rate = self._inter, self._rate(qp, index)
+        _check_state(state, height, width)
         context, temporal = parts.contexts(state, rate)
         y_hat = self._decoded(self._model.inter, parts.coder, payload, height, width, rate, temporal)
         feature = parts.feature(y_hat, context, rate)
@@ -273,7 +279,7 @@ class PortableRTCodec(CompiledVideo):
 
     def _rate(self, qp: int, index: int) -> int:
         """At which a predicted frame is coded, 0 .. 71."""
-        return self._model.inter.shift_qp(qp, SHIFT_OF_FRAME[index % len(SHIFT_OF_FRAME)])
+        return self._model.inter.shift_qp(qp, SHIFT_OF_FRAME[whole(index, "index", FRAMES) % len(SHIFT_OF_FRAME)])
 
     def _started(self, picture: Tensor) -> IntegerState:
         return IntegerState(frame=narrowed(picture, self._inter.frame_exponent))
@@ -308,3 +314,12 @@ class PortableRTCodec(CompiledVideo):
         rows, columns = height // STRIDE, width // STRIDE
         hyper = -(-rows // HYPER) * -(-columns // HYPER)
         return payload_symbols(model.widths.latent * rows * columns + model.widths.hyper * hyper)
+
+
+def _check_state(state: IntegerState, height: int, width: int) -> None:
+    """Raises a UsageError unless `state` can precede a frame of that size."""
+    check_kind(state, IntegerState)
+    found, patch = state.tensors()[0].shape, 1 if state.feature is None else PATCH
+    if found[2:] != (height // patch, width // patch):
+        size = f"{patch * found[2]} x {patch * found[3]}"
+        raise UsageError(f"the state is of a frame of {size} (needs one of {height} x {width})")

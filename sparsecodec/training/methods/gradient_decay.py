@@ -166,7 +166,7 @@ def run(
     for paths in stages[1:]:
         LearntMasks(model, probed, recipe.steps, paths)
     dense = copy.deepcopy(model) if settings.distillation_weight else None  # stages move all weights, not theirs alone
-    config: dict[str, Any] = {}
+    configs = []
     for number, paths in enumerate(stages):
         calibrating = partial(calibration_loss, model, x, recipe.lambdas)
         method = LearntMasks(model, settings, recipe.steps, paths, calibrating, dense)
@@ -175,15 +175,20 @@ def run(
         averaged = Trainer(learning, model, data, folder / f"masks-{number + 1}", method, behind).run()
         method.decay.set_step(recipe.steps)  # a resumed run may have nothing left to do
         model = compacted(averaged, method.decay.masks(), method.graph, x)
-        config = _joined(config, model.compact_config)
-        model.compact_config = config
+        configs.append(model.compact_config)
+        model.compact_config = _joined(configs)
         model.train().requires_grad_(True)
     return finetuned(recipe, model, data, folder, settings, behind=len(stages) * recipe.steps)
 
 
-def _joined(first: dict[str, Any], second: dict[str, Any]) -> dict[str, Any]:
-    """One `compact_config` of two that prune different transforms of one codec."""
-    if not first:
-        return second
-    transforms = [*first["transforms"], *second["transforms"]]
-    return {**first, "transforms": transforms, "kept": {**first["kept"], **second["kept"]}}
+def _joined(configs: list[dict[str, Any]]) -> dict[str, Any]:
+    """One `compact_config` of those of all stages, which prune different transforms of one codec.
+
+    Coupled, the channels of a transform depend on what is traced with it: such stages are rebuilt one after the other.
+    """
+    if len(configs) == 1:
+        return configs[0]
+    if any(config["state"] != LOCKED for config in configs):
+        return {"format": configs[0]["format"], "stages": configs}
+    transforms = [path for config in configs for path in config["transforms"]]
+    return {**configs[0], "transforms": transforms, "kept": {k: v for c in configs for k, v in c["kept"].items()}}
