@@ -31,6 +31,8 @@ Calls = dict[str, Sequence[Callable[[], object]]]  # contender -> the same call 
 class HostClock:
     """For calls that end on the host: wall time, or, of calls that stay on one thread of a shared machine, CPU time."""
 
+    uncaptured: dict[str, str] = {}
+
     def __init__(self, one_thread: bool = False) -> None:
         self.name = f"{'thread CPU time' if one_thread else 'host'}, rounds interleaved"
         self._now = time.thread_time if one_thread else time.perf_counter
@@ -54,18 +56,26 @@ class DeviceClock:
 
     The second-level cache is flushed before each graph, and inputs are rotated within, so that every call finds its
     inputs in memory. What cannot be captured is launched call by call.
+
+    Args:
+        capture: False for calls that replay graphs of their own, which no other graph takes.
+
+    Attributes:
+        uncaptured: contenders of the last race that were launched call by call, and why: to launch may take longer.
     """
 
     name = "CUDA events, graph over rotated inputs, L2 flushed, rounds interleaved"
 
-    def __init__(self) -> None:
+    def __init__(self, capture: bool = True) -> None:
+        self._capture = capture
         cache = torch.cuda.get_device_properties(torch.cuda.current_device()).L2_cache_size
         self._flush = torch.empty(2 * cache, dtype=torch.uint8, device="cuda")
         self._graphs = CudaGraphs(self._flush.device)
 
     def race(self, calls: Calls, rounds: int) -> dict[str, list[float]]:
         """As `HostClock.race`, seconds on the device."""
-        launches = {name: self._captured(rotated) for name, rotated in calls.items()}
+        self.uncaptured = {}
+        launches = {name: self._captured(name, rotated) for name, rotated in calls.items()}
         events = {name: [(_event(), _event()) for _ in range(rounds)] for name in calls}
         for number in range(rounds):
             for name, launch in launches.items():
@@ -80,18 +90,22 @@ class DeviceClock:
             for name, pairs in events.items()
         }
 
-    def _captured(self, rotated: Sequence[Callable[[], object]]) -> Callable[[], None]:
+    def _captured(self, name: str, rotated: Sequence[Callable[[], object]]) -> Callable[[], None]:
         def launch() -> None:
             for call in rotated:
                 call()
 
+        if not self._capture:
+            launch()
+            return launch
         with self._graphs.session():
             for _ in range(3):
                 launch()
             torch.cuda.synchronize()
             try:
                 _, replay = self._graphs.capture(launch, self._graphs.new_pool())
-            except RuntimeError:
+            except RuntimeError as error:
+                self.uncaptured[name] = str(error).splitlines()[0]
                 return launch
         return replay
 
@@ -210,24 +224,26 @@ def _coder_seconds(executor: Executor, call: Callable[[], object]) -> float:
 
 
 def _network_calls(executor: Executor) -> Callable[[], None] | None:
-    """Replays the graphs of the last call without the coder; None if there are none."""
-    captured = [entry for entry in executor._captured.values() if entry]
-    if not captured:
+    """Replays the graphs of the last call without the coder; None if it has none."""
+    captured = next(reversed(executor._captured.values()), None)
+    if captured is None:
         return None
 
     def replay() -> None:
-        for stretch in captured[-1].stretches:
+        for stretch in captured.stretches:
             stretch.replay()
 
     return replay
 
 
 def _launches_and_waits(call: Callable[[], object]) -> dict[str, int]:
-    """Kernels that run, and times that the host waits for the device, in one call."""
+    """Kernels that run, and times that the host waits for the device, in one call; nothing where none can be seen."""
     activities = [torch.profiler.ProfilerActivity.CPU, torch.profiler.ProfilerActivity.CUDA]
     with torch.profiler.profile(activities=activities) as profile:
         call()
     kernels = [e for e in profile.events() if e.device_type.name == "CUDA" and "mem" not in e.name.lower()[:4]]
+    if not kernels:  # a driver that lets nobody trace only warns
+        return {}
     waits = [e for e in profile.events() if e.name in ("cudaEventSynchronize", "cudaStreamSynchronize")]
     return {"launches": len(kernels), "host_syncs": len(waits)}
 
@@ -286,7 +302,9 @@ def routine_facts() -> Callable[[Executor, Sequence[Any], Callable[[], object], 
         if device.type == "cuda":
             replay = _network_calls(executor)
             if replay is not None:
-                found["network_us"] = 1e6 * median(DeviceClock().race({"network": [replay]}, 20)["network"])
+                found["network_us"] = 1e6 * median(
+                    DeviceClock(capture=False).race({"network": [replay]}, 20)["network"]
+                )
             found |= {**_launches_and_waits(call), "peak_bytes": _peak_bytes(keepers, call), **_joules(call)}
         return found
 

@@ -74,6 +74,24 @@ def pytest_make_collect_report() -> Iterator[None]:
     return report
 
 
+def _gpu_is_lost() -> bool:
+    """Whether a kernel has left this process without its GPU: every later call on it fails, whatever it is."""
+    if not torch.cuda.is_initialized():
+        return False
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return True
+    return False
+
+
+@pytest.hookimpl(trylast=True)  # the report is on its way
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Side by side, another process takes the place of one without its GPU, so that one bad kernel is one failure."""
+    if report.failed and "PYTEST_XDIST_WORKER" in os.environ and _gpu_is_lost():
+        os._exit(1)
+
+
 def load_script(path: Path) -> ModuleType:
     """A script of the tests as a module; its folder need not be where imports look."""
     spec = importlib.util.spec_from_file_location(path.stem, path)

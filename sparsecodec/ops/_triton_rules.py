@@ -18,8 +18,9 @@ def triton_rejects(dtypes: tuple[torch.dtype, ...], **activations: Tensor | None
     """Why the Triton kernels do not take these activations, given by their names.
 
     Tensors on the CPU need TRITON_INTERPRET=1, set before the kernels are imported. The interpreter is for checking
-    kernels, so it takes small tensors only.
+    kernels, so it takes small tensors only, and none of a GPU: it would fetch them, and take hours for a picture.
     """
+    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
     given = {name: value for name, value in activations.items() if value is not None}
     reasons = []
     found = {value.dtype for value in given.values()}
@@ -27,11 +28,11 @@ def triton_rejects(dtypes: tuple[torch.dtype, ...], **activations: Tensor | None
         named, accepted = (", ".join(sorted(str(t).removeprefix("torch.") for t in ts)) for ts in (found, dtypes))
         reasons.append(f"dtype={named} (needs one of {accepted} for all activations)")
     for name, value in given.items():
-        if value.device.type == "cpu" and os.environ.get("TRITON_INTERPRET") == "1":
-            if value.numel() > INTERPRETER_LIMIT:
-                reasons.append(f"{name}.shape={list(value.shape)} (the interpreter takes {INTERPRETER_LIMIT} elements)")
-        elif value.device.type != "cuda":
-            reasons.append(f"{name}.device={value.device.type} (needs cuda, or cpu with TRITON_INTERPRET=1)")
+        if value.device.type != ("cpu" if interpreted else "cuda"):
+            needed = "cpu with TRITON_INTERPRET=1" if interpreted else "cuda, or cpu with TRITON_INTERPRET=1"
+            reasons.append(f"{name}.device={value.device.type} (needs {needed})")
+        elif interpreted and value.numel() > INTERPRETER_LIMIT:
+            reasons.append(f"{name}.shape={list(value.shape)} (the interpreter takes {INTERPRETER_LIMIT} elements)")
         if value.dim() >= 3 and value.shape[0] * value.shape[-2] * value.shape[-1] > PIXEL_LIMIT:
             reasons.append(f"{name}.shape={list(value.shape)} (needs N * H * W <= {PIXEL_LIMIT})")
     return reasons

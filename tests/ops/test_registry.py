@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from sparsecodec.errors import NoBackendError, UsageError
 from sparsecodec.ops import bind, pointwise, specs, use_backend, why_unavailable
 from sparsecodec.ops._registry import Impl, OpSpec, call, register, select
+from sparsecodec.ops._triton_rules import triton_rejects
 from sparsecodec.ops.pointwise import POINTWISE
 
 
@@ -112,3 +115,15 @@ def test_mixed_devices_are_refused():
     )
     with use_backend("cpu"), pytest.raises(NoBackendError, match="mixed devices cpu, meta"):
         call(spec, torch.ones(2), torch.ones(2, device="meta"))
+
+
+def test_the_interpreter_takes_no_tensors_of_a_gpu(monkeypatch):
+    """It would take them, by way of the CPU: hours for a picture, and nothing would say why."""
+    gpu = SimpleNamespace(type="cuda")
+    x = SimpleNamespace(device=gpu, dtype=torch.float32, shape=(1, 8, 4, 4), dim=lambda: 4, numel=lambda: 128)
+    monkeypatch.setenv("TRITON_INTERPRET", "1")
+    assert triton_rejects((torch.float32,), x=x) == ["x.device=cuda (needs cpu with TRITON_INTERPRET=1)"]
+    monkeypatch.delenv("TRITON_INTERPRET")
+    assert triton_rejects((torch.float32,), x=x) == []
+    found = triton_rejects((torch.float32,), x=torch.zeros(1, 8, 4, 4))
+    assert found == ["x.device=cpu (needs cuda, or cpu with TRITON_INTERPRET=1)"]

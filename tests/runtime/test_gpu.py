@@ -13,6 +13,7 @@ from sparsecodec import ModelMismatchError, load
 from sparsecodec._compat import import_compressai
 from sparsecodec.entropy import LaneEncoder, evc_gaussian_tables
 from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, lane_words
+from sparsecodec.errors import UsageError
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters import portable
 
@@ -31,8 +32,8 @@ def model_of(name: str, variant: str = "dense") -> torch.nn.Module:
     if name != "evc-tiny":
         try:
             import_compressai()
-        except ImportError as error:
-            pytest.skip(f"compressai is not installed: {error}")
+        except UsageError as error:
+            pytest.skip(str(error))
     return copy.deepcopy(build(name, variant))
 
 

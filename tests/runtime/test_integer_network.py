@@ -33,6 +33,8 @@ from sparsecodec.runtime.integer_lowering import _factors, as_convolution
 from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
 from sparsecodec.sparsity import ScatterConv2d
 
+from .conftest import TRITON
+
 NETWORKS = {
     "up": lambda: PriorBlockUp(8),  # pixel shuffle, residual of two scales
     "adaptor": lambda: PriorBlock(8, 12),  # a residual that nothing else reads
@@ -92,7 +94,7 @@ def test_computes_what_the_frozen_layers_compute(case):
         assert float(error.max()) < 3e-2 * size and float(error.mean()) < 2e-3 * size
 
 
-@pytest.mark.parametrize("backend", ["cpu", "triton"])
+@pytest.mark.parametrize("backend", ["cpu", TRITON])
 def test_every_backend_gives_the_bits_of_the_reference(case, backend):
     model, x = case
     with use_backend("reference"):

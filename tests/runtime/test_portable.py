@@ -22,7 +22,7 @@ from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant.tables import in_fixed_point
 from sparsecodec.runtime import CompiledCodec, compile_codec
 
-from .conftest import build, portable_codec, portable_model
+from .conftest import TRITON, build, portable_codec, portable_model
 
 WITH_NETWORKS = ("evc", "bmshj2018-hyperprior", "mbt2018-mean", "bmshj2018-hyperprior-vbr", "mbt2018-mean-vbr")
 FAMILIES = (*WITH_NETWORKS, "bmshj2018-factorized")
@@ -100,7 +100,7 @@ def test_the_picture_is_that_of_the_float_codec(photo):
         assert len(ours) < 1.05 * len(theirs) + 32 and errors[0] < 1.05 * errors[1]
 
 
-@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("backend", ["reference", "cpu", TRITON])
 @pytest.mark.parametrize("family", WITH_NETWORKS)
 def test_every_backend_finds_the_same_rows(family, batch, backend):
     x = batch[:1, :, :64, :64]

@@ -24,6 +24,8 @@ from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters.portable_rt import IntegerState, PortableRTCodec
 from sparsecodec.runtime.video import fingerprint
 
+from .conftest import INTERPRETED
+
 HEIGHT, WIDTH = 48, 80  # latents of 3 x 5: the hyper-latent's are cropped
 FRAMES = 32
 INTRA_AT = (0, 20)
@@ -130,7 +132,7 @@ def test_nothing_depends_on_instruction_set_or_threads(any_processor):
     assert_same(decoded(compiled(), stream()), expected())
 
 
-@pytest.mark.parametrize(("backend", "frames"), [("reference", 4), ("triton", 2)])
+@pytest.mark.parametrize(("backend", "frames"), [("reference", 4), pytest.param("triton", 2, marks=INTERPRETED)])
 def test_nothing_depends_on_the_backend(backend, frames):
     with use_backend(backend):
         found = decoded(PortableRTCodec(model(), torch.device("cpu"), torch.float32, strict=False), stream()[:frames])
