@@ -96,13 +96,12 @@ def island(tensor: Tensor, device: torch.device | None = None) -> Tensor:
     return result.copy_(tensor)
 
 
-def channel_slice(tensor: Tensor, before: int = 5, after: int = 3) -> Tensor:
+def channel_slice(tensor: Tensor) -> Tensor:
     """`tensor` as channels of a wider channels_last tensor that is poison elsewhere."""
     n, c, h, w = tensor.shape
-    wide = torch.full((n, before + c + after, h, w), _poison(tensor.dtype), dtype=tensor.dtype)
-    wide = wide.to(memory_format=torch.channels_last)
-    wide[:, before : before + c] = tensor
-    return wide[:, before : before + c]
+    wide = torch.full((n, 5 + c + 3, h, w), _poison(tensor.dtype), dtype=tensor.dtype)
+    part = wide.to(memory_format=torch.channels_last)[:, 5:-3]
+    return part.copy_(tensor)
 
 
 def overrun(tensor: Tensor) -> bool:
