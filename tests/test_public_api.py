@@ -45,7 +45,7 @@ def test_import_loads_nothing_heavy():
 
 def test_import_is_cheap():
     code = "import time, torch; t = time.perf_counter(); import sparsecodec; print(time.perf_counter() - t)"
-    assert min(float(run_python(code)) for _ in range(3)) < 0.15
+    assert any(float(run_python(code)) < 0.15 for _ in range(3))
 
 
 def test_errors_have_one_base_and_documented_exit_codes():

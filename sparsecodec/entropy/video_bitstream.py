@@ -20,7 +20,6 @@ VIDEO_MAGIC = b"SPV"
 VIDEO_VERSIONS = (1, 2)  # those that are read; the last one is written
 FOOTER_MAGIC = b"/SPV"
 MAX_FRAMES = (1 << 32) - 1
-MAX_QP = 255
 DROP = 128  # beside the qp of a P frame: the memory is dropped before it
 CODES = {"bt709": 1, "bt601": 6, "bt2020": 9, None: 2}  # of matrices, as in ITU-T H.273
 

@@ -22,10 +22,8 @@ from torch import Tensor
 from sparsecodec.errors import NoBackendError, UsageError
 
 BACKENDS = ("cuda", "triton", "cpu", "reference")
-LEAST_CAPABILITY = (
-    8,
-    0,
-)  # of a GPU for the Triton kernels: below it they spill and have no matrix instructions for bfloat16
+# Of a GPU for the Triton kernels: below it they spill and have no matrix instructions for bfloat16.
+LEAST_CAPABILITY = (8, 0)
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,6 @@ from sparsecodec.models.fvc import FVCState
 from sparsecodec.nn.rt_state import RTState
 
 SPS = {"height": 64, "width": 64, "ec_part": 0}
-Decode = Callable[[Any], Tensor]
 
 
 class Family:

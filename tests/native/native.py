@@ -95,10 +95,11 @@ def build(folder: Path, programs: Iterable[str] = PROGRAMS, defines: Sequence[st
     objects = {part: {s: folder / f"{part}-{s.stem}.o" for s in _sources(part)} for part in parts}
     mains = {name: folder / f"{name}.o" for name in programs}
 
+    link = [compiler(), *SANITIZE, "-pthread", "-fopenmp"]
+
     def linked(name: str) -> list[str]:
-        return [
-            str(o) for part in parts if part == "entropy" or name in KERNEL_PROGRAMS for o in objects[part].values()
-        ]
+        needed = [part for part in parts if part == "entropy" or name in KERNEL_PROGRAMS]
+        return [str(o) for part in needed for o in objects[part].values()]
 
     with ThreadPoolExecutor(JOBS) as pool:
         compiled = [
@@ -110,25 +111,7 @@ def build(folder: Path, programs: Iterable[str] = PROGRAMS, defines: Sequence[st
         for each in compiled:
             each.result()
         links = [
-            pool.submit(
-                subprocess.run,
-                [
-                    compiler(),
-                    *SANITIZE,
-                    "-pthread",
-                    "-fopenmp",
-                    str(o),
-                    *(
-                        str(o)
-                        for part in parts
-                        if part == "entropy" or name in KERNEL_PROGRAMS
-                        for o in objects[part].values()
-                    ),
-                    "-o",
-                    str(folder / name),
-                ],
-                check=True,
-            )
+            pool.submit(subprocess.run, [*link, str(o), *linked(name), "-o", str(folder / name)], check=True)
             for name, o in mains.items()
         ]
         for each in links:

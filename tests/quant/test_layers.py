@@ -29,8 +29,8 @@ LAYERS = {
 SIZES = [(1, 1), (5, 7), (8, 6)]
 
 
-def layer_of(kind: str, precision: Precision, seed: int = 0, low: float = -1.7, high: float = 3.1):
-    torch.manual_seed(seed)
+def layer_of(kind: str, precision: Precision, low: float = -1.7, high: float = 3.1):
+    torch.manual_seed(0)
     layer = quantized(LAYERS[kind](), precision)
     layer.set_input_range(low, high)
     return layer

@@ -262,8 +262,8 @@ class InDtype(nn.Module):
         return y if self.dtype == torch.float64 else y.float()
 
 
-def with_synthesis_in(model: nn.Module, path: str, dtype: torch.dtype) -> nn.Module:
-    """A copy of `model` that differs in the precision of one transform only, so that strings mean the same latents."""
+def with_synthesis_in(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """A copy of `model` that differs in the precision of ``g_s`` only, so that strings mean the same latents."""
     model = copy.deepcopy(model)
-    setattr(model, path, InDtype(model.get_submodule(path), dtype))
+    model.g_s = InDtype(model.g_s, dtype)
     return model

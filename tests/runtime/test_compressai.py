@@ -29,8 +29,8 @@ def picture(model, coded: dict) -> Tensor:
 
 def assert_close(pair: Pair, coded: dict) -> None:
     """The compiled picture errs, against float64 from the same latents, not much more than torch in the same dtype."""
-    exact = picture(with_synthesis_in(pair.original, "g_s", torch.float64), coded)
-    eager = picture(with_synthesis_in(pair.original, "g_s", pair.dtype), coded).double()
+    exact = picture(with_synthesis_in(pair.original, torch.float64), coded)
+    eager = picture(with_synthesis_in(pair.original, pair.dtype), coded).double()
     ours = picture(pair.compiled, coded)
     assert ours.shape == eager.shape and ours.dtype == torch.float32 and ours.is_contiguous()
     assert exact.std() > 0.01  # a picture, not a constant

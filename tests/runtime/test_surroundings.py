@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
+from functools import cache
 from typing import Any
 
 import pytest
@@ -17,6 +18,7 @@ from sparsecodec.models import create
 from sparsecodec.ops import _registry as registry
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.numerics import default_dtype
+from sparsecodec.runtime.video import CompiledVideo
 
 from ..toy_video import moving
 from .conftest import pair_of, portable_codec
@@ -92,9 +94,13 @@ def test_compiling_does_the_same_in_any_surroundings(name, surroundings, photo):
     assert codec.encode(x) == expected
 
 
+@cache
+def compiled_video() -> CompiledVideo:
+    return compile_codec(create("dcvc-rt-tiny"), dtype=torch.float32)
+
+
 def test_clips_do_the_same_in_any_surroundings(surroundings):
-    codec = compile_codec(create("dcvc-rt-tiny"), dtype=torch.float32)
-    frames = moving(3, 64, 64)
+    codec, frames = compiled_video(), moving(3, 64, 64)
 
     def coded() -> tuple[list[bytes], list[Tensor]]:
         payload, state = codec.intra_encode(codec.padded(frames[0]), 30)

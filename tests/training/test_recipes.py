@@ -20,7 +20,7 @@ from sparsecodec.training import Recipe, calibration_loss, family_of, initial_mo
 from sparsecodec.zoo import names
 
 RECIPES = sorted((Path(__file__).parents[2] / "recipes").rglob("*.toml"))
-STEPS = 50
+STEPS = 10
 CHEAP = {  # what else takes long, by method
     "quantize": {"calibration_crops": 2, "rule": "mse"},
     "feds": {"calibration_batches": 2},
@@ -39,7 +39,7 @@ def _shortened(recipe: Recipe, steps: int) -> Recipe:
     share |= CHEAP.get(recipe.method, {})
     return dataclasses.replace(
         recipe,
-        steps=max(recipe.steps * steps // max(total, 1), 4 if recipe.steps else 0),
+        steps=max(recipe.steps * steps // max(total, 1), 5 if recipe.steps else 0),  # decays begin at a fifth
         batch=1,
         crop=64,
         frames=min(recipe.frames, 3),
