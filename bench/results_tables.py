@@ -57,6 +57,17 @@ CLIP_PARENTS = {
     "dcvc-rt-tiny-portable": "dcvc-rt-tiny-sparse",
     "dcvc-hem-tiny-sparse": "dcvc-hem-tiny",
 }
+PHOTOS, BOTH = "photos in motion", "these and two real clips"
+REAL = (  # video codecs that were tested on clips of neither kind, and what their inter models were last trained on
+    ("dcvc-rt-tiny", PHOTOS),
+    ("dcvc-rt-tiny-sparse", PHOTOS),
+    ("real/dcvc-rt-tiny-sparse", BOTH),
+    ("dcvc-hem-tiny", PHOTOS),
+    ("dcvc-hem-tiny-sparse", PHOTOS),
+    ("real/dcvc-hem-tiny-sparse", BOTH),
+    *((f"real/{name}", BOTH) for name in ONE_RATE),
+)
+REAL_TESTS, REAL_QUALITY = ("BasketballPass", "RaceHorses"), 32
 
 Row = Sequence[str]
 
@@ -235,6 +246,31 @@ def one_rate() -> str:
     return table(("codec", "GMAC per 512x256 P frame", *COST[1:], *map(_short, names)), rows)
 
 
+def clips_real() -> str:
+    """What pruning on real clips gives: points at one quality, and curves beside the codec that the zoo has."""
+    rows = []
+    for path, frames in REAL:
+        name = path.rpartition("/")[2]
+        cells, source = [], CLIPS / f"{name.removesuffix('-sparse')}.json"
+        found = json.loads((CLIPS / f"{path}.json").read_text())
+        anchors = _curves(json.loads(source.read_text())) if source.exists() else {}
+        for clip, (rates, psnrs) in _curves(found).items():
+            if clip not in REAL_TESTS:
+                continue
+            place = found["qualities"].index(REAL_QUALITY)
+            cells.append(f"{rates[place]:.3f} bpp, {psnrs[place]:.2f} dB")
+            delta = _delta(bd_rate, anchors[clip], (rates, psnrs)) if clip in anchors and path != source.stem else None
+            cells.append("" if delta is None else f"{delta:+.1f} %")
+        rows.append((name, frames, f"{found['mac_per_pixel'] * 512 * 256 / 1e9:.2f}", *cells))
+    heads = [head for clip in REAL_TESTS for head in (clip, "BD-rate vs the zoo's dense codec")]
+    return table(("codec", "trained on", "GMAC per 512x256 P frame", *heads), rows)
+
+
+def _curves(found: dict[str, Any]) -> dict[str, tuple[list[float], list[float]]]:
+    """(bits per pixel of whole files, PSNR of YUV 6:1:1) of each clip, by its short name."""
+    return {_short(row["clip"]): (row["results"]["bpp_file"], row["results"]["psnr-yuv"]) for row in found["per_clip"]}
+
+
 def _short(clip: str) -> str:
     return clip.partition("_")[0]
 
@@ -262,6 +298,7 @@ TABLES = {
     "clips": clips,
     "clips-feds": clips_feds,
     "one-rate": one_rate,
+    "clips-real": clips_real,
 }
 
 
