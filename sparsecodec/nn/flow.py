@@ -26,7 +26,8 @@ def warp_by_grid(x: Tensor, flow: Tensor) -> Tensor:
 
     Args:
         x: ``[N, C, H, W]`` float, H and W at least 2.
-        flow: ``[N, 2, H, W]`` float, in pixels.
+        flow: ``[N, 2, H, W]`` float, in pixels; positions are computed in float32 at least, since autocast hands over
+            flows of bfloat16, which holds none between 64 and 128 but multiples of one half.
 
     Returns:
         ``[N, C, H, W]``.
@@ -35,6 +36,7 @@ def warp_by_grid(x: Tensor, flow: Tensor) -> Tensor:
         rest upon; `sparsecodec.ops.warp` takes pixels and rounds less.
     """
     height, width = x.shape[-2:]
+    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))
     columns = torch.linspace(-1.0, 1.0, width, dtype=flow.dtype, device=flow.device).view(1, 1, 1, width)
     rows = torch.linspace(-1.0, 1.0, height, dtype=flow.dtype, device=flow.device).view(1, 1, height, 1)
     across = columns + flow[:, 0:1] / ((width - 1.0) / 2.0)

@@ -26,6 +26,7 @@ def deform_conv2d_reference(
     n, channels, height, width = x.shape
     c_out, _, kh, kw = weight.shape
     taps = kh * kw
+    offset = offset.to(torch.promote_types(offset.dtype, torch.float32))  # bfloat16 would round positions
     groups = offset.shape[1] // (2 * taps)
     moved = offset.unflatten(1, (groups, taps, 2))
     tap = torch.arange(taps, device=x.device).view(taps, 1, 1)

@@ -24,6 +24,7 @@ def warp_reference(x: Tensor, flow: Tensor) -> Tensor:
     if reasons:
         raise UsageError("; ".join(reasons))
     n, _, height, width = x.shape
+    flow = flow.to(torch.promote_types(flow.dtype, torch.float32))  # bfloat16 would round positions
     values = x.to(torch.promote_types(x.dtype, flow.dtype))
     columns = torch.arange(width, device=x.device) + flow[:, 0]
     rows = torch.arange(height, device=x.device)[:, None] + flow[:, 1]

@@ -48,3 +48,13 @@ def test_a_warp_reads_where_the_flow_points():
     columns = (torch.arange(8) + 2).clamp(max=7)
     torch.testing.assert_close(warp_by_grid(x, flow), x[:, :, rows][..., columns], atol=1e-4, rtol=0)
     assert torch.equal(halve_size(x), torch.nn.functional.avg_pool2d(x, 2))
+
+
+@pytest.mark.parametrize("amount", [0.0, 0.25, 2.0])
+def test_positions_are_float32_under_autocast(amount):
+    """A flow of bfloat16, as autocast's layers give it, moves by what it says, at a picture's far end too."""
+    torch.manual_seed(0)
+    x, flow = torch.rand(1, 3, 8, 200), torch.full((1, 2, 8, 200), amount)
+    expected = warp_by_grid(x, flow)
+    with torch.autocast("cpu", torch.bfloat16):
+        torch.testing.assert_close(warp_by_grid(x, flow.bfloat16()), expected, atol=1e-6, rtol=0)

@@ -124,3 +124,10 @@ def test_refuses_what_does_not_fit():
         deform_conv2d(x, offset, weight)
     for impl in DEFORM_CONV2D.impls:
         assert "offset.dtype=float64 (needs float32)" in impl.rejects(x, offset.double(), weight, None, None)
+
+
+def test_offsets_of_16_bits_move_by_what_they_say():
+    x, offset = torch.rand(1, 2, 3, 200), torch.full((1, 18, 3, 200), 0.25)
+    weight = torch.rand(2, 2, 3, 3)
+    expected = deform_conv2d(x, offset, weight)
+    torch.testing.assert_close(deform_conv2d(x, offset.bfloat16(), weight), expected, atol=1e-5, rtol=0)

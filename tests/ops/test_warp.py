@@ -87,3 +87,8 @@ def test_refuses_what_does_not_fit():
     for impl in WARP.impls:
         assert f"flow.shape={[1, 1, 4, 5]} (needs {[1, 2, 4, 5]})" in impl.rejects(x, flow[:, :1])
         assert "flow.dtype=float64 (needs float32)" in impl.rejects(x, flow.double())
+
+
+def test_a_flow_of_16_bits_moves_by_what_it_says():
+    x, flow = torch.rand(1, 2, 3, 200), torch.full((1, 2, 3, 200), 0.25)
+    torch.testing.assert_close(warp(x, flow.bfloat16()), warp(x, flow), atol=1e-6, rtol=0)
