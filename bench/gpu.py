@@ -114,8 +114,8 @@ def sanitized() -> list[str]:
         for case in cases[:: -(-len(cases) // SANITIZED_CASES)]:
             for impl in case.spec.impls:
                 if impl.backend in ("triton", "cuda"):
-                    dtype = str(case.dtypes[-1]).removeprefix("torch.")
-                    test = f"test_plan_matches_reference[{op}-{case.id}-{impl.backend}-{dtype}]"
+                    dtype, way = str(case.dtypes[-1]).removeprefix("torch."), "plan" if impl.plan else "call"
+                    test = f"test_matches_reference[{op}-{case.id}-{impl.backend}-{dtype}-{way}]"
                     tests.append(f"tests/ops/test_conformance.py::{test}")
     return [*tests, "tests/runtime/test_gpu.py::test_lanes_decode_on_the_device"]
 
