@@ -19,7 +19,7 @@ from sparsecodec.quant import is_exact, is_portable, portable
 from sparsecodec.runtime import CompiledCodec, compile_codec
 from sparsecodec.runtime.integer_network import IntegerNetwork
 
-from .conftest import TRITON, build, portable_model
+from .conftest import INTERPRETED, build, portable_model
 
 SIZE = (64, 128)
 
@@ -74,17 +74,17 @@ def test_nothing_depends_on_the_backend(blob, x_hat):
     assert 0.1 < float(((found > 0) & (found < 1)).float().mean())
 
 
-@pytest.mark.parametrize("backend", [TRITON])
-def test_nothing_depends_on_triton(backend):
+@INTERPRETED
+def test_nothing_depends_on_triton():
     """Of a latent of 2 x 2: the interpreter takes small tensors."""
     dec = zoo.load("evc-tiny-sparse-exact").dec
     y_hat = torch.randint(-(2**15), 2**15, (1, 96, 2, 2), generator=torch.Generator().manual_seed(3)).to(torch.int16)
     y_hat = y_hat.contiguous(memory_format=torch.channels_last)
     expected = IntegerNetwork({"dec": dec})(y_hat)
-    with use_backend(backend):
+    with use_backend("triton"):
         network = IntegerNetwork({"dec": dec})
         assert torch.equal(network(y_hat), expected)
-    assert network.backends == {backend} and expected.unique().numel() > 100
+    assert network.backends == {"triton"} and expected.unique().numel() > 100
 
 
 @pytest.mark.parametrize("limit", [3, 40, 2**31])
