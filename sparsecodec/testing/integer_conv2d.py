@@ -75,7 +75,8 @@ def _case(
         factor = integers((2, c_out), 2**29, FACTOR, torch.int32, generator)
         if slope is not None:
             factor[1] = (factor[0] * slope).int()
-        bias = integers((c_out,), -(2**26), 2**26, torch.int32, generator)
+        reach = min(2**26, int(2 * spread) + 1)  # not more, or a sum of bytes would be lost beside its bias
+        bias = integers((c_out,), -reach, reach, torch.int32, generator)
         if living is not None:
             zero = torch.randperm(c_out - living // 2, generator=generator)[living - living // 2 :]
             weight[zero] = 0
