@@ -85,7 +85,7 @@ def _integer_conv2d_fwd_kernel(
     stride_xn, stride_xh, stride_xw,
     stride_rn, stride_rh, stride_rw,
     stride_on, stride_oh, stride_ow,
-    NARROW: tl.constexpr, WIDE: tl.constexpr, SHUFFLE: tl.constexpr, KW: tl.constexpr,
+    NARROW: tl.constexpr, WIDE: tl.constexpr, SHUFFLE: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
     VEC_IN: tl.constexpr, VEC_OUT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
@@ -127,8 +127,8 @@ def _integer_conv2d_fwd_kernel(
         # [BLOCK_K]
         k = step % steps * BLOCK_K + tl.arange(0, BLOCK_K)
         # [BLOCK_P]
-        at_h = h + (tap // KW - PADDING)
-        at_w = w + (tap % KW - PADDING)
+        at_h = h * STRIDE + (tap // KW - PADDING)
+        at_w = w * STRIDE + (tap % KW - PADDING)
         inside = in_image & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
         row = x_image + (at_h.to(tl.int64) * stride_xh + at_w.to(tl.int64) * stride_xw) * VEC_IN
         # [BLOCK_P, BLOCK_K]
@@ -170,7 +170,8 @@ def _integer_conv2d_depthwise_fwd_kernel(
     stride_xn, stride_xh, stride_xw,
     stride_rn, stride_rh, stride_rw,
     stride_on, stride_oh, stride_ow,
-    NARROW: tl.constexpr, SHUFFLE: tl.constexpr, KW: tl.constexpr, VEC_IN: tl.constexpr, VEC_OUT: tl.constexpr,
+    NARROW: tl.constexpr, SHUFFLE: tl.constexpr, KW: tl.constexpr, STRIDE: tl.constexpr,
+    VEC_IN: tl.constexpr, VEC_OUT: tl.constexpr,
     BLOCK_P: tl.constexpr, BLOCK_C: tl.constexpr,
 ):  # fmt: skip
     """One program: BLOCK_P of the P = N*TO_H*TO_W positions, BLOCK_C of the columns; weights ``[TAPS, N_PADS*PAD_N]``.
@@ -197,8 +198,8 @@ def _integer_conv2d_depthwise_fwd_kernel(
     # [BLOCK_P, BLOCK_C]
     acc = tl.zeros((BLOCK_P, BLOCK_C), tl.int32) + tl.load(channel_ptr + j)[None, :]
     for tap in range(0, TAPS):
-        at_h = h + (tap // KW - PADDING)
-        at_w = w + (tap % KW - PADDING)
+        at_h = h * STRIDE + (tap // KW - PADDING)
+        at_w = w * STRIDE + (tap % KW - PADDING)
         inside = in_image & (at_h >= 0) & (at_h < H) & (at_w >= 0) & (at_w < W)
         row = x_image + (at_h.to(tl.int64) * stride_xh + at_w.to(tl.int64) * stride_xw) * VEC_IN
         x = tl.load(x_ptr + row[:, None] + channel[None, :], mask=inside[:, None] & written[None, :], other=0)
@@ -221,7 +222,8 @@ def _bytes(weight: torch.Tensor) -> torch.Tensor:
 
 
 def integer_conv2d_plan(
-    weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle, input_shift, input_low, dtype
+    weight, bias, multiplier, shift, residual_shift, padding, stride, groups, bits, shuffle, input_shift, input_low,
+    dtype,
 ):  # fmt: skip
     """The op with its constants packed: a callable ``(x, residual=None, out=None)``; `out` may be `residual`."""
     c_out, _, kh, kw = weight.shape
@@ -232,8 +234,8 @@ def integer_conv2d_plan(
     taps = weight.detach().permute(2, 3, 0, 1).flatten(0, 1)[:, rows]
     bias = bias.long()[rows]
     narrow = input_low is not None
-    sizes = {"TAPS": kh * kw, "KW": kw, "PADDING": padding, "NARROW": narrow, "LOW": input_low or 0}
-    sizes |= {"INPUT_LEFT": max(-input_shift, 0), "INPUT_RIGHT": max(input_shift, 0)}
+    sizes = {"TAPS": kh * kw, "KW": kw, "PADDING": padding, "STRIDE": stride, "NARROW": narrow}
+    sizes |= {"LOW": input_low or 0, "INPUT_LEFT": max(-input_shift, 0), "INPUT_RIGHT": max(input_shift, 0)}
     if depthwise:
         weight = padded(taps[..., 0], weight.dtype, PAD_N.value)
     else:
@@ -254,7 +256,7 @@ def integer_conv2d_plan(
 
     def run(x, residual=None, out=None):
         n, _, height, width = x.shape
-        to_h, to_w = (size + 2 * padding - k + 1 for size, k in ((height, kh), (width, kw)))
+        to_h, to_w = ((size + 2 * padding - k) // stride + 1 for size, k in ((height, kh), (width, kw)))
         if out is None:
             out = destination.empty(n, to_h, to_w, residual, x.device)
         if out.numel() == 0:
@@ -278,7 +280,7 @@ def integer_conv2d_plan(
             return lambda tile: launch(tile, scratch)
 
         layout = (read["VEC_IN"], written["VEC_OUT"], residual is None)
-        key = (wide, narrow, bits, c_in, c_out, kh, kw, shuffle, pixels.bit_length(), *layout)
+        key = (wide, narrow, bits, c_in, c_out, kh, kw, stride, shuffle, pixels.bit_length(), *layout)
         tiles = (MAP_TILE,)
         if not depthwise:
             tiles = integer_tiles(1 + wide, c_out, read["VEC_IN"] > 1 and written["VEC_OUT"] > 1)
@@ -297,6 +299,7 @@ def integer_conv2d(
     residual=None,
     residual_shift=0,
     padding=0,
+    stride=1,
     groups=1,
     bits=16,
     shuffle=1,
@@ -305,6 +308,7 @@ def integer_conv2d(
 ):
     """The op on channels_last tensors."""
     plan = integer_conv2d_plan(
-        weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle, input_shift, input_low, x.dtype
-    )
+        weight, bias, multiplier, shift, residual_shift, padding, stride, groups, bits, shuffle, input_shift, input_low,
+        x.dtype,
+    )  # fmt: skip
     return plan(x, residual)

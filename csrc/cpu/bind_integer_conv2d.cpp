@@ -28,8 +28,8 @@ std::vector<int32_t> copy_int32(py::handle tensor, const char* name, std::ptrdif
 class IntegerConvPlan {
   public:
     IntegerConvPlan(py::handle weight, py::handle bias, py::handle multiplier, py::handle shift, int residual_shift,
-                    int padding, int groups, int bits, int shuffle, int input_shift, std::optional<int> input_low,
-                    py::handle dtype)
+                    int padding, int stride, int groups, int bits, int shuffle, int input_shift,
+                    std::optional<int> input_low, py::handle dtype)
         : bits_(bits) {
         const py::module_ torch = py::module_::import("torch");
         SC_CHECK(bits == 16 || bits == 32, "bits=", bits, " (one of 16, 32)");
@@ -50,7 +50,7 @@ class IntegerConvPlan {
         conv_ = std::make_unique<IntegerConv2d>(
             kernel, copy_int32(bias, "bias", kernel.n).data(),
             copy_int32(multiplier, "multiplier", 2 * kernel.n).data(), copy_int32(shift, "shift", kernel.n).data(),
-            IntegerConvOptions{residual_shift, padding, groups, shuffle, narrowing});
+            IntegerConvOptions{residual_shift, padding, stride, groups, shuffle, narrowing});
     }
 
     py::object operator()(py::handle x, py::handle residual, py::object out) const {
@@ -95,22 +95,23 @@ void bind_integer_conv2d(py::module_& m) {
     m.def(
         "integer_conv2d_plan",
         [](py::handle weight, py::handle bias, py::handle multiplier, py::handle shift, int residual_shift, int padding,
-           int groups, int bits, int shuffle, int input_shift, std::optional<int> input_low, py::handle dtype) {
-            return std::make_unique<IntegerConvPlan>(weight, bias, multiplier, shift, residual_shift, padding, groups,
-                                                     bits, shuffle, input_shift, input_low, dtype);
+           int stride, int groups, int bits, int shuffle, int input_shift, std::optional<int> input_low,
+           py::handle dtype) {
+            return std::make_unique<IntegerConvPlan>(weight, bias, multiplier, shift, residual_shift, padding, stride,
+                                                     groups, bits, shuffle, input_shift, input_low, dtype);
         },
-        "weight"_a, "bias"_a, "multiplier"_a, "shift"_a, "residual_shift"_a, "padding"_a, "groups"_a, "bits"_a,
-        "shuffle"_a, "input_shift"_a, "input_low"_a, "dtype"_a);
+        "weight"_a, "bias"_a, "multiplier"_a, "shift"_a, "residual_shift"_a, "padding"_a, "stride"_a, "groups"_a,
+        "bits"_a, "shuffle"_a, "input_shift"_a, "input_low"_a, "dtype"_a);
     m.def(
         "integer_conv2d",
         [](py::handle x, py::handle weight, py::handle bias, py::handle multiplier, py::handle shift,
-           py::handle residual, int residual_shift, int padding, int groups, int bits, int shuffle, int input_shift,
-           std::optional<int> input_low) {
-            return IntegerConvPlan(weight, bias, multiplier, shift, residual_shift, padding, groups, bits, shuffle,
-                                   input_shift, input_low, x.attr("dtype"))(x, residual, py::none());
+           py::handle residual, int residual_shift, int padding, int stride, int groups, int bits, int shuffle,
+           int input_shift, std::optional<int> input_low) {
+            return IntegerConvPlan(weight, bias, multiplier, shift, residual_shift, padding, stride, groups, bits,
+                                   shuffle, input_shift, input_low, x.attr("dtype"))(x, residual, py::none());
         },
         "x"_a, "weight"_a, "bias"_a, "multiplier"_a, "shift"_a, "residual"_a, "residual_shift"_a, "padding"_a,
-        "groups"_a, "bits"_a, "shuffle"_a, "input_shift"_a, "input_low"_a);
+        "stride"_a, "groups"_a, "bits"_a, "shuffle"_a, "input_shift"_a, "input_low"_a);
 }
 
 }  // namespace sparsecodec

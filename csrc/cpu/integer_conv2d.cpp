@@ -94,6 +94,7 @@ void check(const IntegerKernel& kernel, const std::int32_t* multiplier, const st
     SC_CHECK(options.groups == 1 || (options.groups == kernel.n && kernel.k == 1), "groups=", options.groups, " with [",
              kernel.n, ", ", kernel.k, ", ...] weights (needs 1, or depthwise)");
     SC_CHECK(options.padding >= 0, "padding=", options.padding, " (needs padding >= 0)");
+    SC_CHECK(options.stride >= 1, "stride=", options.stride, " (needs stride >= 1)");
     SC_CHECK(r >= 1 && kernel.n % (r * r) == 0, "shuffle=", r, " with C_out=", kernel.n,
              " (needs C_out divisible by shuffle^2)");
     SC_CHECK(options.residual_shift >= -kMaxResidualShift && options.residual_shift <= kMaxResidualShift,
@@ -238,7 +239,7 @@ Image<Out> IntegerConv2d::result(const Image<const std::int16_t>& x) const {
     const int r = options_.shuffle;
     const auto positions = [&](std::ptrdiff_t size, int kernel) {
         const std::ptrdiff_t last = size + 2 * options_.padding - kernel;
-        return last < 0 ? -1 : last + 1;
+        return last < 0 ? -1 : last / options_.stride + 1;
     };
     image.n = x.n;
     image.c = kernel_.n / (r * r);
@@ -264,6 +265,7 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
     grid.h = out.h / options_.shuffle;
     grid.w = out.w / options_.shuffle;
     grid.taps = taps_;
+    grid.stride = options_.stride;
     grid.out_step = options_.shuffle;
     const std::ptrdiff_t pixels = out.n * grid.h * grid.w;
     if (pixels == 0) return;
@@ -293,6 +295,7 @@ void IntegerConv2d::run(const Image<const std::int16_t>& x, const Image<Out>& ou
                 args.taps = taps;
                 args.kw = kernel_.kw;
                 args.k = kernel_.k;
+                args.stride = options_.stride;
                 args.column = static_cast<int>(first % grid.w);
                 args.width = static_cast<int>(grid.w);
                 for (const Block& block : blocks_) {

@@ -23,7 +23,7 @@ struct Narrowing {  // q = clip(x 2^-shift, low, low + 255), halves upwards
 }  // namespace integer
 
 struct IntegerConvOptions {
-    int residual_shift = 0, padding = 0, groups = 1, shuffle = 1;
+    int residual_shift = 0, padding = 0, stride = 1, groups = 1, shuffle = 1;
     std::optional<integer::Narrowing> narrowing;  // of the input to 8 bits
 };
 
@@ -71,6 +71,7 @@ struct BlockArgs {
     const std::uint8_t* bytes;        // kBytes, instead of rows: [taps][tap_step][4 ceil(k / 4)], each q - low
     std::ptrdiff_t tap_step;
     int m, taps, kw, k;
+    int stride;                       // of the convolution: 1 where neighbours of a row read neighbours
     int column, width;                // of the grid: that of the first pixel, and how many a row has
     Out* const* out;                  // [m]
     const Residual* const* residual;  // [m] or null

@@ -73,12 +73,13 @@ void sum_tile(const Args& args, int first, int column, std::int32_t* sums) {
 }
 
 // The same of a depthwise block: pairs of kernel rows of one channel instead of pairs of channels. The pixels are
-// neighbours in one row, so that a pair is made once for all kernel columns that need it.
+// neighbours in one row, so that a pair is made once for all kernel columns that need it; with a stride they share too
+// little to look for it.
 template <int P, class Args>
 void sum_depthwise(const Args& args, int first, std::int32_t* sums) {
     constexpr int kSpan = 4;  // kernel columns at a time
     const Block& block = *args.block;
-    const int kh = args.taps / args.kw;
+    const int kh = args.taps / args.kw, together = args.stride == 1 ? kSpan : 1;
     for (int column = 0; column < block.n; column += kLanes) {
         const int n = block.n - column, channel = block.first_channel + column;
         Vec acc[P];
@@ -86,8 +87,8 @@ void sum_depthwise(const Args& args, int first, std::int32_t* sums) {
         for (int p = 0; p < P; ++p) acc[p] = load(block.bias.data() + column);
         const auto* w = static_cast<const std::int16_t*>(block.weights) + column * 2;
         for (int ky = 0; ky < kh; ky += 2) {
-            for (int kx = 0; kx < args.kw; kx += kSpan) {
-                const int span = args.kw - kx < kSpan ? args.kw - kx : kSpan;
+            for (int kx = 0; kx < args.kw; kx += together) {
+                const int span = args.kw - kx < together ? args.kw - kx : together;
                 const std::int16_t* const* const top = args.rows + (ky * args.kw + kx) * args.tap_step + first;
                 const std::ptrdiff_t below = ky + 1 < kh ? args.kw * args.tap_step : 0;  // 0: the weights are 0
                 Vec pairs[P + kSpan - 1];

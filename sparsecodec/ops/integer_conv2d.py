@@ -39,6 +39,7 @@ def integer_conv2d_reference(
     residual: Tensor | None = None,
     residual_shift: int = 0,
     padding: int = 0,
+    stride: int = 1,
     groups: int = 1,
     bits: int = 16,
     shuffle: int = 1,
@@ -48,16 +49,17 @@ def integer_conv2d_reference(
     """`integer_conv2d` in plain torch."""
     if bits not in DTYPES:
         raise UsageError(f"bits={bits} (one of {', '.join(map(str, DTYPES))})")
-    if reasons := _narrowing_rejects(input_shift, input_low):
+    if reasons := _stride_rejects(stride) + _narrowing_rejects(input_shift, input_low):
         raise UsageError("; ".join(reasons))
     if isinstance(x, FakeTensor):  # a plan asks for the shape alone, of every layer
-        rows, columns = (side + 2 * padding - k + 1 for side, k in zip(x.shape[2:], weight.shape[2:], strict=True))
+        sides = zip(x.shape[2:], weight.shape[2:], strict=True)
+        rows, columns = ((side + 2 * padding - k) // stride + 1 for side, k in sides)
         shape = (len(x), len(weight) // shuffle**2, rows * shuffle, columns * shuffle)
         return torch.empty(shape, dtype=DTYPES[bits], device=x.device, memory_format=torch.channels_last)
     if input_low is not None:
         x = shifted(x.long(), -input_shift).clamp(input_low, input_low + 255)
     # float64 holds every partial sum exactly
-    acc = F.conv2d(x.double(), weight.double(), bias.double(), 1, padding, 1, groups).round().long()
+    acc = F.conv2d(x.double(), weight.double(), bias.double(), stride, padding, 1, groups).round().long()
     shift = shift.long().view(-1, 1, 1)
     factor = torch.where(acc < 0, multiplier[1].long().view(-1, 1, 1), multiplier[0].long().view(-1, 1, 1))
     y = ((acc * factor + (1 << (shift - 1))) >> shift).clamp(-LIMIT, LIMIT - 1)
@@ -110,6 +112,10 @@ def _cpu_rejects(**arguments: Any) -> list[str]:
     return _rejects(**arguments) + wrong
 
 
+def _stride_rejects(stride: int) -> list[str]:
+    return [f"stride={stride} (needs stride >= 1)"] if stride < 1 else []
+
+
 def _narrowing_rejects(input_shift: int, input_low: int | None) -> list[str]:
     reasons = []
     if input_low is None and input_shift:
@@ -127,6 +133,7 @@ def _triton_rejects(**arguments: Any) -> list[str]:
         value = arguments[name]
         if value is not None:
             reasons += triton_rejects((value.dtype,), **{name: value})
+    reasons += _stride_rejects(arguments["stride"])
     reasons += _narrowing_rejects(arguments["input_shift"], arguments["input_low"])
     if arguments["bits"] not in DTYPES:
         reasons.append(f"bits={arguments['bits']} (needs one of {', '.join(map(str, DTYPES))})")
@@ -138,8 +145,8 @@ INTEGER_CONV2D = register(
         name="integer_conv2d",
         schema=(
             "(Tensor x, Tensor weight, Tensor bias, Tensor multiplier, Tensor shift, Tensor? residual=None, "
-            "int residual_shift=0, int padding=0, int groups=1, int bits=16, int shuffle=1, int input_shift=0, "
-            "int? input_low=None) -> Tensor"
+            "int residual_shift=0, int padding=0, int stride=1, int groups=1, int bits=16, int shuffle=1, "
+            "int input_shift=0, int? input_low=None) -> Tensor"
         ),
         reference=integer_conv2d_reference,
         impls=(
@@ -157,8 +164,8 @@ INTEGER_CONV2D = register(
             ),
         ),
         constants=(
-            "weight", "bias", "multiplier", "shift", "residual_shift", "padding", "groups", "bits", "shuffle",
-            "input_shift", "input_low",
+            "weight", "bias", "multiplier", "shift", "residual_shift", "padding", "stride", "groups", "bits",
+            "shuffle", "input_shift", "input_low",
         ),
         exact=True,
     )
@@ -174,6 +181,7 @@ def integer_conv2d(
     residual: Tensor | None = None,
     residual_shift: int = 0,
     padding: int = 0,
+    stride: int = 1,
     groups: int = 1,
     bits: int = 16,
     shuffle: int = 1,
@@ -185,7 +193,7 @@ def integer_conv2d(
     ::
 
         q   = x, or clip(x 2^-input_shift, input_low, input_low + 255)        halves upwards; if input_low is given
-        acc = bias[o] + sum weight[o,i,k,l] q[n,i,h+k-p,w+l-p]                 zeros outside
+        acc = bias[o] + sum weight[o,i,k,l] q[n,i,s h+k-p,s w+l-p]             zeros outside
         f   = multiplier[0,o] if acc >= 0 else multiplier[1,o]
         v   = clip((acc f + 2^(shift[o]-1)) >> shift[o], -2^30, 2^30 - 1)     arithmetic shift of a 64-bit product
         y   = pixel_shuffle(v) + clip(residual 2^residual_shift)              halves upwards, to the same range
@@ -202,7 +210,8 @@ def integer_conv2d(
         shift: ``[C_out]`` int32, 1 to 62.
         residual: shape of the result, int16|int32, or None.
         residual_shift: -30 to 30; negative ones round.
-        padding: zeros on all four sides; the stride is 1.
+        padding: p, zeros on all four sides.
+        stride: s, of both axes; 1 or more.
         groups: 1, or C_in = C_out (depthwise).
         bits: 16 or 32, of the result.
         shuffle: r of `torch.nn.PixelShuffle`; C_out is a multiple of r^2.
@@ -213,16 +222,16 @@ def integer_conv2d(
     with 255 for 2^15.
 
     Returns:
-        ``[N, C_out / r^2, H' r, W' r]`` int16 or int32.
+        ``[N, C_out / r^2, H' r, W' r]`` int16 or int32, with ``H' = floor((H + 2p - Kh) / s) + 1``.
 
     Raises:
         NoBackendError: a backend is forced and refuses these inputs.
-        UsageError: other bits, or a narrowing out of range.
+        UsageError: other bits, a stride below 1, or a narrowing out of range.
 
     Exactness: exact.
     Gradients: none.
     """
     return call(
-        INTEGER_CONV2D, x, weight, bias, multiplier, shift, residual, residual_shift, padding, groups, bits, shuffle,
-        input_shift, input_low,
+        INTEGER_CONV2D, x, weight, bias, multiplier, shift, residual, residual_shift, padding, stride, groups, bits,
+        shuffle, input_shift, input_low,
     )  # fmt: skip

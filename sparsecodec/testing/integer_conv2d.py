@@ -38,10 +38,11 @@ def _residual(shape: tuple[int, ...], bits: int, generator: Generator) -> Tensor
 def _float32(arguments: dict[str, Any]) -> tuple[str, Callable[[], object]]:
     """The layer in float32: the pinned kernel, whose LeakyReLU stands for the two factors, or torch if depthwise."""
     x, residual = (None if v is None else v.float() for v in (arguments["x"], arguments["residual"]))
-    weight, bias, padding = arguments["weight"].float(), arguments["bias"].float(), arguments["padding"]
+    weight, bias = arguments["weight"].float(), arguments["bias"].float()
+    padding, stride = arguments["padding"], arguments["stride"]
     if arguments["groups"] > 1:
-        return "torch_float32", lambda: F.conv2d(x, weight, bias, 1, padding, 1, arguments["groups"])
-    geometry = {"padding": padding} if weight.shape[-1] > 1 else {}
+        return "torch_float32", lambda: F.conv2d(x, weight, bias, stride, padding, 1, arguments["groups"])
+    geometry = {"padding": padding, "stride": stride} if weight.shape[-1] > 1 or stride > 1 else {}
     op = "conv2d_act" if geometry else "pointwise"
     run = bind(specs()[op], x, weight, bias, residual=residual, activation="leaky_relu", **geometry).run
     out = run(x, residual)
@@ -58,8 +59,8 @@ def _case(
     x_bits: the values of x use so many; slope: that of the negative factor, None = another random one; living: of the
     output channels so many have weights, half of them beside each other; None = all.
     """
-    padding, r = options.get("padding", 0), options.get("shuffle", 1)
-    rows, columns = (size + 2 * padding - kernel + 1 for size in (h, w))
+    padding, stride, r = options.get("padding", 0), options.get("stride", 1), options.get("shuffle", 1)
+    rows, columns = ((size + 2 * padding - kernel) // stride + 1 for size in (h, w))
     terms = kernel**2 * (1 if depthwise else c_in)
     if depthwise:
         options["groups"] = c_in
@@ -74,7 +75,8 @@ def _case(
         factor = integers((2, c_out), 2**29, FACTOR, torch.int32, generator)
         if slope is not None:
             factor[1] = (factor[0] * slope).int()
-        bias = integers((c_out,), -(2**26), 2**26, torch.int32, generator)
+        reach = min(2**26, int(2 * spread) + 1)  # not more, or a sum of bytes would be lost beside its bias
+        bias = integers((c_out,), -reach, reach, torch.int32, generator)
         if living is not None:
             zero = torch.randperm(c_out - living // 2, generator=generator)[living - living // 2 :]
             weight[zero] = 0
@@ -131,6 +133,10 @@ def _extreme_case(id: str, weight_bits: int, shifts: tuple[int, ...], bits: int)
     must_run = frozenset({"cpu", "triton"})
     return OpCase("integer_conv2d", id, make, dtypes=(torch.int16,), must_run=must_run)
 
+
+# What composes with a stride.
+TOGETHER = {"padding": 1, "shuffle": 2, "sliced": True, "residual": 32, "residual_shift": -17}
+TOGETHER |= {"input_shift": 8, "input_low": -77}
 
 CASES = [
     # Pixels: a register tile holds 12 (AVX2: 6), a task at most 240. Columns: a block holds 32, a tile 32 or 16 (AVX2).
@@ -208,6 +214,31 @@ CASES = [
     _case("depthwise-k5", 1, 9, 9, 6, 9, 5, depthwise=True, padding=2, bits=32, residual=32, residual_shift=-4),
     _case("depthwise-slice", 1, 35, 35, 4, 7, 3, depthwise=True, padding=1, sliced=True, weight_bits=16),
     _case("depthwise-shuffle", 1, 40, 40, 4, 5, 3, depthwise=True, padding=1, shuffle=2, residual=16),
+    # Strides: kernels of 3 with a padding of 1 reach the zeros below and to the right where sizes are odd; a 1x1 leaves
+    # inputs out.
+    *(
+        _case(f"stride-2-{h}x{w}", 1, 17, 33, h, w, 3, padding=1, stride=2, slope=0.25)
+        for h, w in ((1, 1), (1, 2), (2, 1), (2, 2), (3, 3), (6, 8), (7, 13), (8, 53))
+    ),
+    _case("stride-2-k1", 1, 24, 40, 5, 8, stride=2),
+    _case("stride-2-k2", 1, 10, 20, 6, 7, 2, stride=2, weight_bits=16),
+    _case("stride-3-k5", 1, 9, 24, 10, 12, 5, padding=2, stride=3, bits=32),
+    _case("stride-7-k3", 1, 8, 16, 5, 16, 3, padding=1, stride=7),
+    _case("stride-2-wide-padding", 1, 8, 16, 3, 4, 3, padding=3, stride=2),
+    _case("stride-2-tasks", 1, 20, 40, 33, 61, 3, padding=1, stride=2, residual=16),
+    _case("stride-2-batch", 3, 24, 40, 5, 6, 3, padding=1, stride=2, residual=32, residual_shift=-16),
+    _case("stride-2-narrowed", 2, 17, 65, 8, 13, 3, padding=1, stride=2, input_shift=8, input_low=-90, slope=0.25),
+    _case("stride-2-narrowed-int16-weights", 1, 40, 33, 5, 6, 3, padding=1, stride=2, weight_bits=16, input_low=-128),
+    _case("stride-2-shuffle", 1, 16, 72, 7, 6, 3, padding=1, stride=2, shuffle=2, residual=16),
+    _case("stride-2-slice", 2, 17, 33, 6, 9, 3, padding=1, stride=2, sliced=True, residual=16),
+    _case("stride-2-all", 2, 38, 72, 7, 10, 3, stride=2, slope=0.1, **TOGETHER),
+    _case("stride-2-living", 2, 17, 70, 7, 14, 3, padding=1, stride=2, living=7, residual=16),
+    _case("stride-2-depthwise", 1, 48, 48, 6, 9, 3, depthwise=True, padding=1, stride=2, slope=0.25),
+    _case("stride-2-depthwise-one-pixel", 1, 20, 20, 1, 1, 3, depthwise=True, padding=1, stride=2),
+    _case("stride-2-depthwise-tasks", 1, 20, 20, 33, 61, 3, depthwise=True, padding=1, stride=2, residual=16),
+    _case("stride-2-depthwise-batch", 2, 37, 37, 5, 7, 3, depthwise=True, padding=1, stride=2, residual=32),
+    _case("stride-2-depthwise-all", 2, 40, 40, 5, 12, 3, stride=2, depthwise=True, **TOGETHER),
+    _case("stride-3-depthwise-k5", 1, 9, 9, 10, 16, 5, depthwise=True, padding=2, stride=3, weight_bits=16, bits=32),
     *(
         _extreme_case(f"extreme-{name}-{bits}-w{weight_bits}", weight_bits, shifts, bits)
         for name, shifts in (("low", (1, 2, 29, 30, 31)), ("high", (32, 33, 46, 61, 62)), ("mixed", (1, 32, 62)))

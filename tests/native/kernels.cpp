@@ -209,7 +209,7 @@ Bytes integer_conv2d(Choice& choice) {
     const int n = multiple(choice.channels(), options.shuffle * options.shuffle), k = depthwise ? 1 : choice.channels();
     const int kh = 1 + choice.below(5), kw = 1 + choice.below(6);
     options.residual_shift = choice.below(70) - 35;
-    options.padding = choice.below(4);
+    options.padding = choice.below(4), options.stride = 1 + choice.below(3);
     options.groups = depthwise ? n : 1;
     if (choice.flag()) options.narrowing = {choice.below(33) - 16, choice.below(258) - 256};
     const Size at = size(choice, std::ptrdiff_t{n} * k * kh * kw);

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.nn.functional import pixel_shuffle
 
 from sparsecodec.errors import NoBackendError, UsageError
-from sparsecodec.ops import bind, integer_conv2d, use_backend
+from sparsecodec.ops import bind, integer_conv2d, use_backend, why_unavailable
 from sparsecodec.ops.integer_conv2d import INTEGER_CONV2D
 from sparsecodec.testing import CASES, run_eager, run_planned
 
@@ -52,6 +53,17 @@ def test_bits_do_not_depend_on_the_instruction_set(case, instruction_sets, monke
 
 
 @pytest.mark.parametrize(
+    "case",
+    [case for case in OURS if not case.id.startswith("extreme") and case.id != "living-none"],
+    ids=lambda case: case.id,
+)
+def test_results_of_cases_are_not_all_clipped(case):
+    """A residual aside; or a wrong product would not be seen."""
+    result = INTEGER_CONV2D.reference(**case.arguments(torch.int16) | {"residual": None})
+    assert result.unique().numel() >= min(result.numel(), 200) / 2
+
+
+@pytest.mark.parametrize(
     "id",
     [
         "task-and-remainder",
@@ -63,6 +75,8 @@ def test_bits_do_not_depend_on_the_instruction_set(case, instruction_sets, monke
         "empty-batch",
         "narrowed-tasks",
         "narrowed-k3",
+        "stride-2-tasks",
+        "stride-2-depthwise-tasks",
     ],
 )
 def test_bits_do_not_depend_on_threads(id):
@@ -77,7 +91,7 @@ def test_bits_do_not_depend_on_threads(id):
         torch.set_num_threads(threads)
 
 
-@pytest.mark.parametrize("id", ["tiles-and-one", "odd", "residual-16", "shuffle-3", "depthwise-k5"])
+@pytest.mark.parametrize("id", ["tiles-and-one", "odd", "residual-16", "shuffle-3", "depthwise-k5", "stride-2-7x13"])
 def test_bits_do_not_depend_on_the_batch(id):
     run, free = _bound(_case(id).arguments(torch.int16))
     free = {name: value for name, value in free.items() if value is not None}
@@ -104,6 +118,66 @@ def _formula(acc, factors, shift, residual=None, left=0, bits=16):
     if residual is not None:
         y += clip(residual * 2**left if left >= 0 else (residual + 2 ** (-left - 1)) >> -left, 30)
     return clip(y, bits - 1)
+
+
+@pytest.mark.parametrize("backend", ["reference", "cpu", "triton"])
+@pytest.mark.parametrize("groups", [1, 3])
+@pytest.mark.parametrize(("stride", "kernel", "padding"), [(2, 3, 1), (2, 1, 0), (3, 5, 2), (2, 2, 0), (9, 3, 1)])
+def test_strides_are_the_documented_formula(stride, kernel, padding, groups, backend, instruction_sets, monkeypatch):
+    """Sides of 1 to 7, whose last windows end before, at and behind the last input."""
+    if backend == "triton":
+        if why_unavailable("triton") is not None or torch.cuda.is_available():
+            pytest.skip("needs Triton's interpreter, as these tensors are on the CPU")
+        instruction_sets = instruction_sets[:1]
+    generator = torch.Generator().manual_seed(0)
+    x = torch.randint(-(2**15), 2**15, (1, 3, 7, 7), generator=generator).short()
+    weight = torch.randint(-127, 128, (3, 3 // groups, kernel, kernel), generator=generator).to(torch.int8)
+    bias = torch.randint(-(2**20), 2**20, (3,), generator=generator).int()
+    for h, w in ((1, 1), (1, 6), (5, 2), (6, 7), (7, 6)):
+        if min(h, w) + 2 * padding < kernel:
+            continue
+        image = x[:, :, :h, :w].contiguous(memory_format=torch.channels_last)
+        q, k, reach = image[0].tolist(), weight.tolist(), range(kernel)
+        expected = [
+            [
+                [
+                    _formula(
+                        bias[o].item()
+                        + sum(
+                            k[o][i][a][b] * q[o if groups > 1 else i][row + a][column + b]
+                            for i in range(3 // groups)
+                            for a in reach
+                            for b in reach
+                            if 0 <= row + a < h and 0 <= column + b < w
+                        ),
+                        (2**29, 2**28),
+                        40,
+                    )
+                    for column in range(-padding, w + padding - kernel + 1, stride)
+                ]
+                for row in range(-padding, h + padding - kernel + 1, stride)
+            ]
+            for o in range(3)
+        ]
+        factors = torch.tensor([[2**29], [2**28]], dtype=torch.int32).expand(2, 3).contiguous()
+        for isa in instruction_sets:
+            monkeypatch.setenv("SPARSECODEC_CPU_ISA", isa)
+            with use_backend(backend):
+                y = integer_conv2d(
+                    image, weight, bias, factors, torch.full((3,), 40, dtype=torch.int32),
+                    padding=padding, stride=stride, groups=groups,
+                )  # fmt: skip
+            assert y[0].tolist() == expected, (isa, h, w)
+
+
+@ALL
+def test_a_plan_that_asks_for_the_shape_alone_gets_it(case):
+    arguments = case.arguments(torch.int16)
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+        fake = arguments | {"x": mode.from_tensor(arguments["x"])}
+        planned = INTEGER_CONV2D.reference(**fake)
+    result = INTEGER_CONV2D.reference(**arguments)
+    assert (planned.shape, planned.dtype) == (result.shape, result.dtype)
 
 
 @pytest.mark.parametrize("bits", [16, 32])
@@ -194,7 +268,7 @@ def test_the_shuffle_comes_before_the_residual():
     assert torch.equal(result, y.clamp(-(2**15), 2**15 - 1).short())
 
 
-@pytest.mark.parametrize("id", ["residual-16", "shuffle-3", "depthwise-odd"])
+@pytest.mark.parametrize("id", ["residual-16", "shuffle-3", "depthwise-odd", "stride-2-tasks"])
 def test_the_residual_may_be_the_result(id):
     run, free = _bound(_case(id).arguments(torch.int16))
     expected = run(**free)
@@ -203,7 +277,7 @@ def test_the_residual_may_be_the_result(id):
     assert torch.equal(inplace, expected)
 
 
-@pytest.mark.parametrize("id", ["odd", "shuffle", "depthwise"])
+@pytest.mark.parametrize("id", ["odd", "shuffle", "depthwise", "stride-2-7x13", "stride-2-depthwise"])
 def test_the_result_may_be_a_slice(id):
     run, free = _bound(_case(id).arguments(torch.int16))
     expected = run(**free)
@@ -238,9 +312,11 @@ def test_refusals(changes, reason):
         ({"input_low": 1}, "input_low=1 .needs -255 to 0"),
         ({"input_low": 0, "input_shift": 16}, "input_shift=16 .needs -15 to 15"),
         ({"input_shift": 1}, "input_shift=1 .needs 0 where input_low is None"),
+        ({"stride": 0}, "stride=0 .needs stride >= 1"),
+        ({"stride": -1}, "stride=-1 .needs stride >= 1"),
     ],
 )
-def test_narrowings_out_of_range(changes, reason, backend):
+def test_narrowings_and_strides_out_of_range(changes, reason, backend):
     with use_backend(backend), pytest.raises(UsageError, match=reason):
         integer_conv2d(**_case("bits-32").arguments(torch.int16) | changes)
 

@@ -29,7 +29,7 @@ def _arguments(n, c_in, c_out, h, w, kernel=1, *, wide=False, residual=None, see
     groups, r = options.get("groups", 1), options.get("shuffle", 1)
     terms = c_in // groups * kernel**2
     top = min(32767 if wide else 127, 60000 // terms)
-    to_h, to_w = (size + 2 * options.get("padding", 0) - kernel + 1 for size in (h, w))
+    to_h, to_w = ((size + 2 * options.get("padding", 0) - kernel) // options.get("stride", 1) + 1 for size in (h, w))
     arguments = {
         "x": uniform((n, c_in, h, w), -32768, 32768, torch.int16).to(memory_format=torch.channels_last),
         "weight": uniform((c_out, c_in // groups, kernel, kernel), -top, top + 1, torch.int16 if wide else torch.int8),
@@ -65,6 +65,8 @@ def _check(**arguments):
         ((2, 16, 24, 3, 4, 3), {"padding": 1, "shuffle": 2, "residual": torch.int16}),
         ((1, 65, 33, 5, 13, 3), {"padding": 1, "input_shift": 8, "input_low": -77}),
         ((1, 33, 33, 5, 13, 3), {"padding": 1, "groups": 33, "input_shift": -3, "input_low": -255}),
+        ((1, 65, 33, 10, 25, 3), {"padding": 1, "stride": 2}),  # of the result, that is
+        ((1, 33, 33, 9, 26, 3), {"padding": 1, "stride": 2, "groups": 33}),
         ((1, 33, 33, 5, 13, 3), {"padding": 1, "groups": 33}),  # one more than a tile of 64 positions, of 32 channels
     ],
 )
@@ -175,6 +177,8 @@ def test_refusals_say_why():
         "input_low=-256 .needs -255 to 0": {"input_low": -256},
         "input_shift=16 .needs -15 to 15": {"input_low": 0, "input_shift": 16},
         "input_shift=1 .needs 0 where": {"input_shift": 1},
+        "stride=0 .needs stride >= 1": {"stride": 0},
+        "stride=-1 .needs stride >= 1": {"stride": -1},
     }
     for message, change in changes.items():
         with use_backend("triton"), pytest.raises(NoBackendError, match=message):

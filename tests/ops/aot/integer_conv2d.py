@@ -8,7 +8,10 @@ from sparsecodec._triton import integer_conv2d
 
 WITHOUT_PRODUCTS = ("_integer_conv2d_depthwise_fwd_kernel",)
 # odd: sizes that allow no vector loads.
-VARIANTS = ("plain", "pointwise", "odd", "shuffle", "bytes", "bytes odd", "depthwise", "depthwise odd")
+VARIANTS = (
+    "plain", "pointwise", "odd", "shuffle", "strided", "bytes", "bytes odd", "depthwise", "depthwise odd",
+    "depthwise strided",
+)  # fmt: skip
 
 
 def _nhwc(channels: int, dtype: torch.dtype = torch.int16, h: int = 32, w: int = 48) -> torch.Tensor:
@@ -23,6 +26,8 @@ def _launch(variant: str, dtype: torch.dtype, columns: int) -> None:
         kernel, options["bits"] = 1, 32
     elif variant == "shuffle":
         residual, options = _nhwc(columns // 4, torch.int32, 64, 96), {"shuffle": 2, "residual_shift": -5, "bits": 32}
+    if variant.endswith("strided"):
+        options["stride"] = 2
     if variant.startswith("bytes"):
         options |= {"input_shift": 8, "input_low": -128}
     if variant.startswith("depthwise"):
