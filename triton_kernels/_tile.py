@@ -73,6 +73,7 @@ INTEGER_SCALAR_TILES = (
 CANDIDATES = 4  # tiles that are timed for one shape
 # Per position and channel, without a product.
 MAP_TILE = {"BLOCK_P": 64, "BLOCK_C": 32, "num_warps": 8, "num_stages": 1}
+FEW_CHANNELS_TILE = {"BLOCK_P": 256, "BLOCK_C": 4, "num_warps": 4, "num_stages": 1}  # the same of pictures
 
 # Packed weights are padded with zeros to multiples of these, so that no tile needs a mask for them.
 PAD_N = tl.constexpr(max(tile["BLOCK_N"] for tiles in DOT_TILES.values() for tile in tiles))

@@ -6,10 +6,7 @@ import torch
 import triton
 import triton.language as tl
 
-from sparsecodec._triton._tile import MAP_TILE, narrow
-
-# Pictures have few channels.
-FEW_CHANNELS_TILE = {"BLOCK_P": 256, "BLOCK_C": 4, "num_warps": 4, "num_stages": 1}
+from sparsecodec._triton._tile import FEW_CHANNELS_TILE, MAP_TILE, narrow
 
 
 @triton.jit

@@ -9,10 +9,12 @@
 namespace sparsecodec {
 
 // A borrowed batch [n, c, h, w] of numbers in host memory, in any layout; strides in elements.
-struct Planes {
-    const float* data = nullptr;
+template <class T>
+struct Strided {
+    const T* data = nullptr;
     std::ptrdiff_t stride_n = 0, stride_c = 0, stride_h = 0, stride_w = 0;
 };
+using Planes = Strided<float>;
 
 // Upper left, upper right, lower left, lower right.
 template <class T>

@@ -20,7 +20,7 @@ def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
 
 def warp_reference(x: Tensor, flow: Tensor) -> Tensor:
     """`warp` in plain torch."""
-    reasons = _rejects_sizes(x, flow)
+    reasons = rejects_sizes(x, flow)
     if reasons:
         raise UsageError("; ".join(reasons))
     n, _, height, width = x.shape
@@ -42,7 +42,8 @@ def warp_reference(x: Tensor, flow: Tensor) -> Tensor:
     return y.to(x.dtype).permute(0, 3, 1, 2)
 
 
-def _rejects_sizes(x: Tensor, flow: Tensor) -> list[str]:
+def rejects_sizes(x: Tensor, flow: Tensor) -> list[str]:
+    """What is wrong with the sizes of a picture and its flow."""
     if x.dim() != 4:
         return [f"x.shape={list(x.shape)} (needs [N, C, H, W])"]
     wanted = [x.shape[0], 2, *x.shape[2:]]
@@ -50,7 +51,7 @@ def _rejects_sizes(x: Tensor, flow: Tensor) -> list[str]:
 
 
 def _rejects_flow(x: Tensor, flow: Tensor) -> list[str]:
-    reasons = _rejects_sizes(x, flow)
+    reasons = rejects_sizes(x, flow)
     if flow.dtype != torch.float32:
         reasons.append(f"flow.dtype={str(flow.dtype).removeprefix('torch.')} (needs float32)")
     return reasons

@@ -12,6 +12,7 @@
 #include "cpu/gdn.h"
 #include "cpu/integer_conv2d.h"
 #include "cpu/integer_gate.h"
+#include "cpu/integer_warp.h"
 #include "cpu/prior_context.h"
 #include "cpu/prior_head.h"
 #include "cpu/warp.h"
@@ -250,6 +251,19 @@ Bytes integer_gate(Choice& choice) {
     return pinned(out);
 }
 
+Bytes integer_warp(Choice& choice) {
+    const int c = choice.channels();
+    const Size at = size(choice, 8 * c);
+    auto x = choice.image<std::int16_t>(at.n, c, at.h, at.w), out = choice.image<std::int16_t>(at.n, c, at.h, at.w);
+    choice.fill(x);
+    const std::int32_t reach = choice.flag() ? std::numeric_limits<std::int32_t>::max() : 1 << (choice.below(12) + 12);
+    auto flow = choice.image<std::int32_t>(at.n, 2, at.h, at.w);
+    flow.each([&](std::int32_t& to) { to = choice.integer(-reach - 1, reach); });
+    const Image<std::int32_t>& by = flow.image();
+    sparsecodec::integer_warp(x.view(), {by.data, by.stride_n, 1, by.stride_h, by.stride_w}, out.image());
+    return pinned(out);
+}
+
 ScaleTable thresholds(Choice& choice) {
     std::vector<float> values(choice.below(100));
     float last = 0.1f;
@@ -364,7 +378,7 @@ constexpr Kernel kKernels[] = {
     warp<float>,             warp<bf16>,             gdn<float>,              gdn<bf16>,
     integer_conv2d<int16_t, int16_t>, integer_conv2d<int16_t, int32_t>, integer_conv2d<int32_t, int16_t>,
     integer_conv2d<int32_t, int32_t>, integer_gate, prior_head, latents, compaction,
-    prior_context};
+    prior_context, integer_warp};
 
 }  // namespace
 

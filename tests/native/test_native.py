@@ -190,5 +190,5 @@ def test_failed_allocations_of_kernels_become_memory_errors(failing, threads):
     for op, allocations in failing(FAILING_KERNELS, str(threads)):
         most[op] = max(most.get(op, 0), int(allocations))
     assert set(most) == {case.op for case in CASES}
-    none = {"compact_symbols", "expand_symbols", "integer_gate", "warp"}
+    none = {"compact_symbols", "expand_symbols", "integer_gate", "integer_warp", "warp"}
     assert {op for op in most if most[op] == 0} == none
