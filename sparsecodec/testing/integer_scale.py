@@ -24,17 +24,17 @@ def activations(shape: tuple[int, ...], dtype: torch.dtype, generator: Generator
 
 def _case(
     id: str, n: int, c: int, h: int, w: int, *, shifts: tuple[int, int] = (1, 62), residual: torch.dtype | None = None,
-    linear: bool = False, small: bool = False, wide: bool = False, sliced: bool = False,
+    linear: bool = False, small: bool = False, wide: bool = False, sliced: tuple[str, ...] = (),
     dtypes: tuple[torch.dtype, ...] = DTYPES, bench: bool = False, **options: Any,
 ) -> OpCase:  # fmt: skip
-    """shifts: the least and the largest; linear: equal factors; small: factors of 15 bits; sliced: of wider tensors.
+    """shifts: the least and the largest; linear: equal factors; small: factors of 15 bits; sliced: which are slices.
 
     wide: only the rows are apart, as those of a slice of a wider picture.
     """
 
-    def placed(values: Tensor) -> Tensor:
+    def placed(name: str, values: Tensor) -> Tensor:
         if not wide:
-            return channel_slice(values) if sliced else values
+            return channel_slice(values) if name in sliced else values
         larger = torch.full((n, c, h, w + 3), torch.iinfo(values.dtype).min, dtype=values.dtype)
         return nhwc(larger)[..., 2:-1].copy_(values)
 
@@ -44,12 +44,12 @@ def _case(
         if linear:
             multiplier[1] = multiplier[0]
         arguments = options | {
-            "x": placed(activations((n, c, h, w), dtype, generator)),
+            "x": placed("x", activations((n, c, h, w), dtype, generator)),
             "multiplier": multiplier,
             "shift": integers((c,), *shifts, torch.int32, generator),
         }
         if residual is not None:
-            arguments["residual"] = placed(activations((n, c, h, w), residual, generator))
+            arguments["residual"] = placed("residual", activations((n, c, h, w), residual, generator))
         return arguments
 
     to_move = n * c * h * w
@@ -102,8 +102,9 @@ CASES = [
     _case("tasks", 1, 20, 21, 41, residual=torch.int32, residual_shift=-3),
     _case("batch", 3, 7, 4, 5, residual=torch.int16),
     _case("empty-batch", 0, 8, 4, 4, residual=torch.int16),
-    _case("slice", 2, 17, 6, 5, sliced=True),
-    _case("slice-residual", 2, 17, 6, 5, sliced=True, residual=torch.int32, bits=32),
+    _case("slice", 2, 17, 6, 5, sliced=("x",)),
+    _case("slice-of-residual", 2, 17, 6, 5, sliced=("residual",), residual=torch.int32),
+    _case("slices", 2, 17, 6, 5, sliced=("x", "residual"), residual=torch.int32, bits=32),
     _case("slice-of-rows", 2, 17, 6, 37, wide=True, residual=torch.int16),
     # Which arithmetic a CPU takes depends on these.
     _case("high", 1, 37, 4, 5, shifts=(33, 45)),

@@ -56,7 +56,7 @@ def test_bits_do_not_depend_on_the_instruction_set(case, dtype, instruction_sets
         assert torch.equal(run_planned(case, "cpu", dtype)[0], expected), isa
 
 
-@pytest.mark.parametrize("id", ["tasks", "slice-residual", "batch", "empty-batch"])
+@pytest.mark.parametrize("id", ["tasks", "slices", "batch", "empty-batch"])
 @DTYPES
 def test_bits_do_not_depend_on_threads(id, dtype):
     run, free = _bound(_arguments(id, dtype))
@@ -116,7 +116,7 @@ def test_halves_are_rounded_upwards_and_the_sign_chooses_the_factor(backend):
         assert _scaled([-70000, 70000], (2, 2), 1) == [-(2**15), 2**15 - 1]
 
 
-@pytest.mark.parametrize("id", ["tiles-and-one", "batch", "slice-residual"])
+@pytest.mark.parametrize("id", ["tiles-and-one", "batch", "slices"])
 def test_it_is_a_depthwise_convolution_of_ones(id):
     """The requantisation of `integer_conv2d`, whose weight of -1 is a negative factor here."""
     arguments = _arguments(id, torch.int16)
@@ -166,7 +166,7 @@ def test_one_plan_takes_other_factors_and_sizes():
 
 
 def test_a_plan_may_ask_for_the_shape_alone():
-    arguments = _arguments("slice-residual")
+    arguments = _arguments("slices")
     with FakeTensorMode() as mode:
         fake = {n: mode.from_tensor(v) if isinstance(v, torch.Tensor) else v for n, v in arguments.items()}
         result = INTEGER_SCALE.reference(**fake)
