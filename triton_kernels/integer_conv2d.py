@@ -8,6 +8,7 @@ import triton.language as tl
 
 from sparsecodec._triton._autotune import choose
 from sparsecodec._triton._epilogue import Destination, cell_of, column_rows
+from sparsecodec._triton._requantize import clip, requantized, shifted
 from sparsecodec._triton._tile import MAP_TILE, PAD_K, PAD_N, integer_tiles, padded, position, source
 
 DTYPES = {16: torch.int16, 32: torch.int32}  # of the result, by its bits
@@ -19,13 +20,6 @@ UNSPECIALISED = (
     "stride_rn", "stride_rh", "stride_rw",
     "stride_on", "stride_oh", "stride_ow",
 )  # fmt: skip
-
-
-@triton.jit
-def _clip(value, BITS: tl.constexpr):
-    """`value` as int32, clipped to the range of BITS bits."""
-    top: tl.constexpr = (1 << (BITS - 1)) - 1
-    return tl.minimum(tl.maximum(value, -top - 1), top).to(tl.int32)
 
 
 @triton.jit
@@ -53,7 +47,7 @@ def _finish(
     written = j < C_OUT * VEC
     above = tl.load(channel_ptr + columns + j)[None, :]
     below = tl.load(channel_ptr + columns * 2 + j)[None, :]
-    shift = tl.load(channel_ptr + columns * 3 + j).to(tl.int64)[None, :]
+    shift = tl.load(channel_ptr + columns * 3 + j)[None, :]
     column_r = j
     column_o = j
     if SHUFFLE > 1:
@@ -65,15 +59,13 @@ def _finish(
     to_w = (w * SHUFFLE).to(tl.int64)
     # [P, N]
     inside = in_image[:, None] & written[None, :]
-    one = tl.full((1, 1), 1, tl.int64)
-    value = acc.to(tl.int64) * tl.where(acc < 0, below, above)
-    value = _clip((value + ((one << shift) >> 1)) >> shift, 31)
+    value = requantized(acc, above, below, shift)
     if residual_ptr is not None:
         row = (n * stride_rn + to_h * stride_rh + to_w * stride_rw) * VEC
-        residual = tl.load(residual_ptr + row[:, None] + column_r[None, :], mask=inside, other=0).to(tl.int64)
-        value += _clip(((residual << LEFT) + ((one << RIGHT) >> 1)) >> RIGHT, 31)
+        residual = tl.load(residual_ptr + row[:, None] + column_r[None, :], mask=inside, other=0)
+        value += shifted(residual, LEFT, RIGHT)
     row = (n * stride_on + to_h * stride_oh + to_w * stride_ow) * VEC
-    value = _clip(value, out_ptr.dtype.element_ty.primitive_bitwidth).to(out_ptr.dtype.element_ty)
+    value = clip(value, out_ptr.dtype.element_ty.primitive_bitwidth).to(out_ptr.dtype.element_ty)
     tl.store(out_ptr + row[:, None] + column_o[None, :], value, mask=inside)
 
 

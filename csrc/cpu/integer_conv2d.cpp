@@ -14,11 +14,11 @@ namespace {
 
 using integer::Block;
 using integer::kBlock;
+using integer::kHighShift;
 using integer::Narrowing;
 using integer::Products;
 
 constexpr int kTile = 12;       // pixels of the widest register tile
-constexpr int kHighShift = 33;  // of integer::Kind::kHigh
 constexpr std::ptrdiff_t kUnplaced = 4 * kTile;  // pixels of a task whose values are placed later: they stay cached
 
 bool has_vnni(igemm::Isa isa) {
@@ -194,7 +194,6 @@ void IntegerConv2d::pack(const IntegerKernel& kernel, const std::int32_t* bias, 
         Block& block = blocks_[b];
         std::byte* const weights = packed_.get() + b * size;
         block.weights = weights;
-        bool high = true, linear = true;
         for (auto* values : {&block.bias, &block.positive, &block.negative}) values->assign(kBlock, 0);
         block.shift.assign(kBlock, kHighShift);
         for (int column = 0; column < block.n; ++column) {
@@ -203,8 +202,6 @@ void IntegerConv2d::pack(const IntegerKernel& kernel, const std::int32_t* bias, 
             block.positive[column] = multiplier[channel];
             block.negative[column] = multiplier[kernel.n + channel];
             block.shift[column] = shift[channel];
-            high = high && shift[channel] >= kHighShift;
-            linear = linear && block.positive[column] == block.negative[column];
             std::uint32_t weight_sum = 0;
             for (std::size_t tap = 0; tap < taps; ++tap) {
                 for (std::size_t i = 0; i < k; ++i) {
@@ -229,7 +226,7 @@ void IntegerConv2d::pack(const IntegerKernel& kernel, const std::int32_t* bias, 
                     weight_sum * static_cast<std::uint32_t>(options_.narrowing->low));
             }
         }
-        block.kind = !high ? integer::Kind::kAny : linear ? integer::Kind::kHighLinear : integer::Kind::kHigh;
+        block.kind = integer::kind_of(block.factors(), block.n);
     }
 }
 

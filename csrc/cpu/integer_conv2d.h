@@ -12,6 +12,7 @@
 #include <vector>
 
 #include "cpu/conv_grid.h"
+#include "cpu/integer_factors.h"
 
 namespace sparsecodec {
 namespace integer {
@@ -43,10 +44,6 @@ struct Segment {
     std::ptrdiff_t channel;
 };
 
-// What is known of a block's numbers. kHigh: all shifts are at least 33, so that the upper half of a product is enough
-// and nothing needs a clip; kHighLinear: the two factors of each channel are equal, too.
-enum class Kind { kAny, kHigh, kHighLinear };
-
 // Whose products an instruction adds: pairs of int16 channels, fours of bytes, pairs of rows of one channel.
 enum class Products { kPairs, kBytes, kDepthwise };
 
@@ -56,6 +53,7 @@ struct Block {
     Kind kind;
     std::vector<Segment> segments;  // cover [0, n)
     std::vector<std::int32_t> bias, positive, negative, shift;  // [kBlock]; past n: 0, 0, 0, 33
+    FactorRows factors() const { return {positive.data(), negative.data(), shift.data()}; }
     const void* weights;  // 64-byte aligned. kPairs: int16_t [taps][ceil(k / 2)][kBlock][2]; kDepthwise: pairs of kernel
                           // rows, [ceil(kh / 2)][kw][kBlock][2]; kBytes: int8_t [taps][ceil(k / 4)][kBlock][4]
 };

@@ -1,17 +1,10 @@
 // The kernels of integer_conv2d on vectors of kLanes int32: sums of a register tile, then what is made of them.
-// Included in an anonymous namespace, under a target pragma, by a file that defines
-//     constexpr int kLanes, kPixels                           columns of a vector; pixels of a tile of two vectors
-//     Vec                                                     kLanes int32
-//     Vec load(const int32_t* p); void store(int32_t* p, Vec)
+// Included behind requantize_<instruction set>.inl by a file that defines
+//     constexpr int kPixels                                   of a tile of two vectors
 //     Vec load_weights(const void* p)                         kLanes pairs, or fours of bytes, aligned
 //     Vec splat(uint32_t pair)                                a pair of int16 or four bytes, in every lane
 //     Vec load_pairs(const int16_t* a, const int16_t* b, int n)  lane c: (a[c], b[c]); n lanes are read
 //     Vec multiply_add<bytes>(Vec sum, Vec x, Vec w)          sum += x0 w0 + x1 w1 (+ x2 w2 + x3 w3), modulo 2^32
-//     Factors(const Block&, int column)                       of kLanes columns
-//     Vec requantize<kind>(Vec sum, const Factors&)           of a block of this kind
-//     Vec load_residual(const T* p, int n)                    n lanes are read, of int16_t or int32_t
-//     struct ResidualShift { ResidualShift(int left); Vec operator()(Vec) const; }
-//     Vec add(Vec, Vec); void store_out(T* p, Vec v, int n)   n lanes are written, saturated to T
 
 #include "cpu/next_tile.inl"
 
@@ -126,7 +119,7 @@ inline void place(const BlockArgs<Out, Residual>& args, const Segment& segment, 
     const std::ptrdiff_t from = offset(args.residual_places);
     const Residual* const* const residual = args.residual + first;
     for (int p = 0; p < pixels; ++p) {
-        store_out(out[p] + to, add(value(p), shift(load_residual(residual[p] + from, n))), n);
+        store_out(out[p] + to, add(value(p), shift(load_wide(residual[p] + from, n))), n);
     }
 }
 
@@ -136,7 +129,7 @@ void place_values(const BlockArgs<Out, Residual>& args, const std::int32_t* valu
     for (int p = 0; p < args.m; ++p, values += stride) {
         for (int c = 0; c < n; c += kLanes) {
             Vec v = load(values + c);
-            if (args.residual) v = add(v, shift(load_residual(args.residual[p] + c, n - c)));
+            if (args.residual) v = add(v, shift(load_wide(args.residual[p] + c, n - c)));
             store_out(args.out[p] + c, v, n - c);
         }
     }
@@ -148,7 +141,7 @@ void finish_tile(const BlockArgs<Out, Residual>& args, int first, int pixels, st
     const ResidualShift shift(args.residual_shift);
     const bool together = block.segments.size() == 1;
     for (int column = 0; column < block.n; column += kLanes) {
-        const Factors factors(block, column);
+        const Factors factors(block.factors(), column);
         const auto value = [&](int p) { return requantize<kind>(load(sums + p * kBlock + column), factors); };
         if (together) {
             place(args, block.segments[0], column, first, pixels, shift, value);

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor, nn
 
 from sparsecodec.ops import bind
 from sparsecodec.ops.integer_conv2d import INTEGER_CONV2D
+from sparsecodec.ops.integer_scale import INTEGER_SCALE
 from sparsecodec.runtime.integer_lowering import integer_program, scale_constants
 from sparsecodec.runtime.report import Row
 from sparsecodec.runtime.transform import CompiledTransform
@@ -103,6 +105,9 @@ class IntegerScale:
         """``[N, C, H, W]`` int16, channels_last -> the same of exponent `result`; quality: 0 to Q - 1."""
         run = self._bound.get(quality)
         if run is None:
-            constants = scale_constants(self._factors[quality], self._source, self._result, 16, self._name)
-            run = self._bound[quality] = bind(INTEGER_CONV2D, x=x, **constants).run
+            factors = self._factors[quality]
+            constants = scale_constants(factors, self._source, self._result, 16, self._name)
+            multiplier = constants["multiplier"] * torch.where(factors < 0, -1, 1).int()
+            bound = bind(INTEGER_SCALE, x, multiplier, constants["shift"])
+            run = self._bound[quality] = partial(bound.run, multiplier=multiplier)
         return run(x)

@@ -9,6 +9,8 @@
 
 namespace fuzz {
 
+inline int multiple(int n, int of) { return (n + of - 1) / of * of; }
+
 constexpr std::ptrdiff_t kProducts = 200000;  // of one call: the sanitizers make it slow
 
 // What an input says, read again for each instruction set.

@@ -3,20 +3,16 @@
 #include <cstdlib>
 #include <optional>
 
-#include "common/requantize.h"
 #include "cpu/compact_symbols.h"
 #include "cpu/conv2d_act.h"
 #include "cpu/conv_transpose2d_act.h"
 #include "cpu/deform_conv2d.h"
 #include "cpu/depth_conv_block.h"
 #include "cpu/gdn.h"
-#include "cpu/integer_conv2d.h"
-#include "cpu/integer_gate.h"
-#include "cpu/integer_warp.h"
-#include "cpu/prior_context.h"
 #include "cpu/prior_head.h"
 #include "cpu/warp.h"
 #include "fuzz.h"
+#include "integer_kernels.h"
 #include "kernel_choices.h"
 
 const char* const fuzz::kName = "kernels";
@@ -31,6 +27,7 @@ using fuzz::Choice;
 using fuzz::Guarded;
 using fuzz::Random;
 using fuzz::Size;
+using fuzz::multiple;
 using fuzz::size;
 using igemm::bf16;
 
@@ -40,8 +37,6 @@ Bytes pinned(Guarded<T>& out) {
     Bytes bits = out.bits();
     return std::is_same_v<T, bf16> ? Bytes() : bits;
 }
-
-int multiple(int n, int of) { return (n + of - 1) / of * of; }
 
 template <class T>
 Bytes conv2d(Choice& choice) {
@@ -202,68 +197,6 @@ Bytes gdn(Choice& choice) {
     return pinned(out);
 }
 
-template <class Out, class Residual>
-Bytes integer_conv2d(Choice& choice) {
-    IntegerConvOptions options;
-    const bool depthwise = choice.flag();
-    options.shuffle = 1 + choice.below(3);
-    const int n = multiple(choice.channels(), options.shuffle * options.shuffle), k = depthwise ? 1 : choice.channels();
-    const int kh = 1 + choice.below(5), kw = 1 + choice.below(6);
-    options.residual_shift = choice.below(70) - 35;
-    options.padding = choice.below(4), options.stride = 1 + choice.below(3);
-    options.groups = depthwise ? n : 1;
-    if (choice.flag()) options.narrowing = {choice.below(33) - 16, choice.below(258) - 256};
-    const Size at = size(choice, std::ptrdiff_t{n} * k * kh * kw);
-    const auto filled = [&](std::size_t count, std::int32_t least, std::int32_t most) {
-        std::vector<std::int32_t> values(count);
-        for (std::int32_t& value : values) value = choice.integer(least, most);
-        return values;
-    };
-    const bool high = choice.flag(), linear = choice.flag();
-    auto weights = filled(std::size_t(n) * k * kh * kw, -128, 127), bias = filled(n, -(1 << 20), 1 << 20);
-    const int zero = choice.flag() ? choice.below(n + 1) : 0;  // channels
-    std::fill_n(weights.begin(), std::size_t(zero) * k * kh * kw, 0);
-    std::fill_n(bias.begin(), zero, 0);
-    auto multiplier = filled(2 * n, 0, (1 << 30) - 1);
-    if (linear) std::copy_n(multiplier.begin(), n, multiplier.begin() + n);
-    const auto shift = filled(n, high ? 33 : 1, high ? 45 : 62);
-    const IntegerConv2d conv({weights.data(), n, k, kh, kw}, bias.data(), multiplier.data(), shift.data(), options);
-    auto x = choice.image<std::int16_t>(at.n, conv.input_channels(), at.h, at.w);
-    choice.fill(x);
-    const Image<Out> wanted = conv.result<Out>(x.view());
-    if (wanted.h < 0 || wanted.w < 0) return {};
-    auto out = choice.like(wanted, choice.gap());
-    Guarded<Residual> residual(wanted.n, wanted.c, wanted.h, wanted.w, choice.gap(), choice.at_end);
-    choice.fill(residual);
-    const Image<const Residual> base = residual.view();
-    conv.run(x.view(), out.image(), choice.flag() ? &base : nullptr);
-    return pinned(out);
-}
-
-Bytes integer_gate(Choice& choice) {
-    const int chunks = 1 + choice.below(4), c = choice.channels();
-    const Size at = size(choice, 16 * c);
-    Guarded<std::int16_t> table(1, 1 << 16, 1, 1, 0, choice.at_end);
-    choice.fill(table);
-    auto x = choice.image<std::int16_t>(at.n, c * chunks, at.h, at.w), out = choice.image<std::int16_t>(at.n, c, at.h, at.w);
-    choice.fill(x);
-    sparsecodec::integer_gate(x.view(), table.image().data, chunks, out.image());
-    return pinned(out);
-}
-
-Bytes integer_warp(Choice& choice) {
-    const int c = choice.channels();
-    const Size at = size(choice, 8 * c);
-    auto x = choice.image<std::int16_t>(at.n, c, at.h, at.w), out = choice.image<std::int16_t>(at.n, c, at.h, at.w);
-    choice.fill(x);
-    const std::int32_t reach = choice.flag() ? std::numeric_limits<std::int32_t>::max() : 1 << (choice.below(12) + 12);
-    auto flow = choice.image<std::int32_t>(at.n, 2, at.h, at.w);
-    flow.each([&](std::int32_t& to) { to = choice.integer(-reach - 1, reach); });
-    const Image<std::int32_t>& by = flow.image();
-    sparsecodec::integer_warp(x.view(), {by.data, by.stride_n, 1, by.stride_h, by.stride_w}, out.image());
-    return pinned(out);
-}
-
 ScaleTable thresholds(Choice& choice) {
     std::vector<float> values(choice.below(100));
     float last = 0.1f;
@@ -325,27 +258,6 @@ Bytes latents(Choice& choice) {
     return bits;
 }
 
-Bytes prior_context(Choice& choice) {
-    const Part part = kParts[choice.below(std::size(kParts))].part;
-    const int c = 1 + choice.below(40), all = part.groups * c, exponent = choice.below(61) - 46;
-    const Size at = size(choice, 8 * all);
-    Guarded<std::int32_t> symbols(at.n, at.w, c, at.h, 0, choice.at_end);
-    choice.fill(symbols);
-    const auto given = [&] {
-        auto image = choice.image<std::int32_t>(at.n, all, at.h, at.w);
-        image.each([&](std::int32_t& to) { to = choice.integer(-kFixedLimit, kFixedLimit - 1); });
-        return image;
-    };
-    const Guarded<std::int32_t> means = given(), scales = given(), step = given();
-    auto context = choice.image<std::int16_t>(at.n, 4 * all, at.h, at.w);
-    auto first = choice.image<std::int32_t>(at.n, all, at.h, at.w);
-    sparsecodec::prior_context(part, exponent, symbols.image().data, means.view(), scales.view(), step.view(),
-                               context.image(), first.image());
-    Bytes bits = context.bits(), more = first.bits();
-    bits.insert(bits.end(), more.begin(), more.end());
-    return bits;
-}
-
 Bytes compaction(Choice& choice) {
     const std::ptrdiff_t n = choice.below(200) * (choice.flag() ? 1 : 40);
     const auto line = [&](auto zero, std::ptrdiff_t count) {
@@ -376,9 +288,13 @@ constexpr Kernel kKernels[] = {
     conv2d<float>,           conv2d<bf16>,           conv_transpose2d<float>, conv_transpose2d<bf16>,
     depth_conv_block<float>, depth_conv_block<bf16>, deform_conv2d<float>,    deform_conv2d<bf16>,
     warp<float>,             warp<bf16>,             gdn<float>,              gdn<bf16>,
-    integer_conv2d<int16_t, int16_t>, integer_conv2d<int16_t, int32_t>, integer_conv2d<int32_t, int16_t>,
-    integer_conv2d<int32_t, int32_t>, integer_gate, prior_head, latents, compaction,
-    prior_context, integer_warp};
+    fuzz::integer_conv2d<int16_t, int16_t>, fuzz::integer_conv2d<int16_t, int32_t>,
+    fuzz::integer_conv2d<int32_t, int16_t>, fuzz::integer_conv2d<int32_t, int32_t>,
+    fuzz::integer_gate, fuzz::integer_warp, prior_head, latents, compaction, fuzz::prior_context,
+    fuzz::integer_scale<int16_t, int16_t, int16_t>, fuzz::integer_scale<int16_t, int16_t, int32_t>,
+    fuzz::integer_scale<int16_t, int32_t, int16_t>, fuzz::integer_scale<int16_t, int32_t, int32_t>,
+    fuzz::integer_scale<int32_t, int16_t, int16_t>, fuzz::integer_scale<int32_t, int16_t, int32_t>,
+    fuzz::integer_scale<int32_t, int32_t, int16_t>, fuzz::integer_scale<int32_t, int32_t, int32_t>};
 
 }  // namespace
 
