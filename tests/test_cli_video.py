@@ -228,6 +228,8 @@ def test_nothing_is_written_where_nothing_can_be_had(coded, capsys, tmp_path):
         (["decode", "{coded}", "out.y4m", "-m", "toy", "--region", "1,2,3,4"], "--region is for pictures"),
         (["decode", "{coded}", "out.y4m", "-m", "toy", "--start", "12"], "frame 12"),
         (["decode", "absent.spv", "out.y4m", "-m", "toy"], "absent.spv"),
+        (["decode", "{clip}", "out.y4m", "-m", "toy"], "clip.y4m is not coded"),
+        (["decode", "{clip}", "-", "-m", "toy"], "clip.y4m is not coded"),
     ],
     ids=lambda value: value if isinstance(value, str) else " ".join(value),
 )

@@ -25,7 +25,9 @@ from sparsecodec.cli.options import (
 )
 from sparsecodec.data import write_image
 from sparsecodec.data.images import writable_suffixes
+from sparsecodec.data.video import is_clip
 from sparsecodec.entropy import Header
+from sparsecodec.errors import UsageError
 from sparsecodec.runtime.tiles import check_pixels, region_of
 
 MAX_PIXELS = 2**26  # 8192 x 8192; a decoder needs about 100 bytes for each
@@ -57,6 +59,8 @@ def run(arguments: argparse.Namespace) -> None:
     if clips.is_coded_clip(arguments.input):
         clips.decode(arguments)
         return
+    if is_clip(arguments.input) and Path(arguments.input).is_file():
+        raise UsageError(f"{arguments.input} is not coded (needs what encode wrote: .spv, or .spc of a picture)")
     refuse(arguments, clips.CLIPS_ONLY, "clips")
     if not Path(arguments.input).is_dir():
         check_file(arguments, writable_suffixes(), "the suffix of a picture, as .png")
