@@ -110,7 +110,7 @@ def load_script_with_compiler(path: Path) -> ModuleType:
 
 @pytest.fixture(scope="session")
 def emulated_library(tmp_path_factory: pytest.TempPathFactory) -> ctypes.CDLL:
-    """The CUDA kernels on CPU threads."""
+    """The CUDA kernels on the CPU."""
     path = tmp_path_factory.mktemp("emulated") / "library.so"
     load_script_with_compiler(Path(__file__).parent / "cuda_emulator" / "emulate.py").build_library(path)
     return _cuda.load(path)

@@ -81,9 +81,9 @@ def _execute(run: Run, folder: Path) -> Outcome:
 
 
 def build_library(path: Path) -> None:
-    """All of csrc/cuda as a shared library whose kernels run on CPU threads, for sparsecodec/_cuda.py to load."""
+    """All of csrc/cuda as a shared library whose kernels run on the CPU, for sparsecodec/_cuda.py to load."""
     sources = sorted(map(str, (ROOT / "csrc" / "cuda").glob("*.cu")))
-    flags = ["-shared", "-fPIC", "-x", "c++", '-DSPARSECODEC_CUDA_ARCHS="90"']
+    flags = ["-shared", "-fPIC", "-x", "c++", "-DSC_TURNS", '-DSPARSECODEC_CUDA_ARCHS="90"']
     subprocess.run([compiler(), *FLAGS, *flags, *INCLUDES, *sources, "-o", str(path)], check=True)
 
 

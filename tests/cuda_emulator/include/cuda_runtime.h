@@ -1,6 +1,7 @@
-// Stands in for CUDA's header, so that g++ (C++20) compiles the files of csrc/cuda and runs their kernels on the CPU: one
-// thread for each CUDA thread, real barriers, and several blocks at a time, so that ThreadSanitizer sees races and
-// AddressSanitizer overruns, those of shared memory included. Holds what our kernels use, no more.
+// Stands in for CUDA's header, so that g++ (C++20) compiles the files of csrc/cuda and runs their kernels on the CPU:
+// something that runs (turns.h) for each CUDA thread, real barriers, and several blocks at a time, so that
+// ThreadSanitizer sees races and AddressSanitizer overruns, those of shared memory included. Holds what our kernels use,
+// no more.
 //
 // Not modelled: speed, the memory model's weaker orders between blocks, warps that run in lockstep, the limits of a GPU.
 //
@@ -8,7 +9,6 @@
 #pragma once
 
 #include <atomic>
-#include <barrier>
 #include <bit>
 #include <cmath>
 #include <cstddef>
@@ -17,7 +17,6 @@
 #include <cstring>
 #include <memory>
 #include <mutex>
-#include <thread>
 #include <utility>
 #include <vector>
 
@@ -48,13 +47,23 @@ inline thread_local dim3 threadIdx, blockIdx, blockDim, gridDim;
 
 namespace emulator {
 
+struct Slot;
+inline thread_local Slot* slot = nullptr;
+inline thread_local unsigned thread = 0, syncs = 0, exchanges = 0;
+
+}  // namespace emulator
+
+#include "turns.h"
+
+namespace emulator {
+
 constexpr unsigned kWarp = 32;
 // Kernels run on this many blocks at a time; a block that waits for another needs two.
 inline unsigned resident_blocks = 3;
 
 struct Warp {
     explicit Warp(unsigned threads) : barrier(threads) {}
-    std::barrier<> barrier;
+    Barrier barrier;
     std::uint64_t lane[2][kWarp] = {};  // in turn: who is ahead writes what nobody reads any more
 };
 
@@ -65,15 +74,12 @@ struct Slot {
             warps.push_back(std::make_unique<Warp>(std::min(kWarp, threads - first)));
         }
     }
-    std::barrier<> barrier;
-    std::barrier<> between;  // apart from __syncthreads, so that a dropped one stays dropped
+    Barrier barrier;
+    Barrier between;  // apart from __syncthreads, so that a dropped one stays dropped
     std::vector<std::unique_ptr<Warp>> warps;
     std::unique_ptr<std::once_flag> allocate;
     std::shared_ptr<void> shared;
 };
-
-inline thread_local Slot* slot = nullptr;
-inline thread_local unsigned thread = 0, syncs = 0, exchanges = 0;
 
 inline Warp& warp() { return *slot->warps[thread / kWarp]; }
 inline unsigned lane() { return thread % kWarp; }
@@ -98,31 +104,28 @@ void run(void (*kernel)(Parameters...), dim3 grid, dim3 block, Parameters... arg
     const unsigned blocks = grid.volume(), threads = block.volume();
     const unsigned slots = blocks < resident_blocks ? blocks : resident_blocks;
     std::vector<std::unique_ptr<Slot>> owned;
-    std::vector<std::thread> running;
-    for (unsigned s = 0; s < slots; ++s) {
-        owned.push_back(std::make_unique<Slot>(threads));
-        for (unsigned t = 0; t < threads; ++t) {
-            running.emplace_back([=, mine = owned.back().get()] {
-                slot = mine;
-                thread = t;
-                gridDim = grid;
-                blockDim = block;
-                threadIdx = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y);
-                for (unsigned b = s; b < blocks; b += slots) {
-                    if (t == 0) {
-                        mine->allocate = std::make_unique<std::once_flag>();
-                        mine->shared.reset();
-                    }
-                    mine->between.arrive_and_wait();
-                    blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
-                    syncs = 0;
-                    kernel(arguments...);
-                    mine->between.arrive_and_wait();
-                }
-            });
+    for (unsigned s = 0; s < slots; ++s) owned.push_back(std::make_unique<Slot>(threads));
+    side_by_side(slots * threads, [&](unsigned at) {
+        const unsigned first = at / threads, t = at % threads;
+        Slot* const mine = owned[first].get();
+        slot = mine;
+        thread = t;
+        exchanges = 0;
+        gridDim = grid;
+        blockDim = block;
+        threadIdx = dim3(t % block.x, t / block.x % block.y, t / block.x / block.y);
+        for (unsigned b = first; b < blocks; b += slots) {
+            if (t == 0) {
+                mine->allocate = std::make_unique<std::once_flag>();
+                mine->shared.reset();
+            }
+            mine->between.arrive_and_wait();
+            blockIdx = dim3(b % grid.x, b / grid.x % grid.y, b / grid.x / grid.y);
+            syncs = 0;
+            kernel(arguments...);
+            mine->between.arrive_and_wait();
         }
-    }
-    for (std::thread& one : running) one.join();
+    });
 }
 
 }  // namespace emulator
@@ -219,6 +222,6 @@ T atomicExch(T* at, T value) {
 template <class T>
 T __ldcv(const T* at) {
     const T value = std::atomic_ref<T>(*const_cast<T*>(at)).load(std::memory_order_relaxed);
-    if (value == T{}) std::this_thread::yield();
+    if (value == T{}) emulator::give_way();
     return value;
 }
