@@ -6,6 +6,7 @@ Of a picture from hyper-latent to table rows and latent, against our pinned kern
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from importlib.resources import files
 from statistics import median
 
@@ -26,6 +27,7 @@ CPU = torch.device("cpu")
 HEIGHT, WIDTH = 512, 768
 PICTURE = files("sparsecodec") / "data" / "pictures" / "kodim23.png"
 ROUNDS = 15
+QP = 32
 
 
 class Given:
@@ -109,6 +111,44 @@ def bench_rt_networks(name, bench_row, benchmark, clock_of):
                     timer="host, rounds interleaved",
                 )
         benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
+
+
+@pytest.mark.parametrize("name", ["dcvc-rt-tiny-sparse", "dcvc-hem-tiny-sparse"])
+def bench_predicted_frames(name, bench_row, benchmark, clock_of):
+    """A predicted frame of a pan, decoded by integers and by the compiled float codec in float32 and bfloat16."""
+    picture = read_image(PICTURE)[:, :, 100:356]
+    frames = [picture[:, :, :, 3 * t : 3 * t + 512] for t in range(3)]
+    model = load(name)
+    codecs = {
+        "integers": compile_codec(portable(model, [torch.cat(frames)[:, :, :64, :64]]), stream="portable"),
+        "float32": compile_codec(model, dtype=torch.float32),
+        "bfloat16": compile_codec(model, dtype=torch.bfloat16),
+    }
+    calls, found = {}, {}
+    for label, codec in codecs.items():
+        _, state = codec.intra_encode(frames[0], QP)
+        _, state = codec.inter_encode(frames[1], state, QP, 1)
+        payload, _ = codec.inter_encode(frames[2], state, QP, 2)
+        calls[label] = partial(codec.inter_decode, payload, state, 256, 512, QP, 2)
+        found[label] = calls[label]()[0]
+    assert float((found["integers"] - found["float32"]).abs().mean()) < 0.02
+    if not benchmark.disabled:
+        times = clock_of(CPU).race({label: [call] for label, call in calls.items()}, ROUNDS)
+        for label, values in times.items():
+            bench_row(
+                op="portable_frames",
+                case=f"{name} 512x256",
+                backend="cpu",
+                dtype={"integers": "int16"}.get(label, label),
+                passed=True,
+                t_us_p50=1e6 * median(values),
+                t_us_min=1e6 * min(values),
+                t_us_max=1e6 * max(values),
+                n_runs=len(values),
+                time_over_float32=median(values) / median(times["float32"]),
+                timer="host, rounds interleaved",
+            )
+    benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
 
 
 @pytest.mark.parametrize("name", ["evc-tiny", "evc-tiny-sparse", "evc-tiny-sparse-feds"])

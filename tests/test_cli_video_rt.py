@@ -1,4 +1,4 @@
-"""A clip on the command line with DCVC-RT, untrained and small: encoded here, decoded by another process."""
+"""A clip on the command line with untrained, small codecs: encoded here, decoded by another process."""
 
 from __future__ import annotations
 
@@ -16,11 +16,16 @@ import torch
 import sparsecodec
 from sparsecodec import compile_codec, load
 from sparsecodec._clip_format import ClipFormat
+from sparsecodec.cli.clips import _calibration
 from sparsecodec.cli.options import DEFAULT_VIDEO_MODEL
-from sparsecodec.data import read_image
-from sparsecodec.data.colour import to_planes
+from sparsecodec.data import open_clip, read_image
+from sparsecodec.data.colour import to_frame, to_planes
 from sparsecodec.data.video_io import ClipWriter
 from sparsecodec.entropy import observing
+from sparsecodec.errors import UsageError
+from sparsecodec.models import create
+from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
+from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.video import VideoCodec
@@ -40,6 +45,9 @@ def folder(tmp_path_factory):
     intra = DCVCRTImage(RTImageWidths(16, 8, 24, 1, 1, fusion_blocks=1, spatial_blocks=1))
     inter = DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, shared_blocks=1, context_blocks=1, recon_blocks=1))
     save(VideoCodec(intra, inter).eval(), folder / "rt")
+    intra = DCVCHEMImage(HEMImageWidths(16, 8, (8, 8, 16), 16))
+    inter = DCVCHEMVideo(HEMVideoWidths(8, 8, 16, 8, (8, 8, 16), (8, 8, 8, 8)))
+    save(VideoCodec(intra, inter).eval(), folder / "hem")
     file = io.BytesIO()
     writer = ClipWriter(file, FORM)
     for frame in moving(7, 50, 70):
@@ -78,7 +86,8 @@ def test_codecs_of_pictures_and_clips_are_not_mixed_up(folder, picture, codec_fi
     assert code == 4 and "no codec for clips" in message
 
 
-def test_a_portable_clip_is_calibrated_saved_and_exact(folder, capsys, tmp_path):
+@pytest.mark.parametrize("family", ["rt", "hem"])
+def test_a_portable_clip_is_calibrated_saved_and_exact(folder, family, capsys, tmp_path):
     """The float model becomes a portable one; frames coded with it are the same for every arithmetic."""
     (tmp_path / "clips").mkdir()
     form = ClipFormat(64, 64)
@@ -89,16 +98,30 @@ def test_a_portable_clip_is_calibrated_saved_and_exact(folder, capsys, tmp_path)
     saved, coded = tmp_path / "portable", tmp_path / "a.spv"
     made = ("--stream", "portable", "--calibration", tmp_path / "clips", "--save-model", saved)
     clip = ("encode", folder / "clip.y4m", coded, "--frames", 3)
-    code, message = complaint(capsys, *clip, "-m", folder / "rt", "--stream", "portable")
+    code, message = complaint(capsys, *clip, "-m", folder / family, "--stream", "portable")
     assert code == 2 and "FOLDER of clips" in message
-    assert run(capsys, *clip, "-m", folder / "rt", *made)[0] == 0
+    assert run(capsys, *clip, "-m", folder / family, *made)[0] == 0
     first = coded.read_bytes()
     assert run(capsys, *clip, "-m", saved)[0] == 0 and coded.read_bytes() == first
     values = json.loads(run(capsys, "info", coded, "--json")[1])
     assert values["reconstruction"] == "exact" and values["numerics"] == "0x0003"
     assert run(capsys, "decode", coded, tmp_path / "out.y4m", "-m", saved)[0] == 0
-    code, message = complaint(capsys, "decode", coded, tmp_path / "out.y4m", "-m", folder / "rt")
+    code, message = complaint(capsys, "decode", coded, tmp_path / "out.y4m", "-m", folder / family)
     assert code == 4 and "float model" in message
+
+
+def test_calibration_reads_clips_as_the_model_does(folder):
+    """DCVC-RT's Y, Cb, Cr; DCVC-HEM's R, G, B; of others there is nothing to calibrate."""
+    (folder / "clips").mkdir()
+    (folder / "clips" / "clip.y4m").write_bytes((folder / "clip.y4m").read_bytes())
+    rt, hem = (_calibration(str(folder / "clips"), load(folder / name))[0] for name in ("rt", "hem"))
+    assert rt.shape == hem.shape == (7, 3, 50, 70)
+    with open_clip(folder / "clip.y4m") as clip:
+        first = next(clip.frames)
+    for found, colour in ((rt, "ycbcr"), (hem, "rgb")):
+        assert torch.equal(found[:1], to_frame(first, clip.form, colour))
+    with pytest.raises(UsageError, match="FVC has no portable stream of clips"):
+        _calibration(str(folder / "clips"), create("fvc-tiny"))
 
 
 def test_without_a_model_the_shipped_integers_code_a_clip(tmp_path, capsys):

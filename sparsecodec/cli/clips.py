@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecodec.cli.clip_io import (
     PIPE,
@@ -35,6 +35,7 @@ from sparsecodec.data.video import is_clip, list_clips
 from sparsecodec.data.video_io import open_clip
 from sparsecodec.entropy import VIDEO_MAGIC, CodedFrame, VideoReader
 from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.quant.video_families import family_of
 from sparsecodec.runtime.video import INTRA_PERIOD, CompiledVideo
 
 QP = 32
@@ -156,13 +157,17 @@ def opened_reader(
     return reader, codecs.of_clip(reader.header, path)
 
 
-def _calibration(folder: str) -> list[Tensor]:
-    """The middle of the first frames of a few clips, ``[T, 3, H, W]`` each."""
+def _calibration(folder: str, model: nn.Module) -> list[Tensor]:
+    """The middle of the first frames of a few clips, ``[T, 3, H, W]`` each, as `model` takes them."""
+    family = family_of(model)
+    if family is None:
+        name = type(getattr(model, "inter", model)).__name__
+        raise UsageError(f"{name} has no portable stream of clips (DCVC-RT and DCVC-HEM have)")
     samples = []
     for path in list_clips(folder)[:CALIBRATION_CLIPS]:
         with open_clip(path) as clip:
             planes = islice(clip.frames, CALIBRATION_FRAMES)
-            frames = torch.cat([to_frame(p, clip.form, "ycbcr") for p in planes])
+            frames = torch.cat([to_frame(p, clip.form, family.colour) for p in planes])
         top, left = (max((side - CALIBRATION_SIDE) // 2, 0) for side in frames.shape[2:])
         samples.append(frames[:, :, top : top + CALIBRATION_SIDE, left : left + CALIBRATION_SIDE].contiguous())
     return samples

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecodec.cli import clips, published
 from sparsecodec.cli.clip_io import PIPE, check_file, refuse
@@ -116,7 +116,7 @@ def run(arguments: argparse.Namespace) -> None:
         print_json({"files": results} if Path(arguments.input).is_dir() else results[0])
 
 
-def _calibration(folder: str) -> list[Tensor]:
+def _calibration(folder: str, model: nn.Module) -> list[Tensor]:
     return [_middle(path) for path in list_images(folder)[:CALIBRATION_PICTURES]]
 
 

@@ -6,11 +6,12 @@ import argparse
 from collections.abc import Callable
 from typing import Any, TypeVar
 
-from torch import Tensor
+from torch import Tensor, nn
 
 from sparsecodec.cli.options import compute_options, usual_stream
 from sparsecodec.errors import UsageError
 from sparsecodec.quant import is_portable
+from sparsecodec.quant.portable import check_form
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters import ScalableEVCCodec
 from sparsecodec.zoo import load, save
@@ -19,14 +20,14 @@ Codec = TypeVar("Codec")
 
 
 def encoding_codec(
-    arguments: argparse.Namespace, kind: type[Codec], what: str, samples: Callable[[str], list[Tensor]]
+    arguments: argparse.Namespace, kind: type[Codec], what: str, samples: Callable[[str, nn.Module], list[Tensor]]
 ) -> Codec:
     """Compiles what ``-m``, ``--stream``, ``--calibration`` and ``--save-model`` ask for.
 
     Args:
         kind: of the codec that is needed.
         what: it codes, for messages: "pictures".
-        samples: reads the folder of ``--calibration``.
+        samples: reads the folder of ``--calibration`` for a model.
 
     Raises:
         UsageError: another kind of codec, or options that do not fit together.
@@ -34,6 +35,8 @@ def encoding_codec(
     model = load(arguments.model)
     stream = arguments.stream or usual_stream(model)
     options = {"stream": stream, **compute_options(arguments)}
+    if stream == "portable":
+        check_form(model)
     if arguments.calibration is None:
         if arguments.save_model is not None:
             raise UsageError("--save-model keeps what --calibration makes, which is missing")
@@ -48,7 +51,7 @@ def encoding_codec(
                 "--calibration makes a float model portable: give --stream portable and --save-model PATH too, and a "
                 "model whose integers are not there yet"
             )
-        options["calibration"] = samples(arguments.calibration)
+        options["calibration"] = samples(arguments.calibration, model)
     codec = compile_codec(model, **options)
     if not isinstance(codec, kind):
         raise UsageError(f"{arguments.model} is no codec for {what}, and {arguments.input} needs one")

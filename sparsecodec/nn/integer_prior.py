@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from sparsecodec.entropy import EntropyTables
-from sparsecodec.nn.dual_prior import PASSES, DualPriorCoder
+from sparsecodec.nn.dual_prior import PASSES, DualPriorCoder, Network
 from sparsecodec.nn.routine import Routine
 from sparsecodec.ops._fixed_point import FRACTION_BITS, ONE, SYMBOL_LIMIT, fixed_point, narrowed
 from sparsecodec.ops._registry import deferred
@@ -37,6 +37,22 @@ class IntegerNetworkLike(Protocol):
     exponent: int
 
     def __call__(self, x: Tensor) -> Tensor: ...
+
+
+class JoinedParameters:
+    """The networks between a hyper-latent and the parameters of a latent whose frame has others before it.
+
+    Args:
+        hyper: ``[1, C_z, h, w]`` -> int16 of the exponent of `fusion`.
+        fusion: what `join` makes of that -> ``[1, 3C, 4h, 4w]`` fixed-point.
+    """
+
+    def __init__(self, hyper: IntegerNetworkLike, fusion: IntegerNetworkLike) -> None:
+        self._hyper, self._fusion = hyper, fusion
+        self.exponent = hyper.exponent
+
+    def __call__(self, z_hat: Tensor, join: Network) -> Tensor:
+        return self._fusion(join(self._hyper(z_hat)))
 
 
 def table_rows(scales: Tensor, thresholds: Tensor, part: str = "all") -> Tensor:
@@ -77,7 +93,8 @@ class IntegerPriorCoder(DualPriorCoder):
     Encoding rounds the latents in float32, and what both directions return is float32: neither is read by the path.
 
     Args:
-        parameters: hyper-latent ``[N, C, h, w]`` -> steps, scales and means, ``[N, 3C, 4h, 4w]`` fixed-point.
+        parameters: hyper-latent ``[N, C, h, w]`` -> steps, scales and means, ``[N, 3C, 4h, 4w]`` fixed-point; where
+            other frames' latents join the hyper-decoder's output, with a `join` as its second argument.
         spatial: ``[N, 4C, H, W] -> [N, 2C, H, W]`` fixed-point: per half of the channels scales, then means.
         y_tables: rows of the scale index.
         z_tables: a row per channel of the hyper-latent.
@@ -110,9 +127,12 @@ class IntegerPriorCoder(DualPriorCoder):
         quantize = deferred(QUANTIZE_LATENT, part=part, limit=SYMBOL_LIMIT - 1)
         return lambda y, means, step: quantize(y, as_float(means), as_float(step))
 
-    def _two_passes(self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine], join: None = None) -> Routine:
-        z_hat = fixed_point(z_symbols, self._medians)
-        step, scales, means = self._parameters(narrowed(z_hat, self._parameters.exponent)).chunk(3, 1)
+    def _two_passes(
+        self, z_symbols: Tensor, gain: Tensor, code: Callable[..., Routine], join: Network | None = None
+    ) -> Routine:
+        z_hat = narrowed(fixed_point(z_symbols, self._medians), self._parameters.exponent)
+        prior = self._parameters(z_hat) if join is None else self._parameters(z_hat, join)
+        step, scales, means = prior.chunk(3, 1)
         step = step.clamp(min=STEP_MIN)
         even, odd = PASSES
         symbols = yield from code(self._index[even](scales), means, step, even)

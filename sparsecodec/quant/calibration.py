@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
-from sparsecodec.quant.layers import QuantConv2d, QuantConvTranspose2d
+from sparsecodec.quant.layers import QuantLayer
 from sparsecodec.quant.model import quantized_layers
 
 SAMPLES = 2**14  # values kept of a layer's inputs, at most twice as many, spread evenly over calls and positions
@@ -18,7 +18,10 @@ CALL_SAMPLES = 2**11
 LOWS = (1.0, 0.8, 0.6, 0.45, 0.3, 0.15)  # candidates, as fractions of the extremes
 HIGHS = (1.0, 0.9, 0.8, 0.7, 0.6, 0.5, 0.42, 0.35, 0.28, 0.2)
 WEIGHT_RATIOS = 41
-HEADROOM_16 = 2.0  # 16 bits have room to spare: pictures may exceed the calibration's extremes twice
+LEAST_WHOLE = 15.0  # range of 16-bit inputs that are whole numbers in calibration, at least
+# 16 bits have room to spare, and what lies beyond it is clipped: with twice the extremes of four small clips, few of
+# which had a hyper-latent, DCVC-RT took nearly twice the bits of another clip.
+HEADROOM_16 = 8.0
 
 
 @dataclass(frozen=True)
@@ -106,7 +109,7 @@ def set_scales(model: nn.Module, observations: dict[str, Observation], rule: str
             layer.set_weight_scale(largest / layer.weight_max)
             continue
         if layer.activation_bits == 16:
-            layer.set_input_range(HEADROOM_16 * seen.low, HEADROOM_16 * seen.high)
+            layer.set_input_range(*_range_16(seen))
         else:
             layer.set_input_range(*best_range(layer, seen))
         layer.set_weight_scale(best_weight_scale(layer))
@@ -114,8 +117,20 @@ def set_scales(model: nn.Module, observations: dict[str, Observation], rule: str
             layer.coarsen()  # here, so that what is calibrated next sees what freezing will give
 
 
+def _range_16(seen: Observation) -> tuple[float, float]:
+    """With room to spare; more of it for whole numbers, which are those of a rounded hyper-latent.
+
+    Hardly one of them may differ from zero in a few small pictures, and many in others. And without any the unit of
+    the layer's bias, which is that of the input times that of the weights, would be far too coarse.
+    """
+    low, high = HEADROOM_16 * seen.low, HEADROOM_16 * seen.high
+    if bool((seen.inputs == seen.inputs.round()).all()):
+        return min(low, -LEAST_WHOLE), max(high, LEAST_WHOLE)
+    return low, high
+
+
 @torch.no_grad()
-def best_range(layer: QuantConv2d | QuantConvTranspose2d, seen: Observation) -> tuple[float, float]:
+def best_range(layer: QuantLayer, seen: Observation) -> tuple[float, float]:
     """The range of an 8-bit input with the least squared error on the sample, both ends searched.
 
     Rare large values may be missing in the sample, so the extremes are weighed in as if they were as frequent as the
@@ -134,7 +149,7 @@ def best_range(layer: QuantConv2d | QuantConvTranspose2d, seen: Observation) -> 
 
 
 @torch.no_grad()
-def best_weight_scale(layer: QuantConv2d | QuantConvTranspose2d) -> Tensor:
+def best_weight_scale(layer: QuantLayer) -> Tensor:
     """``[C_out]``: per output channel the scale with the least squared error of its weights."""
     weight = layer.weight.detach().movedim(layer.OUT_DIM, 0).flatten(1)
     largest = weight.abs().amax(1)

@@ -1,4 +1,4 @@
-"""Convolutions on integers: the same module trains with straight-through gradients and, frozen, holds int8 weights.
+"""Layers on integers: the same module trains with straight-through gradients and, frozen, holds int8 weights.
 
 A layer computes, with one scale for its input and one per output channel for its weight::
 
@@ -83,7 +83,7 @@ class Precision:
 
 
 class _OnIntegers:
-    """What a quantised convolution adds to torch's class.
+    """What a quantised layer adds to torch's class.
 
     State while it trains: ``weight``, ``bias`` float32, ``weight_log2 [C_out]``, ``input_log2 []`` (parameters: log2 of
     the scales, which keeps them positive), ``input_low []`` int32. State when frozen: ``weight`` int8 (uint8, two to a
@@ -96,7 +96,8 @@ class _OnIntegers:
         frozen: the weights are integers.
     """
 
-    OUT_DIM = 0
+    OUT_DIM = 0  # of the weight
+    OVER_OUTPUT = (-1, 1, 1)  # a value per output channel as it multiplies the output
     precision: Precision
     active: bool
     frozen: bool
@@ -204,8 +205,8 @@ class _OnIntegers:
             sums = self._convolve(q.to(dtype), weight.to(dtype), *args)
         if dtype == torch.float64:
             sums = round_ste(sums)  # whatever the algorithm, its error is far below 1/2
-        scale = (s_x * s_w).to(dtype).view(-1, 1, 1)
-        bias = torch.zeros_like(scale) if bias is None else bias.to(dtype).view(-1, 1, 1)
+        scale = (s_x * s_w).to(dtype).view(self.OVER_OUTPUT)
+        bias = torch.zeros_like(scale) if bias is None else bias.to(dtype).view(self.OVER_OUTPUT)
         if torch.is_grad_enabled():
             return ((sums + bias) * scale).float()
         return sums.add_(bias).mul_(scale).float()
@@ -226,7 +227,7 @@ class _OnIntegers:
         return real_cpu and q.numel() > 0 and native.why_unavailable() is None
 
     def _per_channel(self, values: Tensor) -> Tensor:
-        return values.view([-1 if dim == self.OUT_DIM else 1 for dim in range(4)])
+        return values.view([-1 if dim == self.OUT_DIM else 1 for dim in range(self.weight.dim())])
 
     @torch.no_grad()
     def freeze(self) -> None:
@@ -314,32 +315,46 @@ class QuantConvTranspose2d(_OnIntegers, nn.ConvTranspose2d):
         return F.conv_transpose2d(q, weight, None, *geometry[:2], output_padding, self.groups, self.dilation)
 
 
-QUANTIZED = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d}
+class QuantLinear(_OnIntegers, nn.Linear):
+    """A `Linear` of ``[N, C_in]`` on integers."""
+
+    OVER_OUTPUT = (-1,)
+
+    @property
+    def out_channels(self) -> int:
+        return self.out_features
+
+    def _convolve(self, q: Tensor, weight: Tensor) -> Tensor:
+        return F.linear(q, weight)
+
+
+QuantLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear
+QUANTIZED = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear}
 
 
 def why_float(module: nn.Module) -> str | None:
     """Why a layer cannot be quantised; None if it can."""
     if type(module) not in QUANTIZED:
         return f"{type(module).__name__} has no integer rule"
-    if module.padding_mode != "zeros":
+    if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={module.padding_mode!r} (needs 'zeros')"
     if isinstance(module, nn.ConvTranspose2d) and module.groups != 1:
         return f"a transposed convolution of {module.groups} groups"
     return None
 
 
-def quantized(conv: nn.Module, precision: Precision) -> nn.Module:
-    """A copy of a float convolution that computes on integers and can be trained; `conv` itself is not modified.
+def quantized(layer: nn.Module, precision: Precision) -> nn.Module:
+    """A copy of a float layer that computes on integers and can be trained; `layer` itself is not modified.
 
     Whatever else the layer carries (hooks, remarks of `compact`) stays with it.
 
     Raises:
         UsageError: the layer has no integer rule.
     """
-    reason = why_float(conv)
+    reason = why_float(layer)
     if reason is not None:
         raise UsageError(f"cannot be quantised: {reason}")
-    layer = copy.deepcopy(conv)
-    layer.__class__ = QUANTIZED[type(conv)]
-    layer.begin(precision)
-    return layer
+    result = copy.deepcopy(layer)
+    result.__class__ = QUANTIZED[type(layer)]
+    result.begin(precision)
+    return result

@@ -11,12 +11,11 @@ from torch import nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.quant.fixed_point import ACCUMULATOR_BITS
-from sparsecodec.quant.layers import Precision, QuantConv2d, QuantConvTranspose2d, quantized, why_float
-from sparsecodec.quant.tables import VideoTables, empty_tables
+from sparsecodec.quant.layers import Precision, QuantLayer, quantized, why_float
+from sparsecodec.quant.tables import empty_tables
 from sparsecodec.sparsity.rules import is_conv, is_gdn
 
 CONFIG_FORMAT = 1
-QuantLayer = QuantConv2d | QuantConvTranspose2d
 
 
 def find_layers(model: nn.Module, transforms: Sequence[str], required: bool = True) -> tuple[list[str], dict[str, str]]:
@@ -104,7 +103,7 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     """What `apply_quantization` needs beside the float architecture: ``{"format": 1, "layers": {path: bits}}``.
 
     Of a portable codec also ``"portable": True``: it stores its tables (`empty_tables`); of a portable video codec
-    ``["intra", "inter"]``, whose models store theirs (`VideoTables`).
+    ``["intra", "inter"]``, whose models store theirs.
 
     Raises:
         UsageError: no layer is quantised, and it stores no tables either.
@@ -144,7 +143,7 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
         if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
             raise UsageError(f"quantisation: portable={parts!r} (needs true or the names of models)")
         for part in parts:
-            _submodule(model, part).portable = VideoTables()
+            _submodule(model, part).portable = empty_tables(_submodule(model, part))
     return _frozen(model)
 
 

@@ -52,9 +52,15 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
     if hasattr(model, "entropy_bottleneck"):
         return ()
     raise UsageError(
-        f"{type(model).__name__} has no portable stream (EVC, CompressAI's without a context model, and "
-        "DCVC-RT's two models in one VideoCodec have)"
+        f"{type(getattr(model, 'inter', model)).__name__} has no portable stream (EVC, CompressAI's without a context "
+        "model, and the two models of DCVC-RT or DCVC-HEM in one VideoCodec have)"
     )
+
+
+def check_form(model: nn.Module) -> None:
+    """Raises a UsageError for a codec without a portable form, as `entropy_networks`."""
+    if not is_video(model):
+        entropy_networks(model)
 
 
 def is_portable(model: nn.Module) -> bool:
@@ -88,7 +94,7 @@ def on_dyadic_integers(model: nn.Module) -> bool:
 def portable(
     model: nn.Module,
     images: Tensor | Sequence[Tensor] | None = None,
-    precision: Precision = W8A16,
+    precision: Precision | None = None,
     exact: bool = False,
     threshold: float | None = None,
 ) -> nn.Module:
@@ -100,10 +106,11 @@ def portable(
 
     Args:
         model: EVC, or CompressAI's without a context model; dense, compact or quantised. Or a video codec
-            of DCVC-RT's models: see `portable_video` for what `images` are then, and what else it raises.
+            of DCVC-RT's or DCVC-HEM's models: see `portable_video` for what `images` are then, and what else it raises.
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
-        precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`.
+        precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`. Default:
+            `W8A16`; of a video codec, whose frames hand on what weights lose, `W16A16`, as fast and larger on disk.
         exact: pictures, too. EVC; a video codec's always are.
         threshold: of a picture codec's layers those take inputs of 8 bits that alone cost at most this share of bits
             times squared error, for speed where processors multiply bytes; None: none. With `W8A16` only.
@@ -115,13 +122,14 @@ def portable(
         UsageError: no portable form, a weight that is not finite, a layer on other integers, or images that are
             missing, of a wrong shape, dtype or range, or too small.
     """
+    video = is_video(model)
+    precision = precision or (W16A16 if video else W8A16)
     if not isinstance(precision, Precision):
         raise UsageError(f"precision={precision!r} (needs a Precision, such as W8A16)")
     if not precision.dyadic:
         raise UsageError(f"precision={precision} (needs dyadic=True)")
     if threshold is not None and not (math.isfinite(threshold) and precision == W8A16):
         raise UsageError(f"threshold={threshold}, precision={precision} (needs a finite number, and W8A16)")
-    video = is_video(model)
     names = [] if video else inexact_layers(model, exact)
     for key, value in model.state_dict().items():
         if value.is_floating_point() and not bool(value.isfinite().all()):
@@ -147,7 +155,7 @@ def inexact_layers(model: nn.Module, exact: bool = False) -> list[str]:
     """
     networks = entropy_networks(model)
     if exact and networks != EVC:
-        raise UsageError(f"{type(model).__name__} has no form with exact pictures (EVC and DCVC-RT have)")
+        raise UsageError(f"{type(model).__name__} has no form with exact pictures (EVC has, and video codecs)")
     networks += SYNTHESIS if exact else ()
     on_integers = quantized_layers(model)
     for name, layer in on_integers.items():

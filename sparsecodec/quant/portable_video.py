@@ -1,4 +1,4 @@
-"""Portable video codecs: everything that a decoder of DCVC-RT computes, on dyadic integers."""
+"""Portable video codecs: everything that a decoder computes, on dyadic integers."""
 
 from __future__ import annotations
 
@@ -10,68 +10,28 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import rt_factorized_tables
 from sparsecodec.errors import UsageError
-from sparsecodec.ops.scale_thresholds import rt_scale_thresholds
 from sparsecodec.quant.calibration import HEADROOM_16, correct_biases, observe, set_scales
 from sparsecodec.quant.fixed_point import dyadic
 from sparsecodec.quant.layers import Precision
 from sparsecodec.quant.model import find_layers, freeze, quantize_layers, quantized_layers
-from sparsecodec.quant.tables import VideoTables, in_fixed_point
+from sparsecodec.quant.video_families import VideoFamily, family_of
 
-STRIDE = 16
 LEAST_FRAMES = 3  # a frame alone, one predicted from a picture, one predicted from a feature
-QUALITIES = (0, 32, 63)  # of the calibration
-# What a decoder computes; of the parameters the factors that it multiplies by, and of each what they multiply.
-INTRA = (
-    "hyper_dec",
-    "y_prior_fusion",
-    "y_spatial_prior_reduction",
-    "y_spatial_prior_adaptor_1",
-    "y_spatial_prior_adaptor_2",
-    "y_spatial_prior_adaptor_3",
-    "y_spatial_prior",
-    "dec",
-)
-INTER = (
-    "feature_adaptor_i",
-    "feature_adaptor_p",
-    "feature_extractor",
-    "temporal_prior_encoder",
-    "hyper_decoder",
-    "y_prior_fusion",
-    "y_spatial_prior",
-    "decoder",
-    "recon_generation_net",
-)
-FACTORS = {
-    "intra": {"q_scale_dec": "dec.dec_1"},
-    "inter": {"q_decoder": "decoder.conv2", "q_recon": "recon_generation_net.conv"},
-}
-FIXED_FACTORS = ("q_feature",)  # multiply what a layer reads, too: its scale gives their exponent
+LEAST_SIDE = 64
 
 
 def is_video(model: nn.Module) -> bool:
-    """Whether `model` is a video codec of DCVC-RT's structure."""
-    if not (hasattr(model, "intra") and hasattr(model, "inter")):
-        return False
-    parts = (
-        (model.intra, (*INTRA, "q_scale_dec", "bit_estimator_z")),
-        (model.inter, (*INTER, "q_decoder", "q_recon", "q_feature", "bit_estimator_z")),
-    )
-    return all(hasattr(part, path) for part, paths in parts for path in paths)
-
-
-def decoder_networks() -> tuple[str, ...]:
-    """Paths in a video codec of all that a decoder computes."""
-    return (*(f"intra.{path}" for path in INTRA), *(f"inter.{path}" for path in INTER))
+    """Whether `model` is a video codec of a family that has a portable form."""
+    return family_of(model) is not None
 
 
 def is_portable_video(model: nn.Module) -> bool:
     """Whether `model` stores its integer tables and its decoder holds dyadic integers only."""
-    if not is_video(model):
+    family = family_of(model)
+    if family is None:
         return False
-    stored = all(isinstance(getattr(part, "portable", None), VideoTables) for part in (model.intra, model.inter))
+    stored = all(isinstance(getattr(part, "portable", None), family.tables) for part in (model.intra, model.inter))
     return stored and not float_layers(model)
 
 
@@ -82,7 +42,7 @@ def float_layers(model: nn.Module) -> list[str]:
         UsageError: a layer is on other integers, or there is no integer rule for one.
     """
     on_integers = quantized_layers(model)
-    networks = decoder_networks()
+    networks = family_of(model).decoder_networks()
     for name, layer in on_integers.items():
         if name.startswith(networks) and not (layer.precision.dyadic and layer.frozen):
             raise UsageError(f"{name} is quantised, but not to frozen dyadic integers: start from the float codec")
@@ -97,16 +57,14 @@ def portable_video(
     model: nn.Module,
     clips: Tensor | Sequence[Tensor] | None,
     precision: Precision,
-    qualities: Sequence[int] = QUALITIES,
 ) -> nn.Module:
     """A copy of a video codec whose decoder is integers, from the bytes to the pictures; see `quant.portable`.
 
     Args:
-        model: `VideoCodec` of DCVC-RT's models, dense or compact. Its decoder is float, or portable already.
-        clips: ``[N, T, 3, H, W]`` floating point in [0, 1], YCbCr as the codec takes it, T >= 3, at least 64 x 64; or
-            a sequence of ``[T, 3, H, W]``. Not needed if no layer is float.
+        model: `VideoCodec` of DCVC-RT's or DCVC-HEM's models, dense or compact. Its decoder is float, or portable.
+        clips: ``[N, T, 3, H, W]`` floating point in [0, 1], YCbCr or RGB as the codec takes it, T >= 3, at least
+            64 x 64; or a sequence of ``[T, 3, H, W]``. Not needed if no layer is float.
         precision: bits of weights and activations, dyadic.
-        qualities: the qp of the calibration; the extremes should be among them.
 
     Raises:
         UsageError: clips that are missing, of a wrong shape, dtype or range, or too short.
@@ -116,21 +74,22 @@ def portable_video(
         return model
     if clips is None:
         raise UsageError(f"{len(names)} layers of the decoder are float: give calibration clips")
-    checked = _checked(clips)
-    run, judge = (partial(_roll_out, clips=some, qualities=tuple(qualities)) for some in (checked, checked[:1]))
+    family = family_of(model)
+    checked = _checked(clips, family.stride)
+    run, judge = (partial(_roll_out, family=family, clips=some) for some in (checked, checked[:1]))
     model = copy.deepcopy(model).eval()
     with torch.no_grad():
-        for part, factors in FACTORS.items():
-            for name in (*factors, *(FIXED_FACTORS if part == "inter" else ())):
+        for part in family.networks:
+            for name in (*family.factors.get(part, ()), *family.fixed_factors.get(part, ())):
                 _snap(getattr(getattr(model, part), name))
     exponents = {
         part: _exponents(model, [f"{part}.{path}" for path in factors.values()], run)
-        for part, factors in FACTORS.items()
+        for part, factors in family.factors.items()
     }
     model = _calibrated(model, names, run, judge, precision)
-    for part in FACTORS:
+    for part in family.networks:
         child = getattr(model, part)
-        child.portable = _tables(child, exponents[part])
+        child.portable = family.stored(child, exponents.get(part))
     return freeze(model).requires_grad_(False)
 
 
@@ -173,50 +132,29 @@ def _calibrated(
 
 
 @torch.no_grad()
-def _roll_out(model: nn.Module, clips: list[Tensor], qualities: Sequence[int]) -> float:
+def _roll_out(model: nn.Module, family: type[VideoFamily], clips: list[Tensor]) -> float:
     """Codes the clips, each frame from the codec's own state.
 
     Returns:
         The sum over clips and qualities of log2(bits) + log2(mean squared error).
     """
-    shift = model.inter.rates - model.intra.rates
     total = 0.0
     for clip in clips:
         clip = clip.to(next(model.parameters()).device)
-        for qp in qualities:
-            coded = model.intra(clip[:1], qp)
+        for quality in family.qualities:
+            coded = model.intra(clip[:1], family.rate(model, quality, 0))
             bits, error = float(coded["bit"]), float((coded["x_hat"] - clip[:1]).square().mean())
             state = model.inter.start(coded["x_hat"])
             for index in range(1, len(clip)):
                 frame = clip[index : index + 1]
-                coded = model.inter(frame, state, qp + shift * (index % 2))
+                coded = model.inter(frame, state, family.rate(model, quality, index))
                 bits, state = bits + float(coded["bit"]), coded["state"]
                 error += float((coded["x_hat"] - frame).square().mean())
             total += math.log2(max(bits, 1.0)) + math.log2(max(error, 2.0**-40))
     return total
 
 
-def _tables(part: nn.Module, exponents: Tensor) -> VideoTables:
-    """Tables, thresholds and exponents of one model."""
-    estimator = copy.deepcopy(part.bit_estimator_z).to("cpu", torch.float32)
-    channels = estimator.f1.h.shape[1]
-    rates = torch.arange(part.rates)
-
-    def cumulative(x: Tensor) -> Tensor:  # [1, R, K, 1], row = rate * channels + channel
-        by_rate = x[0].view(part.rates, channels, -1, 1)
-        return estimator.cdf(by_rate, rates).reshape(x.shape)
-
-    rows = rt_factorized_tables(cumulative, part.rates * channels)
-    skip, thresholds = part.force_zero_thres, in_fixed_point(rt_scale_thresholds())
-    least = in_fixed_point(torch.tensor([-math.inf if skip is None else skip], dtype=torch.float32))
-    tables = VideoTables()
-    tables.fill(rows, torch.zeros(rows.rows), torch.zeros(0))
-    tables.thresholds = torch.cat([least, thresholds.clamp(min=int(least)) if skip is not None else thresholds])
-    tables.exponents = exponents
-    return tables
-
-
-def _checked(clips: Tensor | Sequence[Tensor]) -> list[Tensor]:
+def _checked(clips: Tensor | Sequence[Tensor], stride: int) -> list[Tensor]:
     """Each ``[T, 3, H, W]`` float32, cut to multiples of the stride."""
     clips = list(clips)
     if not clips:
@@ -227,13 +165,13 @@ def _checked(clips: Tensor | Sequence[Tensor]) -> list[Tensor]:
         if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[1] != 3 or not x.is_floating_point():
             kind = f"{tuple(x.shape)} {x.dtype}" if isinstance(x, Tensor) else type(x).__name__
             raise UsageError(f"{where}: {kind} (needs [T, 3, H, W] floating point)")
-        if len(x) < LEAST_FRAMES or min(x.shape[2:]) < 4 * STRIDE:
+        if len(x) < LEAST_FRAMES or min(x.shape[2:]) < LEAST_SIDE:
             raise UsageError(
                 f"{where}: {len(x)} frames of {x.shape[2]} x {x.shape[3]} "
-                f"(needs {LEAST_FRAMES} of {4 * STRIDE} x {4 * STRIDE} at least)"
+                f"(needs {LEAST_FRAMES} of {LEAST_SIDE} x {LEAST_SIDE} at least)"
             )
         low, high = float(x.min()), float(x.max())
         if not (low >= 0 and high <= 1):  # also false for NaN
             raise UsageError(f"{where}: values in [{low:g}, {high:g}] (needs [0, 1], no NaN)")
-        checked.append(x[:, :, : x.shape[2] // STRIDE * STRIDE, : x.shape[3] // STRIDE * STRIDE].float())
+        checked.append(x[:, :, : x.shape[2] // stride * stride, : x.shape[3] // stride * stride].float())
     return checked

@@ -125,9 +125,35 @@ class VideoTables(IntegerTables):
     exponents: Tensor
 
 
+class SteppedTables(IntegerTables):
+    """`IntegerTables` of one model of a video codec whose qualities are global quantisation steps, and these.
+
+    Attributes:
+        z_cdf: a row per channel; of predicted frames those of the motion's hyper-latent come before the other's.
+        steps: ``[Q, S]`` int32, in 1/100: of each quality that of the latent; of predicted frames that of the motion's
+            latent, then that of the latent.
+    """
+
+    NAMES = (*IntegerTables.NAMES, "steps")
+    TABLES = (*IntegerTables.TABLES, "steps")
+
+    steps: Tensor
+
+    def _faults(self) -> list[str]:
+        faults = super()._faults()
+        if self.steps.numel() == 0 or not bool((self.steps > 0).all()):
+            faults.append("steps: not all positive, or none")
+        return faults
+
+
 def empty_tables(model: nn.Module) -> IntegerTables:
-    """What a picture codec stores, yet to be filled or loaded."""
-    return RateTables(len(model.Gain)) if hasattr(model, "Gain") else IntegerTables()
+    """What a picture codec, or one model of a video codec, stores, yet to be filled or loaded."""
+    if hasattr(model, "Gain"):
+        return RateTables(len(model.Gain))
+    if hasattr(model, "force_zero_thres"):
+        return VideoTables()
+    stepped = hasattr(model, "mv_y_q_scale") or hasattr(model, "refine")
+    return SteppedTables() if stepped else IntegerTables()
 
 
 def in_fixed_point(values: Tensor) -> Tensor:

@@ -105,11 +105,11 @@ def _residual(program: Program, step: Step) -> None:
 
 def _same_shape(program: Program, a: Step, b: Step) -> bool:
     """Whether the two results have one shape for every input; an addition may also broadcast."""
-    width = _width(program, a)
-    return width is not None and width == _width(program, b) and _extent(a) == _extent(b)
+    width = width_of(program, a)
+    return width is not None and width == width_of(program, b) and _extent(a) == _extent(b)
 
 
-def _width(program: Program, step: Step) -> int | None:
+def width_of(program: Program, step: Step) -> int | None:
     """Number of channels, None if unknown."""
     if "weight" in step.constants:
         if "out_index" in step.constants:
@@ -117,9 +117,9 @@ def _width(program: Program, step: Step) -> int | None:
         channels = step.constants["weight"].shape[1 if step.op == "conv_transpose2d_act" else 0]
         return channels // (step.constants.get("shuffle", 1) ** 2 * step.constants.get("chunks", 1))
     if step.op in ("activation", "gdn", "scale"):
-        return _width(program, step.inputs["x"])
+        return width_of(program, step.inputs["x"])
     if step.op == "add":
-        widths = {_width(program, operand) for operand in step.inputs.values()}
+        widths = {width_of(program, operand) for operand in step.inputs.values()}
         if len(widths) == 1 and None not in widths:
             return widths.pop()
     return _width_as_read(program, step)
@@ -262,7 +262,7 @@ def _half_block(program: Program, middle: Step) -> None:
     if half is None:
         return
     w2 = half.constants["w2"]
-    width = _width(program, middle)
+    width = width_of(program, middle)
     if width is None:
         return
     nothing = {"w3": w2.new_zeros(1, width), "b3": None, "w4": w2.new_zeros(0, 1), "b4": None}

@@ -36,20 +36,21 @@ def apply(program: Program, pattern: Callable[[Program, Step], None]) -> None:
 
 def gate(program: Program, step: Step) -> None:
     """x * sigmoid(4 x), DCVC's WSiLU -> an activation."""
-    if not _multiplies(step) or len(step.sources) != 2:
+    if not multiplies(step) or len(step.sources) != 2:
         return
     for x, sigmoid in (step.args, step.args[::-1]):
         if not _calls_sigmoid(sigmoid):
             continue
         fourfold = sigmoid.sources[0]
-        if _multiplies(fourfold) and fourfold.sources == [x] and 4 in fourfold.args:
+        if multiplies(fourfold) and fourfold.sources == [x] and 4 in fourfold.args:
             if program.only_user(fourfold) is sigmoid and program.only_user(sigmoid) is step:
                 result = Step("activation", {"x": x}, {"activation": "sigmoid_gate"})
                 program.merge([fourfold, sigmoid, step], result)
                 return
 
 
-def _multiplies(step: Step) -> bool:
+def multiplies(step: Step) -> bool:
+    """Whether it is a product of two things, by an operator, a function or a method."""
     if step.op != PLAIN or isinstance(step.function, nn.Module) or step.kwargs or len(step.args) != 2:
         return False
     return is_multiply(step.target)

@@ -1,19 +1,77 @@
-"""What integers compute in steps of their own where floats have an epilogue: gates, second additions, strides."""
+"""What integers compute in steps of their own where floats have an epilogue, or a layer of torch's."""
 
 from __future__ import annotations
 
+import operator
+
+import torch
 import torch.nn.functional as F
+from torch import nn
 
 from sparsecodec.errors import GraphError
+from sparsecodec.runtime.gates import multiplies
 from sparsecodec.runtime.lowering import PLAIN, Program, Step
+from sparsecodec.runtime.torch_steps import is_plane, max_pool2
+from sparsecodec.sparsity.rules import is_quantized
 
 GATE = "integer_gate"
 SUM = "sum"
+EXCITATION = "excitation"  # the factors of channels that follow from their means
 
 
 def is_unshuffle(step: Step) -> bool:
-    """Whether `split_downsampling` made it: the one step that is left to torch."""
+    """Whether `split_downsampling` made it."""
     return step.op == PLAIN and step.function is F.pixel_unshuffle
+
+
+def moves_only(step: Step) -> bool:
+    """Whether a step takes integers from one place to another, so that all of its tensors have one exponent."""
+    return is_unshuffle(step) or step.op == PLAIN and step.function in (torch.cat, max_pool2)
+
+
+def pools(program: Program, step: Step) -> None:
+    """A max pooling of 2 x 2 -> one that knows integers."""
+    layer = step.function
+    if step.op == PLAIN and isinstance(layer, nn.MaxPool2d) and len(step.args) == 1:
+        sizes = [getattr(layer, name) for name in ("kernel_size", "stride", "padding", "dilation")]
+        if sizes == [2, 2, 0, 1] and not layer.ceil_mode and not layer.return_indices:
+            step.function = max_pool2
+
+
+def excitations(program: Program, step: Step) -> None:
+    """x times a sigmoid of two layers of its channels' means -> factors (`EXCITATION`) and x `scale`d by them."""
+    if not multiplies(step) or len(step.sources) != 2:
+        return
+    for x, factors in (step.args, step.args[::-1]):
+        chain = _excitation(factors)
+        if len(chain) != 6 or chain[-1].sources != [x]:
+            continue
+        if any(program.only_user(one) is not user for one, user in zip(chain, (step, *chain), strict=False)):
+            continue
+        _, _, up, _, down, _ = chain
+        squeezed = Step(EXCITATION, {"x": x}, {"down": down.function, "up": up.function}, down.paths + up.paths)
+        program.steps.insert(program.steps.index(step), squeezed)
+        program.merge([*chain, step], Step("scale", {"x": x, "scale": squeezed}))
+        return
+
+
+def _excitation(step: Step) -> list[Step]:
+    """getitem, sigmoid, linear, ReLU, linear, mean: as far as they are there."""
+    tests = (
+        lambda s: s.function is operator.getitem and s.args[1] == (slice(None), slice(None), None, None),
+        lambda s: isinstance(s.function, nn.Sigmoid),
+        lambda s: isinstance(s.function, nn.Linear) and is_quantized(s.function) and s.function.bias is None,
+        lambda s: s.op == "activation" and s.constants.get("slope") == 0.0,
+        lambda s: isinstance(s.function, nn.Linear) and is_quantized(s.function) and s.function.bias is None,
+        lambda s: s.target == "mean" and len(s.args) == 2 and is_plane(s.args[1]) and not s.kwargs,
+    )
+    chain: list[Step] = []
+    for test in tests:
+        if not test(step):
+            break
+        chain.append(step)
+        step = step.sources[0]
+    return chain
 
 
 def split_downsampling(program: Program) -> None:
@@ -26,7 +84,7 @@ def split_downsampling(program: Program) -> None:
         if step.op != "conv2d_act" or stride == 1:
             continue
         if step.constants["weight"].shape[-1] != stride or step.constants["padding"] != 0:
-            continue  # refused later
+            continue
         moved = Step(PLAIN, paths=step.paths, function=F.pixel_unshuffle, args=(step.inputs["x"], stride))
         program.steps.insert(program.steps.index(step), moved)
         step.inputs["x"] = moved

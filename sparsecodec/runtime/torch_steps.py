@@ -13,8 +13,21 @@ from torch import Tensor, nn
 from sparsecodec.runtime.lowering import PLAIN, Program, Step
 
 Writer = Callable[..., Tensor]  # the step's arguments, and the tensor to write to as `out`
+
+
+def max_pool2(x: Tensor, out: Tensor | None = None) -> Tensor:
+    """Max pooling of 2 x 2, of any dtype: `torch.nn.functional.max_pool2d` has no int16 for large pictures.
+
+    Args:
+        x: ``[N, C, H, W]``; an odd last row or column is left out.
+    """
+    height, width = (side // 2 * 2 for side in x.shape[2:])
+    rows = torch.maximum(x[:, :, 0:height:2, :width], x[:, :, 1:height:2, :width])
+    return torch.maximum(rows[..., 0::2], rows[..., 1::2], out=out)
+
+
 _WRITERS: dict[Any, Writer] = {operator.add: torch.add, operator.mul: torch.mul}
-_WRITERS |= {function: function for function in (torch.cat, torch.sigmoid)}
+_WRITERS |= {function: function for function in (torch.cat, torch.sigmoid, max_pool2)}
 _PLANE = ((-1, -2), (-2, -1), (2, 3), (3, 2))
 
 
@@ -39,12 +52,13 @@ def _leaky_relu(slope: float) -> Writer:
 
 def plane_means(program: Program, step: Step) -> None:
     """x.mean((-1, -2)) -> the same by average pooling."""
-    if step.op == PLAIN and step.target == "mean" and not step.kwargs and step.args[1:] and _plane(step.args[1]):
+    if step.op == PLAIN and step.target == "mean" and not step.kwargs and step.args[1:] and is_plane(step.args[1]):
         function, reason = _means, "means over the picture, by torch"
         program.merge([step], Step(PLAIN, function=function, args=step.args[:1], paths=step.paths, reason=reason))
 
 
-def _plane(axes: Any) -> bool:
+def is_plane(axes: Any) -> bool:
+    """Whether these are the axes of a picture's height and width."""
     return isinstance(axes, tuple | list) and tuple(axes) in _PLANE
 
 

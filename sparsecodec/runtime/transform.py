@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 from collections import OrderedDict
 from collections.abc import Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -64,6 +65,10 @@ class CompiledTransform(Uncopied):
             if isinstance(step.function, nn.Module):
                 step.function = copy.deepcopy(step.function).to(dtype)
             step.args, step.kwargs = fx.node.map_aggregate((step.args, step.kwargs), self._in_dtype)
+        self._begin()
+
+    def _begin(self) -> None:
+        """What calls need beside the program."""
         self._bound: dict[Step, Bound] = {}
         self._writers: dict[Step, Writer | None] = {step: writer(step) for step in self._program.steps}
         self._plans: OrderedDict[tuple[torch.Size, ...], Plan] = OrderedDict()
@@ -151,7 +156,9 @@ class CompiledTransform(Uncopied):
             raise NoBackendError(
                 f"{', '.join(step.paths)}: no kernel for {step.op} (strict=False allows it)\n{reasons}"
             )
-        return bound
+        # What the op leaves open at binding, such as factors that may be computed, and the program has fixed.
+        fixed = {name: value for name, value in step.constants.items() if name not in spec.constants}
+        return replace(bound, run=partial(bound.run, **fixed)) if fixed else bound
 
     @property
     def backends(self) -> frozenset[str]:

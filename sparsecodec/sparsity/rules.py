@@ -32,8 +32,8 @@ def is_conv(module: nn.Module) -> bool:
 
 
 def is_quantized(module: nn.Module) -> bool:
-    """A convolution that computes on integers of its own: it says at how many bits."""
-    return is_conv(module) and hasattr(module, "weight_bits")
+    """A layer that computes on integers of its own: it says at how many bits."""
+    return (is_conv(module) or isinstance(module, nn.Linear)) and hasattr(module, "weight_bits")
 
 
 def is_masked(module: nn.Module) -> bool:

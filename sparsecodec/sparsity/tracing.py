@@ -60,8 +60,12 @@ class Tracer(fx.Tracer):
         return _Proxy(node, self)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
-        ours = rules.is_conv(m) or rules.is_gdn(m) or rules.is_deformable(m) or isinstance(m, ScatterConv2d)
-        return ours or super().is_leaf_module(m, module_qualified_name)
+        ours = (rules.is_conv, rules.is_quantized, rules.is_gdn, rules.is_deformable)
+        return (
+            any(rule(m) for rule in ours)
+            or isinstance(m, ScatterConv2d)
+            or super().is_leaf_module(m, module_qualified_name)
+        )
 
 
 class _Proxy(fx.Proxy):

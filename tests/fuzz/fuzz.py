@@ -36,6 +36,8 @@ NAMES = (
     "video-rt-portable",
     "decode-video-rt",
     "decode-video-rt-portable",
+    "video-hem-portable",
+    "decode-video-hem-portable",
     "decode-video-hem",
     "decode-video-dcvc",
     "decode-video-fvc",

@@ -159,6 +159,8 @@ TARGETS = {
     "video-rt-portable": lambda: Clips("dcvc-rt-tiny-portable"),
     "decode-video-rt": lambda: ResealedClips("dcvc-rt-tiny-sparse"),
     "decode-video-rt-portable": lambda: ResealedClips("dcvc-rt-tiny-portable"),
+    "video-hem-portable": lambda: Clips("dcvc-hem-portable"),
+    "decode-video-hem-portable": lambda: ResealedClips("dcvc-hem-portable"),
     "decode-video-hem": lambda: ResealedClips("dcvc-hem-tiny"),
     "decode-video-dcvc": lambda: ResealedClips("dcvc-tiny"),
     "decode-video-fvc": lambda: ResealedClips("fvc-tiny"),

@@ -31,6 +31,8 @@ EXECUTIONS = {
     "video-rt-portable": 60,
     "decode-video-rt": 30,
     "decode-video-rt-portable": 30,
+    "video-hem-portable": 60,
+    "decode-video-hem-portable": 30,
     "decode-video-hem": 8,
     "decode-video-dcvc": 8,
     "decode-video-fvc": 8,

@@ -15,6 +15,9 @@ from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import VideoHeader, VideoReader, crc32c
 from sparsecodec.entropy.video_bitstream import pack_index, pack_record
 from sparsecodec.models import create
+from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
+from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
+from sparsecodec.models.video import VideoCodec
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.zoo import load, names
@@ -35,6 +38,11 @@ def video_codec(name: str) -> CompiledVideo:
     if name in names():
         return compile_codec(load(name), stream="portable" if name.endswith("-portable") else "native")
     torch.manual_seed(0)
+    if name == "dcvc-hem-portable":
+        intra = DCVCHEMImage(HEMImageWidths(16, 8, (8, 8, 16), 16))
+        inter = DCVCHEMVideo(HEMVideoWidths(8, 8, 16, 8, (8, 8, 16), (8, 8, 8, 8)))
+        calibration = [torch.cat(list(moving(3, 64, 64)))]
+        return compile_codec(VideoCodec(intra, inter).eval(), stream="portable", calibration=calibration)
     return compile_codec(create(name).eval())
 
 

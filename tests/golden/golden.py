@@ -27,6 +27,7 @@ from make import (
     moving,
     native_model,
     picture,
+    portable_hem,
     portable_model,
     portable_video,
 )
@@ -59,7 +60,8 @@ BATCHED = (
     *(f"portable/{name}" for name in PORTABLE),
     *(f"native/{name}" for name in (*NATIVE, *VARIABLE)),
 )
-CLIPS = ("portable/dcvc-rt", "dcvc-rt-tiny-portable")
+CODECS = {"portable/dcvc-rt": portable_video, "portable/dcvc-hem": portable_hem}
+CLIPS = ("portable/dcvc-rt", "dcvc-rt-tiny-portable", "portable/dcvc-hem")
 RESULTS = ("sha256", "data", "symbols", "mean", "picture", "frames")
 TOGETHER = 3  # pictures of a batch
 LARGEST_KEPT = 4000  # bytes; of longer streams (not files) only the hash is kept, and the encoder makes them again
@@ -117,8 +119,8 @@ def container(entry: Entry) -> Container:
 
 @cache
 def codec(name: str) -> CompiledCodec | CompiledVideo:
-    if name == "portable/dcvc-rt":
-        return compile_codec(portable_video(), stream="portable")
+    if name in CODECS:
+        return compile_codec(CODECS[name](), stream="portable")
     if name.startswith("portable/"):
         return compile_codec(portable_model(name.removeprefix("portable/")), stream="portable")
     if name.startswith("native/"):
@@ -220,8 +222,9 @@ def wanted() -> Iterator[Entry]:
             entry = {"kind": "clip", "model": name, "size": size, "count": frames, "quality": quality, "period": period}
             yield from ([entry] if name == CLIPS[0] else [])  # which were made when version 1 was written
             yield {**entry, "container": 2}
-        long = {"size": (33, 16), "count": 35, "quality": 40, "period": 0}
-        yield {"kind": "clip", "model": name, **long, "container": 2}  # frame 33 drops the memory
+        if "dcvc-rt" in name:
+            long = {"size": (33, 16), "count": 35, "quality": 40, "period": 0}
+            yield {"kind": "clip", "model": name, **long, "container": 2}  # frame 33 drops the memory
 
 
 def made(entry: Entry) -> Entry:

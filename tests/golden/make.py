@@ -9,11 +9,13 @@ import torch
 from torch import nn
 
 from sparsecodec._compat import import_compressai
+from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
+from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.description import from_description
 from sparsecodec.models.video import VideoCodec
-from sparsecodec.quant import portable
+from sparsecodec.quant import W8A16, portable
 from sparsecodec.quant.tables import NEVER
 
 
@@ -148,22 +150,55 @@ def portable_video() -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         intra = DCVCRTImage(RTImageWidths(16, 8, 24, 1, 1, fusion_blocks=1, spatial_blocks=1))
         inter = DCVCRTVideo(RTVideoWidths(16, 8, 24, 16, shared_blocks=1, context_blocks=1, recon_blocks=1))
-        model = portable(VideoCodec(intra, inter), [torch.from_numpy(moving(3, 64, 64))])
-    tensors = {key: seeded(key, value) for key, value in model.state_dict().items()}
-    for key in [key for key in tensors if key.endswith(".weight_scale")]:
-        fan_in = tensors[f"{key.removesuffix('_scale')}"][0].numel()
-        tensors[key] *= 2.0 ** (7 - round(np.log2(fan_in) / 2))  # 18 of 127 is the mean of a byte's magnitude
+        model = portable(VideoCodec(intra, inter), [torch.from_numpy(moving(3, 64, 64))], W8A16)
+    tensors = _video_tensors(model)
     last = f"enc.enc_2.{len(intra.enc.enc_2) - 1}"
     for half, layer, gain, exponents in (("intra", last, 2.0, [-10]), ("inter", "encoder.down", 0.5, [-12, -11])):
         tensors[f"{half}.{layer}.weight"] *= gain  # so that the latent fills several symbols
-        rows = len(tensors[f"{half}.portable.z_lengths"])
-        tables = (np.resize(table, (rows, *table.shape[1:])) for table in integer_rows(8))
-        names = ("z_cdf", "z_lengths", "z_offsets")
-        tensors |= {f"{half}.portable.{key}": torch.from_numpy(of) for key, of in zip(names, tables, strict=True)}
         steps = torch.arange(1, len(model.get_submodule(half).portable.thresholds), dtype=torch.int32) * 3000
         tensors[f"{half}.portable.thresholds"] = torch.cat([torch.tensor([NEVER], dtype=torch.int32), steps])
         tensors[f"{half}.portable.exponents"] = torch.tensor(exponents, dtype=torch.int32)
     return _filled(model, tensors)
+
+
+def portable_hem() -> nn.Module:
+    """As `portable_video`, a portable DCVC-HEM."""
+    with torch.random.fork_rng(devices=[]):
+        intra = DCVCHEMImage(HEMImageWidths(16, 8, (8, 8, 16), 16))
+        inter = DCVCHEMVideo(HEMVideoWidths(8, 8, 16, 8, (8, 8, 16), (8, 8, 8, 8)))
+        model = portable(VideoCodec(intra, inter), [torch.from_numpy(moving(3, 64, 64))], W8A16)
+    tensors = _video_tensors(model)
+    for half, basics in (("intra", ("q_basic",)), ("inter", ("mv_y_q_basic", "y_q_basic"))):
+        for name in basics:
+            tensors[f"{half}.{name}"] = 0.75 + torch.arange(tensors[f"{half}.{name}"].numel()).view(1, -1, 1, 1) / 16
+        tensors[f"{half}.portable.z_medians"] *= 0
+        thresholds = len(model.get_submodule(half).portable.thresholds)
+        tensors[f"{half}.portable.thresholds"] = torch.arange(1, thresholds + 1, dtype=torch.int32) * 3000
+        steps = torch.arange(64, 0, -1, dtype=torch.int32)[:, None].expand(-1, len(basics))
+        tensors[f"{half}.portable.steps"] = steps * torch.tensor([2, 3][: len(basics)], dtype=torch.int32)
+    tensors["inter.mv_encoder.6.weight"] /= 8
+    tensors["inter.mv_decoder.7.0.weight_scale"] *= 32  # so that the motion is of some pixels
+    for key in [key for key in tensors if key.endswith(".bias") and tensors[key].dtype == torch.int32]:
+        tensors[key] >>= 3  # through as many layers little else would be left
+    for last in ("intra.refine.1", "inter.recon_generation_net.recon_conv"):  # pictures around a half, of some contrast
+        tensors[f"{last}.weight_scale"] *= 8
+        unit = tensors[f"{last}.weight_scale"].double() * tensors[f"{last}.input_scale"]
+        tensors[f"{last}.bias"] = (0.5 / unit).round().to(torch.int32)
+    return _filled(model, tensors)
+
+
+def _video_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
+    """What `seeded` gives, with activations that neither die away nor run over, and rows for the hyper-latents."""
+    tensors = {key: seeded(key, value) for key, value in model.state_dict().items()}
+    for key in [key for key in tensors if key.endswith(".weight_scale")]:
+        fan_in = tensors[f"{key.removesuffix('_scale')}"][0].numel()
+        tensors[key] *= 2.0 ** (7 - round(np.log2(fan_in) / 2))  # 18 of 127 is the mean of a byte's magnitude
+    for half in ("intra", "inter"):
+        rows = len(tensors[f"{half}.portable.z_lengths"])
+        tables = (np.resize(table, (rows, *table.shape[1:])) for table in integer_rows(8))
+        names = ("z_cdf", "z_lengths", "z_offsets")
+        tensors |= {f"{half}.portable.{key}": torch.from_numpy(of) for key, of in zip(names, tables, strict=True)}
+    return tensors
 
 
 def native_model(name: str) -> nn.Module:

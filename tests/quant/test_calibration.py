@@ -87,11 +87,20 @@ def test_range_is_unsigned_behind_relu_and_lopsided_behind_leaky_relu():
 
 
 @pytest.mark.parametrize("dyadic", [False, True])
-def test_sixteen_bits_hold_twice_the_extremes_of_the_calibration(dyadic: bool):
+def test_sixteen_bits_hold_eight_times_the_extremes_of_the_calibration(dyadic: bool):
     small = quantize_layers(network(), {"4": Precision(8, 16, dyadic)})
     set_scales(small, {"4": Observation(torch.linspace(-0.5, 3, 100), -0.5, 3.0)})
     scale, (low, high) = float(small[4].scales()[0]), small[4].input_range
-    assert low * scale <= -1.0 and 6.0 * (1 - 1e-4) <= high * scale <= 6.0 * (2 if dyadic else 1 + 1e-4)
+    assert low * scale <= -4.0 and 24.0 * (1 - 1e-4) <= high * scale <= 24.0 * (2 if dyadic else 1 + 1e-4)
+
+
+@pytest.mark.parametrize("values", [torch.zeros(100), torch.tensor([0.0, 1.0, -1.0, 0.0])])
+def test_sixteen_bits_hold_whole_numbers_that_calibration_hardly_has(values: torch.Tensor):
+    """A rounded hyper-latent may be all zeros in small pictures; the unit of the layer's bias follows its range."""
+    small = quantize_layers(network(), {"4": Precision(16, 16, True)})
+    set_scales(small, {"4": Observation(values, float(values.min()), float(values.max()))})
+    scale, (low, high) = float(small[4].scales()[0]), small[4].input_range
+    assert low * scale <= -15.0 and 15.0 <= high * scale <= 33.0
 
 
 def test_refinement_beats_plain_calibration_on_a_real_codec(codec, decoder, crops, rd_loss):

@@ -318,7 +318,7 @@ def test_layers_without_a_rule_say_why():
     for layer, reason in [
         (nn.Conv2d(2, 2, 3, padding=1, padding_mode="reflect"), "padding_mode='reflect'"),
         (nn.ConvTranspose2d(4, 4, 3, groups=2), "2 groups"),
-        (nn.Linear(2, 2), "Linear has no integer rule"),
+        (nn.Bilinear(2, 2, 2), "Bilinear has no integer rule"),
     ]:
         with pytest.raises(UsageError, match=reason):
             quantized(layer, Precision())

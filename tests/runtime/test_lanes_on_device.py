@@ -13,7 +13,7 @@ from sparsecodec.entropy import lanes_cuda
 from sparsecodec.errors import BitstreamError
 from sparsecodec.ops import use_backend
 from sparsecodec.runtime import CompiledCodec, compile_codec
-from sparsecodec.runtime.adapters import portable, portable_rt
+from sparsecodec.runtime.adapters import portable, portable_video
 from sparsecodec.runtime.executor import Executor
 
 from ..toy_video import moving
@@ -36,7 +36,7 @@ def on_device(emulated, monkeypatch) -> list[torch.device]:
 
     monkeypatch.setattr(lanes_cuda, "why_unavailable", lambda backend: None)
     monkeypatch.setattr(_cuda, "_launch", launching(_cuda._launch))
-    for adapter in (portable, portable_rt):
+    for adapter in (portable, portable_video):
         monkeypatch.setattr(adapter, "decodes_on", decodes_on)
     return asked
 
@@ -117,7 +117,7 @@ def test_video_frames_are_the_hosts(on_device, monkeypatch):
     payload, state = codec.intra_encode(frames[0], 30)
     following, _ = codec.inter_encode(frames[1], state, 30, 1)
     there = codec.intra_decode(payload, 64, 64, 30)[0], codec.inter_decode(following, state, 64, 64, 30, 1)[0]
-    monkeypatch.setattr(portable_rt, "decodes_on", lambda device: False)
+    monkeypatch.setattr(portable_video, "decodes_on", lambda device: False)
     here = codec.intra_decode(payload, 64, 64, 30)[0], codec.inter_decode(following, state, 64, 64, 30, 1)[0]
     assert on_device and all(map(torch.equal, there, here))
 

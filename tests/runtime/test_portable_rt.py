@@ -22,7 +22,7 @@ from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant import W8A8, W8A16, is_portable, portable, prove_no_overflow
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters.portable_rt import IntegerState, PortableRTCodec
-from sparsecodec.runtime.video import fingerprint
+from sparsecodec.runtime.video import CompiledVideo, VideoState, fingerprint
 
 from .conftest import INTERPRETED
 
@@ -31,12 +31,12 @@ FRAMES = 32
 INTRA_AT = (0, 20)
 
 
-def clip(frames: int, seed: int = 0) -> Tensor:
+def clip(frames: int, seed: int = 0, height: int = HEIGHT, width: int = WIDTH) -> Tensor:
     """``[T, 3, H, W]``: waves that move, and noise that does not."""
     generator = torch.Generator().manual_seed(seed)
-    rows, columns = torch.arange(HEIGHT).view(-1, 1), torch.arange(WIDTH).view(1, -1)
+    rows, columns = torch.arange(height).view(-1, 1), torch.arange(width).view(1, -1)
     tints = torch.tensor([1.0, 0.4, -0.3]).view(3, 1, 1)
-    noise = 0.05 * torch.randn(3, HEIGHT, WIDTH, generator=generator)
+    noise = 0.05 * torch.randn(3, height, width, generator=generator)
     waves = [torch.sin(0.2 * columns + 0.3 * t) * torch.cos(0.17 * rows - 0.2 * t) for t in range(frames)]
     return torch.stack([(0.5 + 0.3 * tints * wave + noise).clamp(0, 1) for wave in waves])
 
@@ -73,7 +73,7 @@ class Coded:
     payload: bytes
     qp: int
     index: int  # 0: stands alone
-    state: IntegerState
+    state: VideoState
 
 
 @cache
@@ -91,13 +91,15 @@ def stream(skip: float | None = None) -> tuple[Coded, ...]:
     return tuple(frames)
 
 
-def decoded(codec: PortableRTCodec, frames: tuple[Coded, ...]) -> list[tuple[Tensor, IntegerState]]:
+def decoded(
+    codec: CompiledVideo, frames: tuple[Coded, ...], height: int = HEIGHT, width: int = WIDTH
+) -> list[tuple[Tensor, VideoState]]:
     results, state = [], None
     for frame in frames:
         if frame.index == 0:
-            x, state = codec.intra_decode(frame.payload, HEIGHT, WIDTH, frame.qp)
+            x, state = codec.intra_decode(frame.payload, height, width, frame.qp)
         else:
-            x, state = codec.inter_decode(frame.payload, state, HEIGHT, WIDTH, frame.qp, frame.index)
+            x, state = codec.inter_decode(frame.payload, state, height, width, frame.qp, frame.index)
         results.append((x, state))
     return results
 
@@ -107,9 +109,9 @@ def expected() -> list[tuple[Tensor, IntegerState]]:
     return decoded(compiled(), stream())
 
 
-def assert_same(found: list[tuple[Tensor, IntegerState]], wanted: list[tuple[Tensor, IntegerState]]) -> None:
+def assert_same(found: list[tuple[Tensor, VideoState]], wanted: list[tuple[Tensor, VideoState]]) -> None:
     for number, ((x, state), (y, other)) in enumerate(zip(found, wanted, strict=False)):
-        assert torch.equal(state.tensors()[0], other.tensors()[0]), f"the state after frame {number}"
+        assert all(map(torch.equal, state.tensors(), other.tensors())), f"the state after frame {number}"
         assert torch.equal(x, y), f"frame {number}"
 
 

@@ -16,6 +16,7 @@ from sparsecodec.runtime.adapters.portable import (
     PortableScalableEVCCodec,
     PortableVariableRateCodec,
 )
+from sparsecodec.runtime.adapters.portable_hem import PortableHEMCodec
 from sparsecodec.runtime.adapters.portable_rt import PortableRTCodec
 from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
 from sparsecodec.runtime.adapters.variable_rate import VariableRateCodec, VariableRateContextCodec
@@ -31,6 +32,7 @@ ADAPTERS = (
 )
 PORTABLE_ADAPTERS = (
     PortableRTCodec,
+    PortableHEMCodec,
     PortableEVCCodec,
     PortableScalableEVCCodec,
     PortableFactorizedCodec,
@@ -59,6 +61,7 @@ __all__ = [
     "HyperpriorCodec",
     "PortableEVCCodec",
     "PortableFactorizedCodec",
+    "PortableHEMCodec",
     "PortableHyperpriorCodec",
     "PortableRTCodec",
     "PortableScalableEVCCodec",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -11,27 +10,19 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.entropy import dcvc_gaussian16_tables
-from sparsecodec.entropy.lanes import LaneDecoder, LaneEncoder, payload_symbols
-from sparsecodec.entropy.lanes_cuda import CudaLaneDecoder, decodes_on, lane_words
+from sparsecodec.entropy.lanes import LaneEncoder, payload_symbols
 from sparsecodec.errors import UsageError
 from sparsecodec.models.dcvc_rt import HYPER, RESET_INTERVAL, SHIFT_OF_FRAME, STRIDE, pad_latent
 from sparsecodec.models.inputs import check_coded, check_kind, whole
-from sparsecodec.nn.fingerprint import model_hash
 from sparsecodec.nn.integer_part import IntegerInterPrior, IntegerIntraPrior, IntegerPartCoder, with_skip_row
 from sparsecodec.nn.integer_prior import ONE, as_float, narrowed
 from sparsecodec.nn.likelihood import rate_rows
-from sparsecodec.nn.routine import drive, drive_on_device, pulling, pushing
+from sparsecodec.nn.routine import drive, pushing
 from sparsecodec.nn.rt_layers import PATCH
-from sparsecodec.quant import is_portable
-from sparsecodec.runtime.executor import Executor
+from sparsecodec.quant.video_families import RTFamily
+from sparsecodec.runtime.adapters.portable_video import PartNetworks, PortableVideo
 from sparsecodec.runtime.integer_network import IntegerNetwork, IntegerScale
-from sparsecodec.runtime.numerics import PORTABLE_VIDEO, Numerics
-from sparsecodec.runtime.report import Report
-from sparsecodec.runtime.transform import CompiledTransform
-from sparsecodec.runtime.video import FRAMES, QPS, CompiledVideo
-from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
-
-ANALYSIS = ("intra.enc", "intra.hyper_enc", "inter.encoder", "inter.hyper_encoder")  # what encoders alone run
+from sparsecodec.runtime.video import FRAMES, QPS
 
 
 @dataclass(frozen=True)
@@ -51,31 +42,22 @@ class IntegerState:
         return (self.frame if self.feature is None else self.feature,)
 
 
-class _Networks:
-    """Integer networks of one model of a video codec.
-
-    Args:
-        model: with the submodule ``portable``.
-        prefix: of its paths in the codec.
-        strict: as for `IntegerNetwork`.
-    """
+class _Networks(PartNetworks):
+    """Of one model of DCVC-RT."""
 
     def __init__(self, model: nn.Module, prefix: str, strict: bool) -> None:
-        self.model = model
-        self.prefix = prefix
-        self.strict = strict
+        super().__init__(model, prefix, strict)
         self.exponents = model.portable.exponents.tolist()
 
-    def network(self, *paths: str, source: int | None = None, result: int | None = None) -> IntegerNetwork:
-        """The modules at `paths`, one behind the other."""
-        parts = {f"{self.prefix}.{path}": self.model.get_submodule(path) for path in paths}
-        return IntegerNetwork(parts, strict=self.strict, source=source, result=result)
+    def one(self, *paths: str, source: int | None = None, result: int | None = None) -> IntegerNetwork:
+        """A network of one input and one result."""
+        return self.network(*paths, sources=(source,), results=(result,))
 
     def alike(self, *paths: str, result: int) -> tuple[IntegerNetwork, ...]:
         """Networks that read the same tensor: each takes the coarsest exponent of all."""
-        apart = [self.network(path, result=result) for path in paths]
+        apart = [self.one(path, result=result) for path in paths]
         source = max(network.exponent for network in apart)
-        return tuple(self.network(path, source=source, result=result) for path in paths)
+        return tuple(self.one(path, source=source, result=result) for path in paths)
 
     def scale(self, name: str, source: int, result: int) -> IntegerScale:
         """The factors that the model keeps under that name."""
@@ -92,14 +74,14 @@ class _Intra:
 
     def __init__(self, model: nn.Module, device: torch.device, strict: bool) -> None:
         parts = _Networks(model, "intra", strict)
-        spatial = parts.network("y_spatial_prior")
+        spatial = parts.one("y_spatial_prior")
         adaptors = parts.alike(*(f"y_spatial_prior_adaptor_{i}" for i in (1, 2, 3)), result=spatial.exponent)
-        reduction = parts.network("y_spatial_prior_reduction", result=adaptors[0].exponent)
-        parameters = parts.network("hyper_dec", "y_prior_fusion")
+        reduction = parts.one("y_spatial_prior_reduction", result=adaptors[0].exponent)
+        parameters = parts.one("hyper_dec", "y_prior_fusion")
         self.coder = parts.coder(IntegerIntraPrior(parameters, reduction, adaptors, spatial), device)
-        self.tail = parts.network("dec.dec_2")
+        self.tail = parts.one("dec.dec_2")
         self.scale = parts.scale("q_scale_dec", parts.exponents[0], self.tail.exponent)
-        self.trunk = parts.network("dec.dec_1", result=parts.exponents[0])
+        self.trunk = parts.one("dec.dec_1", result=parts.exponents[0])
         self.networks = (parameters, reduction, *adaptors, spatial, self.trunk, self.tail)
 
     def picture(self, y_hat: Tensor, rate: int) -> Tensor:
@@ -114,27 +96,27 @@ class _Inter:
     def __init__(self, model: nn.Module, device: torch.device, strict: bool) -> None:
         parts = _Networks(model, "inter", strict)
         # From the end of each path to its beginning: a network gives what the next one reads.
-        self.head = parts.network("recon_generation_net.head")
+        self.head = parts.one("recon_generation_net.head")
         self.recon_scale = parts.scale("q_recon", parts.exponents[1], self.head.exponent)
-        self.recon = parts.network("recon_generation_net.conv", result=parts.exponents[1])
-        self.context_exponent = parts.network("decoder.conv1").exponent
-        behind = parts.network("feature_extractor.conv2", result=self.context_exponent)
-        adaptor = parts.network("feature_adaptor_p")
+        self.recon = parts.one("recon_generation_net.conv", result=parts.exponents[1])
+        self.context_exponent = parts.one("decoder.conv1").exponent
+        behind = parts.one("feature_extractor.conv2", result=self.context_exponent)
+        adaptor = parts.one("feature_adaptor_p")
         # The feature is the State: one tensor for both of its readers.
         self.feature_exponent = max(adaptor.exponent, self.recon.exponent)
-        self.recon = parts.network("recon_generation_net.conv", source=self.feature_exponent, result=parts.exponents[1])
-        self.decode = parts.network("decoder.conv1", "decoder.conv2", result=parts.exponents[0])
+        self.recon = parts.one("recon_generation_net.conv", source=self.feature_exponent, result=parts.exponents[1])
+        self.decode = parts.one("decoder.conv1", "decoder.conv2", result=parts.exponents[0])
         self.feature_scale = parts.scale("q_decoder", parts.exponents[0], self.feature_exponent)
-        self.up = parts.network("decoder.up", result=self.context_exponent)
+        self.up = parts.one("decoder.up", result=self.context_exponent)
         self.context = behind
         self.shared = {
-            name: parts.network(name, "feature_extractor.conv1", result=behind.exponent, source=source)
+            name: parts.one(name, "feature_extractor.conv1", result=behind.exponent, source=source)
             for name, source in (("feature_adaptor_i", None), ("feature_adaptor_p", self.feature_exponent))
         }
-        fusion, spatial = parts.network("y_prior_fusion"), parts.network("y_spatial_prior")
-        self.temporal = parts.network("temporal_prior_encoder", result=fusion.exponent)
+        fusion, spatial = parts.one("y_prior_fusion"), parts.one("y_spatial_prior")
+        self.temporal = parts.one("temporal_prior_encoder", result=fusion.exponent)
         self.temporal_scale = parts.scale("q_feature", behind.exponent, self.temporal.exponent)
-        hyper = parts.network("hyper_decoder", result=fusion.exponent)
+        hyper = parts.one("hyper_decoder", result=fusion.exponent)
         self.coder = parts.coder(IntegerInterPrior(hyper, fusion, spatial), device)
         # What a frame behind another predicted one runs, in this order; behind an I frame the other adaptor.
         self.decoder = (
@@ -166,66 +148,27 @@ class _Inter:
         return F.pixel_shuffle(self.head(self.recon_scale(self.recon(feature), rate)).clamp(0, ONE), PATCH)
 
 
-class PortableRTCodec(CompiledVideo):
-    """DCVC-RT with portable streams: a decoder is integers from the bytes to the pictures.
+class PortableRTCodec(PortableVideo):
+    """DCVC-RT with portable streams; see `PortableVideo`."""
 
-    Args:
-        model: from `quant.portable`; not modified.
-        device: where the networks run.
-        dtype: of the encoder's analysis, which no decoder runs.
-        strict: raise if a step finds no kernel although its device has kernels.
-    """
-
+    FAMILY = RTFamily
+    ANALYSIS = ("intra.enc", "intra.hyper_enc", "inter.encoder", "inter.hyper_encoder")
     stride = STRIDE
-    colour = "ycbcr"
-    exact_pictures: ClassVar[bool] = True
+    colour = RTFamily.colour
     RESET_INTERVAL: ClassVar[int] = RESET_INTERVAL
 
-    @staticmethod
-    def matches(model: nn.Module) -> bool:
-        """Whether `model` is a portable video codec."""
-        return hasattr(model, "intra") and hasattr(model, "inter") and is_portable(model)
-
     def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32, strict: bool = True):
-        if not self.matches(model):
-            raise UsageError(f"{type(model).__name__} is no portable video codec: see quant.portable")
-        super().__init__(model_hash(model)[:8], device)
-        self._model = copy.deepcopy(model).to(device).eval().requires_grad_(False)
+        super().__init__(model, device, dtype, strict)
         self._intra = _Intra(self._model.intra, device, strict)
         self._inter = _Inter(self._model.inter, device, strict)
-        self._analysis_networks = VideoNetworks(self._model, strict)
-        self._analysis = {path: Keeping(self._analysis_networks.add(path, dtype), torch.float32) for path in ANALYSIS}
-        self._dtype = dtype
 
     @property
-    def keepers(self) -> list[CompiledTransform | Executor]:
-        analysis = self._analysis_networks
-        return [*self._intra.networks, *self._inter.networks, *analysis.transforms, analysis.executor]
+    def integer_networks(self) -> tuple[IntegerNetwork, ...]:
+        return *self._intra.networks, *self._inter.networks
 
     @property
-    def portable_model(self) -> nn.Module:
-        """The model whose integers this codec computes with, for `zoo.save`."""
-        return self._model
-
-    @property
-    def numerics(self) -> Numerics:
-        return PORTABLE_VIDEO
-
-    @property
-    def report(self) -> Report:
-        """Each layer with its op, backend and MACs: integer networks of both models, then the encoder's analysis."""
-        networks = (*self._intra.networks, *self._inter.networks)
-        precision = str(self._dtype).removeprefix("torch.")
-        notes = (
-            f"decoder: integers from the bytes to the pictures; analysis, which encoders alone run, in {precision}",
-            f"stream portable: {PORTABLE_VIDEO.name}",
-            "pictures: the same on every device; the state after each frame is fingerprinted",
-        )
-        analysis = self._analysis_networks.report(self._warm_pixels, (), notes)
-        rows = [row for network in networks for row in network.report_rows(self._warm_pixels)]
-        decoder = tuple(network.name for network in self._inter.decoder)
-        held = sum(network.buffer_bytes for network in networks) + analysis.buffer_bytes
-        return Report((*rows, *analysis.rows), notes, decoder, held)
+    def decoder_networks(self) -> tuple[IntegerNetwork, ...]:
+        return self._inter.decoder
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, IntegerState]:
@@ -297,16 +240,7 @@ class PortableRTCodec(CompiledVideo):
         size = height // STRIDE, width // STRIDE
         total = self._symbols(model, height, width)
         first = coder.z_request((1, model.widths.hyper, *(-(-side // HYPER) for side in size)), rate)
-        if decodes_on(self.device):
-            decoder = CudaLaneDecoder(lane_words([payload], total).to(self.device), total)
-            z_symbols = decoder.decode(first.indexes.to(self.device), first.tables)
-            y_hat = drive_on_device(coder.decoding(z_symbols, size, temporal), decoder)
-        else:
-            decoder = LaneDecoder(payload, total)
-            z_symbols = decoder.decode(first.indexes, first.tables).to(self.device)
-            y_hat = drive(coder.decoding(z_symbols, size, temporal), pulling(decoder))
-        decoder.finish()
-        return y_hat
+        return self._pulled(payload, total, first, lambda symbols: coder.decoding(symbols, size, temporal))
 
     @staticmethod
     def _symbols(model: nn.Module, height: int, width: int) -> int:

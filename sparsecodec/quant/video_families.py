@@ -1,0 +1,167 @@
+"""Video codecs that have a portable form: what their decoders compute, and the integers that they store beside it."""
+
+from __future__ import annotations
+
+import copy
+import math
+from abc import ABC, abstractmethod
+from typing import ClassVar
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from sparsecodec.entropy import EntropyTables, rt_factorized_tables
+from sparsecodec.nn import factorized_tables
+from sparsecodec.ops import evc_scale_thresholds, laplace_scale_thresholds
+from sparsecodec.ops.scale_thresholds import rt_scale_thresholds
+from sparsecodec.quant.tables import IntegerTables, SteppedTables, VideoTables, in_fixed_point
+
+QPS = 64  # qualities of a video stream
+
+
+class VideoFamily(ABC):
+    """A family of `VideoCodec`s.
+
+    Attributes:
+        networks: of each of the two models, what a decoder computes.
+        more: of each, other parts that it is recognised by.
+        factors: of each, banks of factors per rate, and the module whose result each multiplies.
+        fixed_factors: of each, banks that multiply what a layer reads, too: its scale gives their exponent.
+        stride: sides of a frame are multiples of it.
+        colour: of the frames, as `CompiledVideo.colour`.
+        qualities: of the calibration; the extremes are among them.
+        tables: what each model stores.
+    """
+
+    networks: ClassVar[dict[str, tuple[str, ...]]]
+    more: ClassVar[dict[str, tuple[str, ...]]]
+    factors: ClassVar[dict[str, dict[str, str]]] = {}
+    fixed_factors: ClassVar[dict[str, tuple[str, ...]]] = {}
+    stride: ClassVar[int]
+    colour: ClassVar[str]
+    qualities: ClassVar[tuple[int, ...]]
+    tables: ClassVar[type[IntegerTables]]
+
+    @classmethod
+    def matches(cls, model: nn.Module) -> bool:
+        """Whether `model` has this structure."""
+        return all(
+            hasattr(getattr(model, part, None), path)
+            for part, paths in cls.networks.items()
+            for path in (*paths, *cls.more[part], *cls.factors.get(part, ()))
+        )
+
+    @classmethod
+    def decoder_networks(cls) -> tuple[str, ...]:
+        """Paths in a video codec of all that a decoder computes."""
+        return tuple(f"{part}.{path}" for part, paths in cls.networks.items() for path in paths)
+
+    @staticmethod
+    def rate(model: nn.Module, quality: int, index: int) -> int:
+        """What a model takes as its rate for that quality, `index` frames behind the one that stands alone."""
+        return quality
+
+    @classmethod
+    @abstractmethod
+    def stored(cls, part: nn.Module, exponents: Tensor) -> IntegerTables:
+        """The filled tables of one model; `exponents`: int32, of what `factors` multiply."""
+
+
+class RTFamily(VideoFamily):
+    """DCVC-RT."""
+
+    networks = {
+        "intra": (
+            *("hyper_dec", "y_prior_fusion", "y_spatial_prior_reduction"),
+            *(f"y_spatial_prior_adaptor_{i}" for i in (1, 2, 3)),
+            *("y_spatial_prior", "dec"),
+        ),
+        "inter": (
+            *("feature_adaptor_i", "feature_adaptor_p", "feature_extractor", "temporal_prior_encoder"),
+            *("hyper_decoder", "y_prior_fusion", "y_spatial_prior", "decoder", "recon_generation_net"),
+        ),
+    }
+    more = {"intra": ("bit_estimator_z",), "inter": ("bit_estimator_z", "q_feature")}
+    factors = {
+        "intra": {"q_scale_dec": "dec.dec_1"},
+        "inter": {"q_decoder": "decoder.conv2", "q_recon": "recon_generation_net.conv"},
+    }
+    fixed_factors = {"inter": ("q_feature",)}
+    stride = 16
+    colour = "ycbcr"
+    qualities = (0, 32, 63)
+    tables = VideoTables
+
+    @staticmethod
+    def rate(model: nn.Module, quality: int, index: int) -> int:
+        return quality + (model.inter.rates - model.intra.rates) * (index % 2)
+
+    @classmethod
+    def stored(cls, part: nn.Module, exponents: Tensor) -> IntegerTables:
+        estimator = copy.deepcopy(part.bit_estimator_z).to("cpu", torch.float32)
+        channels = estimator.f1.h.shape[1]
+        rates = torch.arange(part.rates)
+
+        def cumulative(x: Tensor) -> Tensor:  # [1, R, K, 1], row = rate * channels + channel
+            by_rate = x[0].view(part.rates, channels, -1, 1)
+            return estimator.cdf(by_rate, rates).reshape(x.shape)
+
+        rows = rt_factorized_tables(cumulative, part.rates * channels)
+        skip, thresholds = part.force_zero_thres, in_fixed_point(rt_scale_thresholds())
+        least = in_fixed_point(torch.tensor([-math.inf if skip is None else skip], dtype=torch.float32))
+        tables = VideoTables()
+        tables.fill(rows, torch.zeros(rows.rows), torch.zeros(0))
+        tables.thresholds = torch.cat([least, thresholds.clamp(min=int(least)) if skip is not None else thresholds])
+        tables.exponents = exponents
+        return tables
+
+
+class HEMFamily(VideoFamily):
+    """DCVC-HEM."""
+
+    networks = {
+        "intra": ("hyper_dec", "y_prior_fusion", "y_spatial_prior", "dec", "refine"),
+        "inter": (
+            *("mv_hyper_prior_decoder", "mv_y_prior_fusion", "mv_y_spatial_prior", "mv_decoder"),
+            *("feature_adaptor_I", "feature_adaptor_P", "feature_extractor", "context_fusion_net"),
+            *("temporal_prior_encoder", "contextual_hyper_prior_decoder", "y_prior_fusion", "y_spatial_prior"),
+            *("contextual_decoder", "recon_generation_net"),
+        ),
+    }
+    more = {
+        "intra": ("bit_estimator_z", "q_basic", "q_scale"),
+        "inter": ("bit_estimator_z_mv", "bit_estimator_z", "mv_y_q_basic", "y_q_basic"),
+    }
+    stride = 64
+    colour = "rgb"
+    qualities = (0, 3)  # anchors
+    tables = SteppedTables
+
+    @classmethod
+    def stored(cls, part: nn.Module, exponents: Tensor) -> IntegerTables:
+        motion = hasattr(part, "bit_estimator_z_mv")
+        estimators = (part.bit_estimator_z_mv, part.bit_estimator_z) if motion else (part.bit_estimator_z,)
+        rows = _joined([factorized_tables(estimator, estimator.f1.h.numel()) for estimator in estimators])
+        tables = SteppedTables()
+        thresholds = laplace_scale_thresholds() if motion else evc_scale_thresholds()
+        tables.fill(rows, torch.zeros(rows.rows), thresholds)
+        steps = torch.tensor(part.q_scales(QPS), dtype=torch.float64).view(QPS, -1)
+        tables.steps = (100 * steps).round().to(torch.int32)
+        return tables
+
+
+FAMILIES: tuple[type[VideoFamily], ...] = (RTFamily, HEMFamily)
+
+
+def family_of(model: nn.Module) -> type[VideoFamily] | None:
+    """The family of a video codec, if it has a portable form."""
+    return next((family for family in FAMILIES if family.matches(model)), None)
+
+
+def _joined(tables: list[EntropyTables]) -> EntropyTables:
+    """The rows of all, in order."""
+    width = max(one.cdf.shape[1] for one in tables)
+    cdf = [np.pad(one.cdf, ((0, 0), (0, width - one.cdf.shape[1]))) for one in tables]
+    lengths, offsets = (np.concatenate([getattr(one, name) for one in tables]) for name in ("lengths", "offsets"))
+    return EntropyTables(np.concatenate(cdf), lengths, offsets)
