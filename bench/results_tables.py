@@ -233,6 +233,21 @@ def clips_feds() -> str:
     return table(("clip", "BD-rate of FEDS vs plain", "BD-PSNR"), rows)
 
 
+def clips_portable() -> str:
+    """What integers cost a video codec that does not ship as such: means over the qualities, each beside its own."""
+    rows = []
+    for path in sorted((CLIPS / "portable").glob("*.json")):
+        found = [json.loads(each.read_text())["per_clip"] for each in (CLIPS / path.name, path)]
+        for clip in zip(*found, strict=True):
+            (rates, before), (others, after) = (
+                [row["results"][key] for key in ("bpp_file", "psnr-yuv")] for row in clip
+            )
+            rate = 100 * (fmean(b / a for a, b in zip(rates, others, strict=True)) - 1)
+            cells = f"{rate:+.1f} %", f"{fmean(after) - fmean(before):+.3f} dB"
+            rows.append((path.stem, _short(clip[0]["clip"]), *cells))
+    return table(("codec", "clip", "rate on integers", "PSNR"), rows)
+
+
 def one_rate() -> str:
     """Video codecs whose inter model has one rate: no curves, so points."""
     results = {name: json.loads((CLIPS / "one-rate" / f"{name}.json").read_text()) for name in ONE_RATE}
@@ -297,6 +312,7 @@ TABLES = {
     "ms": milliseconds,
     "clips": clips,
     "clips-feds": clips_feds,
+    "clips-portable": clips_portable,
     "one-rate": one_rate,
     "clips-real": clips_real,
 }
