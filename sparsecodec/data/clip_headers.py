@@ -51,9 +51,12 @@ def raw_format(path: Path, depths: tuple[int, ...] = DEPTHS) -> tuple[ClipFormat
     if len(named) > 1:
         raise UsageError(f"{path}: several depths in the name (needs {wanted(depths)})")
     numbers = re.findall(rf"(?<![\d.])({BROADCAST}|\d+(?:\.\d+)?)fps(?![a-z0-9])", path.stem.lower())
-    rates = [rate(re.sub("[_-]", ".", number)) for number in numbers]
     frames = [int(word[:-1]) for word in words if re.fullmatch(r"\d+f", word)]
-    form = ClipFormat(height, width, (rates or [(25, 1)])[0], depth=named.pop() if named else 8)
+    try:
+        rates = [rate(re.sub("[_-]", ".", number)) for number in numbers]
+        form = ClipFormat(height, width, (rates or [(25, 1)])[0], depth=named.pop() if named else 8)
+    except UsageError as error:
+        raise UsageError(f"{path}: {error}") from error
     return form, frames[0] if frames else None
 
 

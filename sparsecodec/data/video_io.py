@@ -67,10 +67,11 @@ def open_clip(
             yield stream
         return
     with open(path, "rb") as file:
-        if raw is None and suffix == RAW_SUFFIX:
-            raw, count = raw_format(path)
-            if path.stat().st_size != (count or path.stat().st_size // raw.frame_bytes) * raw.frame_bytes:
-                raise UsageError(f"{path}: {path.stat().st_size} bytes (frames have {raw.frame_bytes}: wrongly named?)")
+        if raw is not None or suffix == RAW_SUFFIX:
+            raw, count, doubt = (raw, None, "another size?") if raw else (*raw_format(path), "wrongly named?")
+            size = path.stat().st_size
+            if size != (count or size // raw.frame_bytes) * raw.frame_bytes:
+                raise UsageError(f"{path}: {size} bytes (frames have {raw.frame_bytes}: {doubt})")
         yield read_stream(file, path, raw)
 
 

@@ -87,6 +87,17 @@ def as_float(values: Tensor) -> Tensor:
     return values.to(torch.float32) * (1.0 / ONE)
 
 
+def fixed_gain(basic: Tensor, hundredths: int) -> Tensor:
+    """Steps of channels, fixed-point: ``max(basic, 0.5)``, float32, times a global step in 1/100; ``[C]`` int64.
+
+    Args:
+        basic: ``[C]`` or ``[1, C, 1, 1]``, the channels' own steps.
+    """
+    # A product by a power of two and one rounding, so it is the same everywhere.
+    units = (basic.detach().double() * ONE).round().long().flatten().clamp(min=STEP_MIN)
+    return (units * hundredths + 50) // 100
+
+
 class IntegerPriorCoder(DualPriorCoder):
     """A `DualPriorCoder` whose path from symbols to tables holds integers only.
 

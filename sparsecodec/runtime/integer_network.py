@@ -42,7 +42,7 @@ class IntegerNetwork(CompiledTransform):
     Attributes:
         exponents: of the inputs: integers v stand for ``v 2^exponent``. None: int32 in units of 2^-16.
         result_exponents: of the results, likewise.
-        shape: of the first input; None before it.
+        shapes: of the first inputs; None before them.
 
     Raises:
         UsageError: a layer is not frozen to dyadic integers.

@@ -188,13 +188,25 @@ def test_parameters_of_a_frame_are_skipped():
         ("a.yuv", 59, "0 sizes in the name"),
         ("a_7x5_444.yuv", 59, "named 444 .needs 8-bit or 10-bit 4:2:0"),
         ("a_7x5_8bit_10bit.yuv", 59, "several depths"),
-        ("a_7x5_0fps.yuv", 59, "0 frames per second"),
+        ("a_7x5_0fps.yuv", 59, "a_7x5_0fps.yuv: .*0 frames per second"),
     ],
 )
 def test_wrongly_named_raw_files_are_refused(name, size, message, tmp_path):
     (tmp_path / name).write_bytes(bytes(size))
     with pytest.raises(UsageError, match=message), open_clip(tmp_path / name) as stream:
         list(stream.frames)
+
+
+def test_a_size_that_does_not_fit_a_raw_file_is_refused(tmp_path):
+    """Before the first of what would be frames of garbage."""
+    (tmp_path / "a.yuv").write_bytes(bytes(2 * 59 + 22))
+    with (
+        pytest.raises(UsageError, match="140 bytes .frames have 59: another size"),
+        open_clip(tmp_path / "a.yuv", FORM),
+    ):
+        pass
+    with open_clip(tmp_path / "a.yuv", ClipFormat(2, 23)) as stream:
+        assert len(list(stream.frames)) == 2
 
 
 @needs_av

@@ -16,10 +16,11 @@ from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.hem_inter import HEMState
+from sparsecodec.nn.integer_prior import fixed_gain
 from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant import is_exact, is_portable, portable, prove_no_overflow
 from sparsecodec.runtime import compile_codec
-from sparsecodec.runtime.adapters.portable_hem import PortableHEMCodec, fixed_gain, halved
+from sparsecodec.runtime.adapters.portable_hem import PortableHEMCodec, halved
 from sparsecodec.runtime.video import VideoState, fingerprint
 
 from .test_portable_rt import Coded, assert_same, clip, decoded

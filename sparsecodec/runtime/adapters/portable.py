@@ -20,6 +20,7 @@ from sparsecodec.nn.integer_prior import (
     ExactPriorCoder,
     IntegerPriorCoder,
     as_float,
+    fixed_gain,
     fixed_point,
     narrowed,
     row_finder,
@@ -121,8 +122,7 @@ class PortableEVCCodec(Portable, EVCCodec):
         """With exact pictures fixed-point, int64."""
         if not self.exact_pictures:
             return super()._gain(q_scale)
-        basic = (self._q_basic.double() * ONE).round().long()  # of float32 numbers, so these are the same everywhere
-        return (basic * round(q_scale * 100) + 50) // 100
+        return fixed_gain(self._q_basic, round(q_scale * 100))
 
     def _normalised(self, y: Tensor, gain: Tensor) -> Tensor:
         return super()._normalised(y, as_float(gain) if self.exact_pictures else gain)

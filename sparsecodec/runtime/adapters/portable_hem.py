@@ -13,7 +13,7 @@ from sparsecodec.models.inputs import check_coded, check_kind, input_channels, w
 from sparsecodec.nn.dual_prior import Network
 from sparsecodec.nn.flow import estimate_flow
 from sparsecodec.nn.hem_inter import FLOW, Contexts, HEMState
-from sparsecodec.nn.integer_prior import ONE, ExactPriorCoder, JoinedParameters, as_float, narrowed
+from sparsecodec.nn.integer_prior import ONE, ExactPriorCoder, JoinedParameters, as_float, fixed_gain, narrowed
 from sparsecodec.nn.routine import Routine, drive, pushing
 from sparsecodec.ops import integer_warp
 from sparsecodec.quant.tables import SteppedTables
@@ -24,12 +24,6 @@ from sparsecodec.runtime.video import FRAMES, QPS
 from sparsecodec.runtime.video_networks import warp_any
 
 LATENT, HYPER = 16, 64  # pixels per position of latents and hyper-latents, per side
-
-
-def fixed_gain(basic: Tensor, hundredths: int) -> Tensor:
-    """Steps of channels, fixed-point: ``max(q_basic, 0.5)`` times a global step. ``[1, C, 1, 1]`` -> ``[C]`` int64."""
-    # Of float32 numbers, so these are the same everywhere.
-    return ((basic.double().clamp(min=0.5) * ONE).round().long().flatten() * hundredths + 50) // 100
 
 
 def halved(flow: Tensor) -> Tensor:
@@ -296,7 +290,7 @@ class PortableHEMCodec(PortableVideo):
         """Of a padded frame: of all its latents and hyper-latents."""
         names = ("mv_y_q_basic", "y_q_basic", "q_basic")
         latents = sum(getattr(model, name).shape[1] for name in names if hasattr(model, name))
-        hypers = model.portable.tables().rows
+        hypers = len(model.portable.z_lengths)
         return payload_symbols(
             latents * (height // LATENT) * (width // LATENT) + hypers * (height // HYPER) * (width // HYPER)
         )
