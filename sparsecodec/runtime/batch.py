@@ -40,6 +40,8 @@ def check_encodable(x: Any, name: str) -> None:
     if not isinstance(x, Tensor) or x.ndim != 4 or x.shape[:2] != (1, 3) or 0 in x.shape:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise UsageError(f"{name} {shape} (needs a tensor [1, 3, H, W], not empty)")
+    if x.is_meta or x.layout != torch.strided:
+        raise UsageError(f"{name} {'without values' if x.is_meta else x.layout} (needs a dense tensor with values)")
     if not x.is_floating_point():
         raise UsageError(f"{name} of {x.dtype} (needs floating point in [0, 1]; divide by 255)")
     low, high = torch.stack(x.aminmax()).tolist()  # one copy: a GPU is waited for once

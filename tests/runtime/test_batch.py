@@ -301,6 +301,15 @@ def test_values_are_checked_with_one_copy_to_the_host():
             check_encodable(torch.tensor([0.0, value, 1.0]).expand(1, 3, 1, 3), "picture")
 
 
+@pytest.mark.parametrize(
+    ("x", "reason"),
+    [(torch.empty(1, 3, 8, 8, device="meta"), "without values"), (torch.zeros(1, 3, 8, 8).to_sparse(), "sparse_coo")],
+)
+def test_pictures_without_a_value_for_each_pixel_are_refused(x, reason):
+    with pytest.raises(UsageError, match=f"{reason} .needs a dense tensor with values"):
+        check_encodable(x, "picture")
+
+
 def test_the_steps_of_a_codec_are_read_once(photo):
     """When it is compiled: in an encode reading them would wait for a GPU."""
     codec = compile_codec(zoo.load("evc-tiny"), dtype=torch.float32)
