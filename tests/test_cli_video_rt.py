@@ -110,18 +110,24 @@ def test_a_portable_clip_is_calibrated_saved_and_exact(folder, family, capsys, t
     assert code == 4 and "float model" in message
 
 
-def test_calibration_reads_clips_as_the_model_does(folder):
+def test_calibration_reads_clips_as_the_model_does(folder, tmp_path):
     """DCVC-RT's Y, Cb, Cr; DCVC-HEM's R, G, B; of others there is nothing to calibrate."""
-    (folder / "clips").mkdir()
-    (folder / "clips" / "clip.y4m").write_bytes((folder / "clip.y4m").read_bytes())
-    rt, hem = (_calibration(str(folder / "clips"), load(folder / name))[0] for name in ("rt", "hem"))
-    assert rt.shape == hem.shape == (7, 3, 50, 70)
-    with open_clip(folder / "clip.y4m") as clip:
+    form, file = ClipFormat(64, 80), io.BytesIO()
+    writer = ClipWriter(file, form)
+    for frame in moving(4, 64, 80):
+        writer.write(to_planes(frame, form, "ycbcr"))
+    (tmp_path / "clip.y4m").write_bytes(file.getvalue())
+    rt, hem = (_calibration(str(tmp_path), load(folder / name))[0] for name in ("rt", "hem"))
+    assert rt.shape == hem.shape == (4, 3, 64, 80)
+    with open_clip(tmp_path / "clip.y4m") as clip:
         first = next(clip.frames)
     for found, colour in ((rt, "ycbcr"), (hem, "rgb")):
         assert torch.equal(found[:1], to_frame(first, clip.form, colour))
     with pytest.raises(UsageError, match="FVC has no portable stream of clips"):
-        _calibration(str(folder / "clips"), create("fvc-tiny"))
+        _calibration(str(tmp_path), create("fvc-tiny"))
+    (tmp_path / "small.y4m").write_bytes((folder / "clip.y4m").read_bytes())
+    with pytest.raises(UsageError, match="small.y4m: 7 frames of 70x50 .calibration needs 3 of 64x64 at least"):
+        _calibration(str(tmp_path), load(folder / "hem"))
 
 
 def test_without_a_model_the_shipped_integers_code_a_clip(tmp_path, capsys):

@@ -35,11 +35,12 @@ from sparsecodec.data.video import is_clip, list_clips
 from sparsecodec.data.video_io import open_clip
 from sparsecodec.entropy import VIDEO_MAGIC, CodedFrame, VideoReader
 from sparsecodec.errors import SparseCodecError, UsageError
+from sparsecodec.quant.portable_video import LEAST_FRAMES, LEAST_SIDE
 from sparsecodec.quant.video_families import family_of
 from sparsecodec.runtime.video import INTRA_PERIOD, CompiledVideo
 
 QP = 32
-CALIBRATION_CLIPS, CALIBRATION_FRAMES, CALIBRATION_SIDE = 8, 8, 256
+CALIBRATION_CLIPS, CALIBRATION_FRAMES, CALIBRATION_SIDE = 8, 4, 256
 PICTURES_ONLY = ("quality", "prefix", "tile", "overlap", "max_memory", "region")
 CLIPS_ONLY = ("qp", "intra_period", "start", "frames", "size", "rate", "depth", "raw")
 
@@ -168,6 +169,11 @@ def _calibration(folder: str, model: nn.Module) -> list[Tensor]:
         with open_clip(path) as clip:
             planes = islice(clip.frames, CALIBRATION_FRAMES)
             frames = torch.cat([to_frame(p, clip.form, family.colour) for p in planes])
+        if len(frames) < LEAST_FRAMES or min(frames.shape[2:]) < LEAST_SIDE:
+            found = f"{len(frames)} frames of {frames.shape[3]}x{frames.shape[2]}"
+            raise UsageError(
+                f"{path}: {found} (calibration needs {LEAST_FRAMES} of {LEAST_SIDE}x{LEAST_SIDE} at least)"
+            )
         top, left = (max((side - CALIBRATION_SIDE) // 2, 0) for side in frames.shape[2:])
         samples.append(frames[:, :, top : top + CALIBRATION_SIDE, left : left + CALIBRATION_SIDE].contiguous())
     return samples
