@@ -117,10 +117,12 @@ def test_no_entropy_network_of_a_video_codec_is_calibrated(name, pictures, tmp_p
 
 @pytest.mark.parametrize("transforms", ["all", "decoder", "encoder", "entropy"])
 @pytest.mark.parametrize("trains", [["inter"], None], ids=str)
-def test_portable_video_codec_is_refused_and_the_way_to_it_named(transforms, trains, pictures, tmp_path):
-    recipe = _recipe(_rt(), trains=trains, transforms=transforms, entropy_bits=16)
+@pytest.mark.parametrize("make", [_rt, lambda: create("dcvc-hem-tiny")], ids=["rt", "hem"])
+def test_portable_video_codec_is_refused_and_the_way_to_it_named(make, transforms, trains, pictures, tmp_path):
+    model = make()
+    recipe = _recipe(model, trains=trains, transforms=transforms, entropy_bits=16)
     with pytest.raises(UsageError, match=r"whole decoder on integers.* encode --stream portable .*quant\.portable"):
-        _run(recipe, _rt(), pictures, tmp_path)
+        _run(recipe, model, pictures, tmp_path)
     assert not list(tmp_path.iterdir())
 
 
@@ -138,7 +140,6 @@ def test_video_codec_with_an_encoder_on_integers_becomes_portable(pictures, tmp_
     [
         "JointAutoregressiveHierarchicalPriors",
         "JointAutoregressiveHierarchicalPriorsVbr",
-        "dcvc-hem-tiny",
         "dcvc-tiny",
         "fvc-tiny",
         "rt-intra",

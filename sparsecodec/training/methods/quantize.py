@@ -235,7 +235,7 @@ def _exact_layers(settings: Settings, model: nn.Module) -> frozenset[str]:
         return frozenset()
     if is_video(model):
         raise UsageError(
-            "entropy_bits=16: a portable DCVC-RT has its whole decoder on integers, which recipes do not make "
+            "entropy_bits=16: a portable video codec has its whole decoder on integers, which recipes do not make "
             "(sparsecodec encode --stream portable --calibration CLIPS --save-model PATH does, and "
             "quant.portable(model, clips)); without entropy_bits the entropy networks stay float"
         )
