@@ -38,7 +38,7 @@ TARGETS = {  # name -> side, and how many inputs
     "video-hem-portable": ("python", 100_000),
     "decode-video-rt": ("python", 1_000),
     "decode-video-rt-portable": ("python", 1_000),
-    "decode-video-hem-portable": ("python", 1_000),
+    "decode-video-hem-portable": ("python", 20_000),
     "decode-video-hem": ("python", 50),
     "decode-video-dcvc": ("python", 50),
     "decode-video-fvc": ("python", 50),
