@@ -13,6 +13,7 @@ from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.quant.fixed_point import ACCUMULATOR_BITS
 from sparsecodec.quant.layers import Precision, QuantLayer, quantized, why_float
 from sparsecodec.quant.tables import empty_tables
+from sparsecodec.quant.video_families import family_of
 from sparsecodec.sparsity.rules import is_conv, is_gdn
 
 CONFIG_FORMAT = 1
@@ -142,8 +143,11 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
     elif parts:
         if not isinstance(parts, list) or not all(isinstance(part, str) for part in parts):
             raise UsageError(f"quantisation: portable={parts!r} (needs true or the names of models)")
+        family = family_of(model)
+        if family is None:
+            raise UsageError(f"quantisation: portable={parts!r} of a {type(model).__name__}, which has no such form")
         for part in parts:
-            _submodule(model, part).portable = empty_tables(_submodule(model, part))
+            _submodule(model, part).portable = family.tables()
     return _frozen(model)
 
 

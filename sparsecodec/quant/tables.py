@@ -147,13 +147,8 @@ class SteppedTables(IntegerTables):
 
 
 def empty_tables(model: nn.Module) -> IntegerTables:
-    """What a picture codec, or one model of a video codec, stores, yet to be filled or loaded."""
-    if hasattr(model, "Gain"):
-        return RateTables(len(model.Gain))
-    if hasattr(model, "force_zero_thres"):
-        return VideoTables()
-    stepped = hasattr(model, "mv_y_q_scale") or hasattr(model, "refine")
-    return SteppedTables() if stepped else IntegerTables()
+    """What a picture codec stores, yet to be filled or loaded."""
+    return RateTables(len(model.Gain)) if hasattr(model, "Gain") else IntegerTables()
 
 
 def in_fixed_point(values: Tensor) -> Tensor:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from sparsecodec.errors import GraphError
 from sparsecodec.runtime.integer_constants import layer_of, wanted_exponent
 from sparsecodec.runtime.integer_steps import GATE, moves_only
-from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step
+from sparsecodec.runtime.lowering import CONVOLUTIONS, Program, Step, together
 
 RESULT_EXPONENT = -16  # of a tensor of 32 bits
 
@@ -94,8 +94,7 @@ class Exponents:
 def program_results(program: Program) -> list[Step]:
     """The steps whose results a program returns."""
     last = program.output
-    together = last.op == PLAIN and last.reason == "several results"
-    return list(last.args) if together else [last]
+    return list(last.args) if last.function is together else [last]
 
 
 def _of_all(steps: list[Step], given: Sequence[int | None], name: str, what: str) -> list[int | None]:

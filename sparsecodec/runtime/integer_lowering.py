@@ -29,7 +29,7 @@ from sparsecodec.runtime.integer_steps import (
     split_downsampling,
     split_gates,
 )
-from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step, lower, lower_conv
+from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step, lower, lower_conv, together
 from sparsecodec.sparsity.rules import is_conv, is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
@@ -97,14 +97,14 @@ def _as_convolution(step: Step) -> Step:
 
 def _check(step: Step, program: Program, name: str) -> None:
     label = ", ".join(step.paths) or step.op
-    if step.op in ("input", GATE, SUM, EXCITATION) or moves_only(step):
+    if step.op in ("input", GATE, SUM, EXCITATION) or moves_only(step) or step.function is together:
         return
     if step.op == "scale" and step.inputs["scale"].op == EXCITATION:
         return
     if step.op == "activation" and "slope" in step.constants or step.op == "add":
         if width_of(program, step) is None:
             raise GraphError(f"{name}: {label} of a tensor whose number of channels no layer tells")
-    elif step is not program.output or step.reason != "several results":
+    else:
         _check_layer(step, label, name)
     if not 0 <= step.constants.get("slope", 1.0) <= 1:
         raise GraphError(f"{label}: an activation of slope {step.constants['slope']} (needs 0 to 1)")

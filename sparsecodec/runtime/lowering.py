@@ -156,7 +156,7 @@ def lower(module: nn.Module, name: str, factors: Sequence[str] = ()) -> Program:
 def _program(steps: list[Step], result: Any, name: str) -> Program:
     """The program that returns `result`, a step or a tuple of steps, without the steps that it does not need."""
     if isinstance(result, tuple | list) and result and all(map(_is_step, result)):
-        result = Step(PLAIN, function=_together, args=tuple(result), reason="several results")
+        result = Step(PLAIN, function=together, args=tuple(result), reason="several results")
         steps = [*steps, result]
     if not _is_step(result):
         raise GraphError(f"{name} returns something else than a tensor or a tuple of them")
@@ -169,7 +169,8 @@ def _program(steps: list[Step], result: Any, name: str) -> Program:
     return Program([step for step in steps if step in needed or step.op in INPUTS], result)
 
 
-def _together(*tensors: Tensor) -> tuple[Tensor, ...]:
+def together(*tensors: Tensor) -> tuple[Tensor, ...]:
+    """What a program of several results ends in."""
     return tensors
 
 

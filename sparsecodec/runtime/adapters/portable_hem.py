@@ -19,7 +19,6 @@ from sparsecodec.ops import integer_warp
 from sparsecodec.quant.tables import SteppedTables
 from sparsecodec.quant.video_families import HEMFamily
 from sparsecodec.runtime.adapters.portable_video import PartNetworks, PortableVideo
-from sparsecodec.runtime.integer_network import IntegerNetwork
 from sparsecodec.runtime.video import FRAMES, QPS
 from sparsecodec.runtime.video_networks import warp_any
 
@@ -180,25 +179,13 @@ class PortableHEMCodec(PortableVideo):
     """DCVC-HEM with portable streams; see `PortableVideo`."""
 
     FAMILY = HEMFamily
+    HALVES = (_Intra, _Inter)
     ANALYSIS = (
         *("intra.enc", "intra.hyper_enc", *(f"inter.{path}" for path in FLOW), "inter.mv_encoder"),
         *("inter.mv_hyper_prior_encoder", "inter.contextual_encoder", "inter.contextual_hyper_prior_encoder"),
     )
     stride = STRIDE
     colour = HEMFamily.colour
-
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32, strict: bool = True):
-        super().__init__(model, device, dtype, strict)
-        self._intra = _Intra(self._model.intra, device, strict)
-        self._inter = _Inter(self._model.inter, device, strict)
-
-    @property
-    def integer_networks(self) -> tuple[IntegerNetwork, ...]:
-        return *self._intra.networks, *self._inter.networks
-
-    @property
-    def decoder_networks(self) -> tuple[IntegerNetwork, ...]:
-        return self._inter.decoder
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, HEMState]:

@@ -152,23 +152,11 @@ class PortableRTCodec(PortableVideo):
     """DCVC-RT with portable streams; see `PortableVideo`."""
 
     FAMILY = RTFamily
+    HALVES = (_Intra, _Inter)
     ANALYSIS = ("intra.enc", "intra.hyper_enc", "inter.encoder", "inter.hyper_encoder")
     stride = STRIDE
     colour = RTFamily.colour
     RESET_INTERVAL: ClassVar[int] = RESET_INTERVAL
-
-    def __init__(self, model: nn.Module, device: torch.device, dtype: torch.dtype = torch.float32, strict: bool = True):
-        super().__init__(model, device, dtype, strict)
-        self._intra = _Intra(self._model.intra, device, strict)
-        self._inter = _Inter(self._model.inter, device, strict)
-
-    @property
-    def integer_networks(self) -> tuple[IntegerNetwork, ...]:
-        return *self._intra.networks, *self._inter.networks
-
-    @property
-    def decoder_networks(self) -> tuple[IntegerNetwork, ...]:
-        return self._inter.decoder
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, IntegerState]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from abc import abstractmethod
 from collections.abc import Callable
 from typing import ClassVar
 
@@ -59,6 +58,9 @@ class PortableVideo(CompiledVideo):
     """
 
     FAMILY: ClassVar[type[VideoFamily]]
+    # Each a model's networks: made of (model, device, strict), it has them as `networks`; the second also says as
+    # `decoder` what a frame behind another predicted one runs, in this order.
+    HALVES: ClassVar[tuple[type, type]]
     ANALYSIS: ClassVar[tuple[str, ...]]  # what encoders alone run
     exact_pictures: ClassVar[bool] = True
 
@@ -77,16 +79,14 @@ class PortableVideo(CompiledVideo):
             path: Keeping(self._analysis_networks.add(path, dtype), torch.float32) for path in self.ANALYSIS
         }
         self._dtype = dtype
+        intra, inter = self.HALVES
+        self._intra = intra(self._model.intra, device, strict)
+        self._inter = inter(self._model.inter, device, strict)
 
     @property
-    @abstractmethod
     def integer_networks(self) -> tuple[IntegerNetwork, ...]:
         """All of both models."""
-
-    @property
-    @abstractmethod
-    def decoder_networks(self) -> tuple[IntegerNetwork, ...]:
-        """What a frame behind another predicted one runs, in this order."""
+        return *self._intra.networks, *self._inter.networks
 
     @property
     def keepers(self) -> list[CompiledTransform | Executor]:
@@ -113,7 +113,7 @@ class PortableVideo(CompiledVideo):
         )
         analysis = self._analysis_networks.report(self._warm_pixels, (), notes)
         rows = [row for network in self.integer_networks for row in network.report_rows(self._warm_pixels)]
-        decoder = tuple(network.name for network in self.decoder_networks)
+        decoder = tuple(network.name for network in self._inter.decoder)
         held = sum(network.buffer_bytes for network in self.integer_networks) + analysis.buffer_bytes
         return Report((*rows, *analysis.rows), notes, decoder, held)
 
