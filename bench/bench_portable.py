@@ -9,6 +9,7 @@ from collections.abc import Callable
 from functools import partial
 from importlib.resources import files
 from statistics import median
+from typing import Any
 
 import pytest
 import torch
@@ -28,6 +29,19 @@ HEIGHT, WIDTH = 512, 768
 PICTURE = files("sparsecodec") / "data" / "pictures" / "kodim23.png"
 ROUNDS = 15
 QP = 32
+
+
+def times_of(values: list[float], float32: list[float]) -> dict[str, Any]:
+    """What a row says of a contender's times, beside those of the float32 one."""
+    return {
+        "passed": True,
+        "t_us_p50": 1e6 * median(values),
+        "t_us_min": 1e6 * min(values),
+        "t_us_max": 1e6 * max(values),
+        "n_runs": len(values),
+        "time_over_float32": median(values) / median(float32),
+        "timer": "host, rounds interleaved",
+    }
 
 
 class Given:
@@ -102,13 +116,7 @@ def bench_rt_networks(name, bench_row, benchmark, clock_of):
                     case=name,
                     backend="cpu" if label == "integers" else "torch_float32",
                     dtype="int16" if label == "integers" else "float32",
-                    passed=True,
-                    t_us_p50=1e6 * median(values),
-                    t_us_min=1e6 * min(values),
-                    t_us_max=1e6 * max(values),
-                    n_runs=len(values),
-                    time_over_float32=median(values) / median(times["float32"]),
-                    timer="host, rounds interleaved",
+                    **times_of(values, times["float32"]),
                 )
         benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
 
@@ -140,13 +148,7 @@ def bench_predicted_frames(name, bench_row, benchmark, clock_of):
                 case=f"{name} 512x256",
                 backend="cpu",
                 dtype={"integers": "int16"}.get(label, label),
-                passed=True,
-                t_us_p50=1e6 * median(values),
-                t_us_min=1e6 * min(values),
-                t_us_max=1e6 * max(values),
-                n_runs=len(values),
-                time_over_float32=median(values) / median(times["float32"]),
-                timer="host, rounds interleaved",
+                **times_of(values, times["float32"]),
             )
     benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
 
@@ -177,13 +179,7 @@ def bench_entropy_networks(name, bench_row, benchmark, clock_of):
                 case=f"{name} {WIDTH}x{HEIGHT}",
                 backend=label,
                 dtype={"float32": "float32", "integers": "int16"}.get(label, "int8 and int16"),
-                passed=True,
-                t_us_p50=1e6 * median(values),
-                t_us_min=1e6 * min(values),
-                t_us_max=1e6 * max(values),
-                n_runs=len(values),
-                time_over_float32=median(values) / median(times["float32"]),
+                **times_of(values, times["float32"]),
                 byte_share=_byte_share(codecs[label]),
-                timer="host, rounds interleaved",
             )
     benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)

@@ -21,7 +21,7 @@ from sparsecodec.nn.hem_layers import (
     conv3x3,
 )
 from sparsecodec.ops._registry import use_backend
-from sparsecodec.runtime.integer_excitation import plane_sums
+from sparsecodec.runtime.integer_excitation import Excitation, plane_sums
 from sparsecodec.runtime.integer_network import IntegerNetwork
 
 from .conftest import TRITON
@@ -167,6 +167,21 @@ def test_a_tensor_without_layers_is_refused():
     net = frozen(Beside().eval(), (torch.randn(1, 8, 4, 4), torch.randn(1, 8, 4, 4))).net
     with pytest.raises(GraphError, match="of a tensor whose number of channels no layer tells"):
         IntegerNetwork({"net": net})
+
+
+@pytest.mark.parametrize(("exponent", "wanted"), [(-16, [2, 0, -1, 6]), (-15, [3, -1, -3, 11]), (-18, [0, 0, 0, 1])])
+def test_means_are_to_the_nearest_and_halves_upwards(exponent, wanted):
+    """Of 3 / 2, -1 / 2, -3 / 2 and 11 / 2 units of 2^exponent, in units of 2^-16."""
+    torch.manual_seed(0)
+    down, up = frozen(nn.Sequential(conv3x3(4, 4), SqueezeExcite(4)).eval(), torch.randn(1, 4, 4, 4)).net[1].fc[0::2]
+    down.input_scale.fill_(2.0**-16)
+    excitation, read = Excitation(down, up, exponent, ("down", "up")), []
+    rest = excitation._down
+    excitation._down = lambda q: read.append(q) or rest(q)
+    x = torch.tensor([[1, 2], [-1, 0], [-1, -2], [5, 6]], dtype=torch.int32).view(1, 4, 1, 2)
+    factors = excitation(x.contiguous(memory_format=torch.channels_last))
+    assert read[0].flatten().tolist() == wanted
+    assert factors.shape == (2, 4) and torch.equal(factors[0], factors[1])
 
 
 @pytest.mark.parametrize("dtype", [torch.int16, torch.int32])
