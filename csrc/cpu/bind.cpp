@@ -207,6 +207,7 @@ void bind_depth_conv_block(py::module_& m);
 void bind_entropy_parameters(py::module_& m);
 void bind_gdn(py::module_& m);
 void bind_integer_conv2d(py::module_& m);
+void bind_integer_deform_columns(py::module_& m);
 void bind_integer_gate(py::module_& m);
 void bind_integer_scale(py::module_& m);
 void bind_integer_warp(py::module_& m);
@@ -223,6 +224,7 @@ void bind_cpu(py::module_& m) {
     bind_entropy_parameters(m);
     bind_gdn(m);
     bind_integer_conv2d(m);
+    bind_integer_deform_columns(m);
     bind_integer_gate(m);
     bind_integer_scale(m);
     bind_integer_warp(m);

@@ -10,6 +10,7 @@ from sparsecodec.ops.entropy_parameters import entropy_parameters
 from sparsecodec.ops.expand_symbols import expand_symbols
 from sparsecodec.ops.gdn import gdn
 from sparsecodec.ops.integer_conv2d import integer_conv2d
+from sparsecodec.ops.integer_deform_columns import integer_deform_columns
 from sparsecodec.ops.integer_gate import integer_gate
 from sparsecodec.ops.integer_scale import integer_scale
 from sparsecodec.ops.integer_warp import integer_warp
@@ -43,6 +44,7 @@ __all__ = [
     "expand_symbols",
     "gdn",
     "integer_conv2d",
+    "integer_deform_columns",
     "integer_gate",
     "integer_scale",
     "integer_warp",

@@ -24,7 +24,8 @@ def _neighbours(position: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor]:
     return low, (low + 1).clamp(max=size - 1), weight.int()[..., None]
 
 
-def _between(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+def between(first: Tensor, second: Tensor, weight: Tensor) -> Tensor:
+    """Between two samples, int32, by the second one's weight, 0 to 2^14."""
     return (first * ((1 << WEIGHT_BITS) - weight) + second * weight + (1 << (WEIGHT_BITS - 1))) >> WEIGHT_BITS
 
 
@@ -42,9 +43,9 @@ def integer_warp_reference(x: Tensor, flow: Tensor) -> Tensor:
     left, right, across = _neighbours(columns, width)
     upper, lower, down = _neighbours(rows, height)
     image = torch.arange(n, device=x.device).view(n, 1, 1)
-    top = _between(values[image, :, upper, left], values[image, :, upper, right], across)  # [N, H, W, C]
-    bottom = _between(values[image, :, lower, left], values[image, :, lower, right], across)
-    return _between(top, bottom, down).to(torch.int16).permute(0, 3, 1, 2)
+    top = between(values[image, :, upper, left], values[image, :, upper, right], across)  # [N, H, W, C]
+    bottom = between(values[image, :, lower, left], values[image, :, lower, right], across)
+    return between(top, bottom, down).to(torch.int16).permute(0, 3, 1, 2)
 
 
 def _rejects_dtypes(x: Tensor, flow: Tensor) -> list[str]:

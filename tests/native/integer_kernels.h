@@ -6,6 +6,7 @@
 
 #include "common/requantize.h"
 #include "cpu/integer_conv2d.h"
+#include "cpu/integer_deform_columns.h"
 #include "cpu/integer_gate.h"
 #include "cpu/integer_scale.h"
 #include "cpu/integer_warp.h"
@@ -97,6 +98,26 @@ inline Bytes integer_warp(Choice& choice) {
     flow.each([&](std::int32_t& to) { to = choice.integer(-reach - 1, reach); });
     const sparsecodec::Image<std::int32_t>& by = flow.image();
     sparsecodec::integer_warp(x.view(), {by.data, by.stride_n, 1, by.stride_h, by.stride_w}, out.image());
+    return out.bits();
+}
+
+inline Bytes integer_deform_columns(Choice& choice) {
+    const int groups = 1 + choice.below(4), c = groups * (1 + choice.below(20)), taps = sparsecodec::kColumnTaps;
+    const Size at = size(choice, 20 * c);
+    auto x = choice.image<std::int16_t>(at.n, c, at.h, at.w), out = choice.image<std::int16_t>(at.n, taps * c, at.h, at.w);
+    auto mask = choice.image<std::int16_t>(at.n, groups * taps, at.h, at.w);
+    choice.fill(x);
+    choice.fill(mask);
+    const std::int32_t reach = choice.flag() ? std::numeric_limits<std::int32_t>::max() : 1 << (choice.below(12) + 12);
+    auto offset = choice.image<std::int32_t>(at.n, 2 * groups * taps, at.h, at.w);
+    offset.each([&](std::int32_t& to) { to = choice.integer(-reach - 1, reach); });
+    const auto strided = [](const auto& image) {
+        return sparsecodec::Strided<std::remove_reference_t<decltype(*image.data)>>{
+            image.data, image.stride_n, 1, image.stride_h, image.stride_w};
+    };
+    const auto factors = strided(mask.image());
+    sparsecodec::integer_deform_columns(x.view(), strided(offset.image()), choice.flag() ? &factors : nullptr, groups,
+                                        out.image());
     return out.bits();
 }
 

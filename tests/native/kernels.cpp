@@ -290,6 +290,7 @@ constexpr Kernel kKernels[] = {
     warp<float>,             warp<bf16>,             gdn<float>,              gdn<bf16>,
     fuzz::integer_conv2d<int16_t, int16_t>, fuzz::integer_conv2d<int16_t, int32_t>,
     fuzz::integer_conv2d<int32_t, int16_t>, fuzz::integer_conv2d<int32_t, int32_t>,
+    fuzz::integer_deform_columns,
     fuzz::integer_gate, fuzz::integer_warp, prior_head, latents, compaction, fuzz::prior_context,
     fuzz::integer_scale<int16_t, int16_t, int16_t>, fuzz::integer_scale<int16_t, int16_t, int32_t>,
     fuzz::integer_scale<int16_t, int32_t, int16_t>, fuzz::integer_scale<int16_t, int32_t, int32_t>,
