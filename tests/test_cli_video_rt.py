@@ -123,8 +123,8 @@ def test_calibration_reads_clips_as_the_model_does(folder, tmp_path):
         first = next(clip.frames)
     for found, colour in ((rt, "ycbcr"), (hem, "rgb")):
         assert torch.equal(found[:1], to_frame(first, clip.form, colour))
-    with pytest.raises(UsageError, match="FVC has no portable stream of clips"):
-        _calibration(str(tmp_path), create("fvc-tiny"))
+    with pytest.raises(UsageError, match="FVC has no portable stream of clips"):  # without an image codec
+        _calibration(str(tmp_path), create("fvc-tiny").inter)
     (tmp_path / "small.y4m").write_bytes((folder / "clip.y4m").read_bytes())
     with pytest.raises(UsageError, match="small.y4m: 4 frames of 70x50 .calibration needs 3 of 64x64 at least"):
         _calibration(str(tmp_path), load(folder / "hem"))

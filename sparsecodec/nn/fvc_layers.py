@@ -84,6 +84,24 @@ class Compensation(nn.Module):
         return warped + self.refine(torch.cat([warped, reference], 1))
 
 
+class PatchScore(nn.Conv2d):
+    """A 1x1 convolution over pairs of positions, ``[N, 2C, H, W] -> [N, 1, H, W]``, but for what is left of it.
+
+    It is linear, so what the first of a pair adds is the same for all positions that it is paired with. A softmax over
+    these does not see that, and it is not computed.
+
+    Args:
+        channels: of each of the two.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__(2 * channels, 1, 1)
+
+    def forward(self, second: Tensor) -> Tensor:
+        """``[N, C, H, W]`` -> ``[N, 1, H, W]``."""
+        return pointwise(second, self.weight[:, self.in_channels // 2 :, 0, 0], self.bias)
+
+
 class PatchAttention(nn.Module):
     """Each position of one map attends to the patch around it in another: a weighted sum of that patch.
 
@@ -98,17 +116,14 @@ class PatchAttention(nn.Module):
     def __init__(self, channels: int, size: int = 3) -> None:
         super().__init__()
         self.size = size
-        self.score = nn.Conv2d(2 * channels, 1, 1)
+        self.score = PatchScore(channels)
 
     def forward(self, query: Tensor, source: Tensor) -> Tensor:
         """``[N, C, H, W]`` each -> ``[N, C, H, W]``."""
-        channels, (height, width), reach = query.shape[1], query.shape[2:], self.size // 2
-        weight = self.score.weight[:, :, 0, 0]
-        # The 1x1 is linear: of each map its half is computed once instead of for each pair.
-        mine, theirs = pointwise(query, weight[:, :channels]), pointwise(source, weight[:, channels:], self.score.bias)
-        around, theirs = (F.pad(values, (reach,) * 4, mode="replicate") for values in (source, theirs))
+        (height, width), reach = query.shape[2:], self.size // 2
+        around, theirs = (F.pad(values, (reach,) * 4, mode="replicate") for values in (source, self.score(source)))
         places = [(slice(i, i + height), slice(j, j + width)) for i in range(self.size) for j in range(self.size)]
-        scores = torch.cat([theirs[:, :, rows, columns] for rows, columns in places], 1) + mine
+        scores = torch.cat([theirs[:, :, rows, columns] for rows, columns in places], 1)
         weights = scores.softmax(1).split(1, 1)
         parts = (around[:, :, rows, columns] * w for (rows, columns), w in zip(places, weights, strict=True))
         return sum(parts, start=torch.zeros_like(query))

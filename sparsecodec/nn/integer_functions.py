@@ -59,8 +59,21 @@ def sigmoid_table(exponent: int, bits: int = 15) -> Tensor:
     return values.clamp(max=2**15 - 1).to(torch.int16)
 
 
+@functools.lru_cache(maxsize=8)
+def exponential_table(exponent: int) -> Tensor:
+    """exp(-x) of x in units of ``2^exponent``, in units of 2^-30.
+
+    Args:
+        exponent: -30 to 4.
+
+    Returns:
+        ``[65536]`` int64: the values at 0, ..., 2^16 - 1. Shared: not to be written to.
+    """
+    return _decay(torch.arange(2**16), exponent)
+
+
 def _decay(n: Tensor, power: int) -> Tensor:
-    """``exp(-n 2^power)`` in units of 2^-30, int64, for n from 0 to 2^15."""
+    """``exp(-n 2^power)`` in units of 2^-30, int64, for n from 0 to 2^16 - 1."""
     result = torch.full_like(n, ONE)
     for bit in range(16):
         k = power + bit

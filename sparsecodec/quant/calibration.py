@@ -197,7 +197,7 @@ class _Shift:
         self._positions = 0
 
     def __call__(self, float_layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        self._sum = self._sum + (output - self.layer(inputs[0])).double().sum((0, 2, 3))
+        self._sum = self._sum + (output - self.layer(*inputs)).double().sum((0, 2, 3))
         self._positions += output[:, 0].numel()
 
     def mean(self) -> Tensor:

@@ -26,7 +26,9 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sparsecodec.errors import UsageError
+from sparsecodec.nn.fvc_layers import DeformableConv2d, PatchScore
 from sparsecodec.nn.likelihood import round_ste
+from sparsecodec.ops import deform_conv2d
 from sparsecodec.quant import native
 from sparsecodec.quant.fixed_point import (
     ACCUMULATOR_BITS,
@@ -328,8 +330,38 @@ class QuantLinear(_OnIntegers, nn.Linear):
         return F.linear(q, weight)
 
 
-QuantLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear
-QUANTIZED = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear}
+class QuantPatchScore(_OnIntegers, PatchScore):
+    """A `PatchScore` on integers."""
+
+    def _convolve(self, q: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(q, weight[:, self.in_channels // 2 :])
+
+    def _takes_kernel(self, q: Tensor) -> bool:
+        return False
+
+
+class QuantDeformableConv2d(_OnIntegers, DeformableConv2d):
+    """A `DeformableConv2d` on integers: its samples lie between those of the input and are not rounded here."""
+
+    @property
+    def out_channels(self) -> int:
+        return len(self.weight)
+
+    def forward(self, x: Tensor, offset: Tensor, mask: Tensor | None = None) -> Tensor:
+        return super().forward(x, offset, mask)
+
+    def _convolve(self, q: Tensor, weight: Tensor, offset: Tensor, mask: Tensor | None) -> Tensor:
+        return deform_conv2d(q, offset, weight, mask=mask)
+
+
+QuantLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear | QuantPatchScore | QuantDeformableConv2d
+QUANTIZED = {
+    nn.Conv2d: QuantConv2d,
+    nn.ConvTranspose2d: QuantConvTranspose2d,
+    nn.Linear: QuantLinear,
+    PatchScore: QuantPatchScore,
+    DeformableConv2d: QuantDeformableConv2d,
+}
 
 
 def why_float(module: nn.Module) -> str | None:

@@ -44,7 +44,7 @@ def float_layers(model: nn.Module) -> list[str]:
         UsageError: a layer is on other integers, or there is no integer rule for one.
     """
     on_integers = quantized_layers(model)
-    networks = family_of(model).decoder_networks()
+    networks = family_of(model).decoder_networks(model)
     for name, layer in on_integers.items():
         if name.startswith(networks) and not (layer.precision.dyadic and layer.frozen):
             raise UsageError(f"{name} is quantised, but not to frozen dyadic integers: start from the float codec")
@@ -63,7 +63,8 @@ def portable_video(
     """A copy of a video codec whose decoder is integers, from the bytes to the pictures; see `quant.portable`.
 
     Args:
-        model: `VideoCodec` of DCVC-RT's or DCVC-HEM's models, dense or compact. Its decoder is float, or portable.
+        model: `VideoCodec` of DCVC-RT's or DCVC-HEM's models, or of FVC behind EVC; dense or compact, its decoder float
+            or portable.
         clips: ``[N, T, 3, H, W]`` floating point in [0, 1], YCbCr or RGB as the codec takes it, T >= 3, at least
             64 x 64; or a sequence of ``[T, 3, H, W]``. Not needed if no layer is float.
         precision: bits of weights and activations, dyadic.

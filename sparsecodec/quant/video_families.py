@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from abc import ABC, abstractmethod
+from operator import attrgetter
 from typing import ClassVar
 
 import numpy as np
@@ -24,7 +25,7 @@ class VideoFamily(ABC):
     """A family of `VideoCodec`s.
 
     Attributes:
-        networks: of each of the two models, what a decoder computes.
+        networks: of each of the two models, what a decoder computes; a model may have None there.
         more: of each, other parts that it is recognised by.
         factors: of each, banks of factors per rate, and the module whose result each multiplies.
         fixed_factors: of each, banks that multiply what a layer reads, too: its scale gives their exponent.
@@ -47,15 +48,16 @@ class VideoFamily(ABC):
     def matches(cls, model: nn.Module) -> bool:
         """Whether `model` has this structure."""
         return all(
-            hasattr(getattr(model, part, None), path)
+            _has(model, f"{part}.{path}")
             for part, paths in cls.networks.items()
             for path in (*paths, *cls.more[part], *cls.factors.get(part, ()))
         )
 
     @classmethod
-    def decoder_networks(cls) -> tuple[str, ...]:
-        """Paths in a video codec of all that a decoder computes."""
-        return tuple(f"{part}.{path}" for part, paths in cls.networks.items() for path in paths)
+    def decoder_networks(cls, model: nn.Module) -> tuple[str, ...]:
+        """Paths in a video codec of this family of all that a decoder computes."""
+        paths = (f"{part}.{path}" for part, paths in cls.networks.items() for path in paths)
+        return tuple(path for path in paths if attrgetter(path)(model) is not None)
 
     @staticmethod
     def rate(model: nn.Module, quality: int, index: int) -> float | None:
@@ -186,12 +188,34 @@ class BehindEVCFamily(BehindImageFamily):
         return None if index else model.intra.q_scales(QPS)[quality]
 
 
-FAMILIES: tuple[type[VideoFamily], ...] = (RTFamily, HEMFamily)
+class FVCFamily(BehindEVCFamily):
+    """FVC behind EVC."""
+
+    networks = BehindEVCFamily.networks | {
+        "inter": (
+            *("extraction", "motion_codec.hyper_synthesis", "motion_codec.synthesis", "compensation"),
+            *("residual_codec.hyper_synthesis", "residual_codec.synthesis", "fusion", "reconstruction"),
+        )
+    }
+    more = BehindEVCFamily.more | {"inter": ("motion_estimation",)}
+    estimators = ("motion_codec.estimator", "residual_codec.estimator")
+    thresholds = staticmethod(evc_scale_thresholds)
+
+
+FAMILIES: tuple[type[VideoFamily], ...] = (RTFamily, HEMFamily, FVCFamily)
 
 
 def family_of(model: nn.Module) -> type[VideoFamily] | None:
     """The family of a video codec, if it has a portable form."""
     return next((family for family in FAMILIES if family.matches(model)), None)
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        attrgetter(path)(model)
+    except AttributeError:
+        return False
+    return True
 
 
 def _joined(tables: list[EntropyTables]) -> EntropyTables:

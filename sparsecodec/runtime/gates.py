@@ -39,7 +39,7 @@ def gate(program: Program, step: Step) -> None:
     if not multiplies(step) or len(step.sources) != 2:
         return
     for x, sigmoid in (step.args, step.args[::-1]):
-        if not _calls_sigmoid(sigmoid):
+        if not calls_sigmoid(sigmoid):
             continue
         fourfold = sigmoid.sources[0]
         if multiplies(fourfold) and fourfold.sources == [x] and 4 in fourfold.args:
@@ -56,7 +56,7 @@ def multiplies(step: Step) -> bool:
     return is_multiply(step.target)
 
 
-def _calls_sigmoid(step: Step) -> bool:
+def calls_sigmoid(step: Step) -> bool:
     return step.op == PLAIN and (isinstance(step.function, nn.Sigmoid) or step.target in _SIGMOIDS)
 
 

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.ops.integer_conv2d import LIMIT, MAX_INPUT_SHIFT
 from sparsecodec.runtime.lowering import Step
+from sparsecodec.sparsity.rules import is_deformable
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
 MANTISSA_BITS = 15
@@ -43,12 +44,15 @@ def conv_constants(step: Step, source: int, result: int, bits: int, residual: in
     """Arguments of `integer_conv2d` beside the tensors.
 
     Args:
-        step: of a frozen dyadic layer, with what follows it: slope, shuffle, scattered channels.
+        step: of a frozen dyadic layer, with what follows it: slope, shuffle, scattered channels; or of those of its
+            ``channels`` that are in a range.
         source, result, residual: exponents of input, result and of what is added; None: nothing is.
         bits: of the result, 16 or 32.
     """
     layer, label = layer_of(step), ", ".join(step.paths)
     weight, bias, padding, shuffle = _plain_convolution(step, layer)
+    start, stop = step.constants.get("channels", (0, None))
+    weight, bias, scale = weight[start:stop], bias[start:stop], layer.weight_scale[start:stop]
     own, limit, narrowing = power_of_two(layer.input_scale), INPUT_LIMIT, {}
     if layer.activation_bits == 8:
         narrowing = {"input_shift": own - source, "input_low": int(layer.input_low)}
@@ -59,7 +63,7 @@ def conv_constants(step: Step, source: int, result: int, bits: int, residual: in
     bound = bias.abs() + limit * weight.long().abs().flatten(1).sum(1)
     if int(bound.max()) >= ACCUMULATOR_LIMIT:
         raise GraphError(f"{label}: an accumulator can reach {int(bound.max())} (needs less than {ACCUMULATOR_LIMIT})")
-    multiplier, shift = factors(layer.weight_scale, source - result, step.constants.get("slope", 1.0), label)
+    multiplier, shift = factors(scale, source - result, step.constants.get("slope", 1.0), label)
     repeats = len(weight) // len(shift)
     multiplier, shift = multiplier.repeat_interleave(repeats, 1), shift.repeat_interleave(repeats)
     if "out_index" in step.constants:
@@ -119,6 +123,8 @@ def _plain_convolution(step: Step, layer: nn.Module) -> tuple[Tensor, Tensor, in
     channels = layer.out_channels
     bias = torch.zeros(channels, dtype=torch.int64, device=weight.device) if layer.bias is None else layer.bias.long()
     if step.op == "pointwise":  # also what reads an unshuffled tensor, whose channels are the taps
+        if is_deformable(layer):  # samples of all channels of a tap lie beside each other
+            weight = weight.permute(0, 2, 3, 1)
         return weight.flatten(1)[:, :, None, None], bias, 0, 1
     if step.op != "conv_transpose2d_act":
         return weight, bias, layer.padding[0], 1

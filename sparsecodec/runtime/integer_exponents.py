@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 from sparsecodec.errors import GraphError
+from sparsecodec.ops.integer_deform_columns import MASK_BITS
 from sparsecodec.runtime.integer_constants import layer_of, wanted_exponent
-from sparsecodec.runtime.integer_steps import GATE, moves_only
+from sparsecodec.runtime.integer_steps import FACTORS, FACTORS_EXPONENT, GATE, same_integers
 from sparsecodec.runtime.lowering import CONVOLUTIONS, Program, Step, together
 
 RESULT_EXPONENT = -16  # of a tensor of 32 bits
@@ -38,14 +39,16 @@ class Exponents:
         self.inputs, self.outputs = inputs, outputs
         sources, results = _of_all(inputs, sources, name, "inputs"), _of_all(outputs, results, name, "results")
         for step in program.steps:
-            if step.op == GATE or moves_only(step):
-                for other in step.sources:
-                    self._parent[self._root(other)] = self._root(step)
+            for other in same_integers(step):
+                self._parent[self._root(other)] = self._root(step)
         readers: dict[Step, Step] = {}
         for step in program.steps:
             if step.op in (*CONVOLUTIONS, "depthwise"):
                 readers[self._root(step.inputs["x"])] = step
                 self._ask(step.inputs["x"], wanted_exponent(layer_of(step)))
+            elif step.op == FACTORS:
+                self._ask(step.inputs["x"], FACTORS_EXPONENT)
+                self._ask(step, -MASK_BITS)
         asked = dict(self._coarsest)
         for step, exponent in zip(outputs, results, strict=True):
             if exponent is not None:

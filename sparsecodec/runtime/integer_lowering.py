@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from sparsecodec.errors import GraphError, UsageError
-from sparsecodec.nn.integer_functions import gate_table
+from sparsecodec.nn.integer_functions import gate_table, sigmoid_table
+from sparsecodec.ops.integer_deform_columns import MASK_BITS
 from sparsecodec.runtime.fusion import fuse_neighbours, width_of
 from sparsecodec.runtime.gates import apply, gate
 from sparsecodec.runtime.integer_constants import conv_constants, layer_of, residual_shift, scale_constants
@@ -20,8 +21,12 @@ from sparsecodec.runtime.integer_excitation import SIGMOID_BITS, Excitation
 from sparsecodec.runtime.integer_exponents import Exponents
 from sparsecodec.runtime.integer_steps import (
     EXCITATION,
+    FACTORS,
+    FACTORS_EXPONENT,
     GATE,
+    SAMPLES,
     SUM,
+    deformations,
     excitations,
     moves_only,
     pools,
@@ -59,7 +64,7 @@ def integer_program(
         if step.op == PLAIN and isinstance(step.function, nn.Module) and is_quantized(layer_of(step)):
             if is_conv(layer_of(step)):
                 program.merge([step], _as_convolution(step))
-    for pattern in (pools, excitations, gate):
+    for pattern in (pools, excitations, deformations, gate):
         apply(program, pattern)
     fuse_neighbours(program)
     for rule in (split_downsampling, split_gates, split_additions):
@@ -97,7 +102,7 @@ def _as_convolution(step: Step) -> Step:
 
 def _check(step: Step, program: Program, name: str) -> None:
     label = ", ".join(step.paths) or step.op
-    if step.op in ("input", GATE, SUM, EXCITATION) or moves_only(step) or step.function is together:
+    if step.op in ("input", GATE, SUM, EXCITATION, SAMPLES, FACTORS) or moves_only(step) or step.function is together:
         return
     if step.op == "scale" and step.inputs["scale"].op == EXCITATION:
         return
@@ -130,6 +135,8 @@ def _as_integers(step: Step, exponents: Exponents, width: int | None, device: to
         step.op, step.function = "integer_conv2d", None
     elif step.op == GATE:
         step.constants["table"] = gate_table(exponents[step]).to(device)
+    elif step.op == FACTORS:
+        step.op, step.constants["table"] = GATE, sigmoid_table(FACTORS_EXPONENT, MASK_BITS + 1).to(device)
     elif step.op == EXCITATION:
         x, layers = step.inputs["x"], step.constants
         step.op, step.inputs, step.constants, step.args = PLAIN, {}, {}, (x,)

@@ -9,7 +9,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from sparsecodec.errors import GraphError
-from sparsecodec.runtime.gates import multiplies
+from sparsecodec.nn.fvc_layers import DeformableConv2d
+from sparsecodec.runtime.gates import calls_sigmoid, multiplies
 from sparsecodec.runtime.lowering import PLAIN, Program, Step
 from sparsecodec.runtime.torch_steps import is_plane, max_pool2
 from sparsecodec.sparsity.rules import is_quantized
@@ -17,6 +18,9 @@ from sparsecodec.sparsity.rules import is_quantized
 GATE = "integer_gate"
 SUM = "sum"
 EXCITATION = "excitation"  # the factors of channels that follow from their means
+SAMPLES = "integer_deform_columns"
+FACTORS = "factors of taps"  # twice a sigmoid
+FACTORS_EXPONENT = -11  # of what it reads: +- 16
 
 
 def is_unshuffle(step: Step) -> bool:
@@ -27,6 +31,13 @@ def is_unshuffle(step: Step) -> bool:
 def moves_only(step: Step) -> bool:
     """Whether a step takes integers from one place to another, so that all of its tensors have one exponent."""
     return is_unshuffle(step) or step.op == PLAIN and step.function in (torch.cat, max_pool2)
+
+
+def same_integers(step: Step) -> list[Step]:
+    """The tensors that a step's result has the exponent of."""
+    if step.op == SAMPLES:
+        return [step.inputs["x"]]
+    return step.sources if step.op == GATE or moves_only(step) else []
 
 
 def pools(program: Program, step: Step) -> None:
@@ -72,6 +83,58 @@ def _excitation(step: Step) -> list[Step]:
         chain.append(step)
         step = step.sources[0]
     return chain
+
+
+def deformations(program: Program, step: Step) -> None:
+    """A deformable convolution on integers -> what its taps read (`SAMPLES`), and a 1x1.
+
+    Where taps are weighed, the layer of the offsets becomes two, one of them for the factors (`FACTORS`).
+    """
+    layer = step.function
+    if step.op != PLAIN or not isinstance(layer, DeformableConv2d) or not is_quantized(layer) or step.kwargs:
+        return
+    x, moved, mask = (*step.args, None)[:3]
+    weighing = [] if mask is None else _doubled_sigmoid(mask)
+    parts = [moved, *weighing[-1:]]
+    found = moved.sources[0]
+    if (mask is not None and len(weighing) != 3) or any(_channels(part) is None for part in parts):
+        return
+    if found.op != "conv2d_act" or any(part.sources != [found] for part in parts):
+        return
+    absorbed = [moved, *weighing[::-1], step]
+    if any(not set(program.users(one)) <= set(absorbed) for one in (found, *absorbed[:-1])):
+        return
+    halves = []
+    for part in parts:
+        constants = {**found.constants, "channels": _channels(part)}
+        halves.append(Step(found.op, found.inputs, constants, found.paths, function=found.function))
+    inputs = {"x": x, "offset": halves[0]}
+    if mask is not None:
+        inputs["mask"] = Step(FACTORS, {"x": halves[1]}, {"chunks": 1}, found.paths)
+    samples = Step(SAMPLES, inputs, {}, step.paths)
+    weight = layer.weight.permute(0, 2, 3, 1).flatten(1)
+    at = program.steps.index(step)
+    program.steps[at:at] = [*halves, *([] if mask is None else [inputs["mask"]]), samples]
+    constants = {"weight": weight, "bias": layer.bias}
+    program.merge([found, *absorbed], Step("pointwise", {"x": samples}, constants, step.paths, function=layer))
+
+
+def _channels(step: Step) -> tuple[int, int | None] | None:
+    """Of which channels a step is all positions."""
+    if step.op != PLAIN or step.function is not operator.getitem or len(step.args[1]) != 2:
+        return None
+    everything, channels = step.args[1]
+    if everything != slice(None) or not isinstance(channels, slice) or channels.step is not None:
+        return None
+    return channels.start or 0, channels.stop
+
+
+def _doubled_sigmoid(step: Step) -> list[Step]:
+    """The product, the sigmoid and what that reads; empty: it is none."""
+    if not multiplies(step) or 2 not in step.args or len(step.sources) != 1:
+        return []
+    (sigmoid,) = step.sources
+    return [step, sigmoid, *sigmoid.sources] if calls_sigmoid(sigmoid) else []
 
 
 def split_downsampling(program: Program) -> None:

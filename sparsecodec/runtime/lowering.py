@@ -189,7 +189,7 @@ def _lower_node(root: nn.Module, node: fx.Node, env: dict[fx.Node, Any], path: s
         module = target
         if len(args) == 1 and not kwargs and _is_step(args[0]):
             return _lower_module(module, args[0], path)
-        if isinstance(module, DeformableConv2d):
+        if isinstance(module, DeformableConv2d) and not is_quantized(module):
             inputs = inspect.signature(module.forward).bind(*args, **kwargs).arguments
             constants = {name: _detached(value) for name, value in module.constants().items()}
             return Step("deform_conv2d", {name: x for name, x in inputs.items() if x is not None}, constants, (path,))

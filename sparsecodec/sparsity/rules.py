@@ -33,7 +33,8 @@ def is_conv(module: nn.Module) -> bool:
 
 def is_quantized(module: nn.Module) -> bool:
     """A layer that computes on integers of its own: it says at how many bits."""
-    return (is_conv(module) or isinstance(module, nn.Linear)) and hasattr(module, "weight_bits")
+    known = is_conv(module) or isinstance(module, nn.Linear) or is_deformable(module)
+    return known and hasattr(module, "weight_bits")
 
 
 def is_masked(module: nn.Module) -> bool:
@@ -43,7 +44,7 @@ def is_masked(module: nn.Module) -> bool:
 
 def is_deformable(module: nn.Module) -> bool:
     """A layer with the weight of a convolution whose taps are moved by an argument `offset`."""
-    weight = module._parameters.get("weight")
+    weight = module._parameters.get("weight", module._buffers.get("weight"))  # integers are a buffer
     if is_conv(module) or weight is None or weight.dim() != 4:
         return False
     return "offset" in inspect.signature(module.forward).parameters

@@ -67,7 +67,8 @@ def test_attention_is_the_weighted_sum_of_a_patch():
     layer, query, source = PatchAttention(3), torch.randn(2, 3, 4, 5), torch.randn(2, 3, 4, 5)
     padded = F.pad(source, (1, 1, 1, 1), mode="replicate")
     around = [padded[:, :, i : i + 4, j : j + 5] for i in range(3) for j in range(3)]
-    scores = torch.stack([layer.score(torch.cat([query, values], 1)) for values in around]).softmax(0)
+    whole = layer.score.weight, layer.score.bias
+    scores = torch.stack([F.conv2d(torch.cat([query, values], 1), *whole) for values in around]).softmax(0)
     torch.testing.assert_close(layer(query, source), sum(s * v for s, v in zip(scores, around, strict=True)))
 
 

@@ -16,6 +16,7 @@ from sparsecodec.runtime.adapters.portable import (
     PortableScalableEVCCodec,
     PortableVariableRateCodec,
 )
+from sparsecodec.runtime.adapters.portable_fvc import PortableFVCCodec
 from sparsecodec.runtime.adapters.portable_hem import PortableHEMCodec
 from sparsecodec.runtime.adapters.portable_rt import PortableRTCodec
 from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
@@ -33,6 +34,7 @@ ADAPTERS = (
 PORTABLE_ADAPTERS = (
     PortableRTCodec,
     PortableHEMCodec,
+    PortableFVCCodec,
     PortableEVCCodec,
     PortableScalableEVCCodec,
     PortableFactorizedCodec,
@@ -60,6 +62,7 @@ __all__ = [
     "FactorizedCodec",
     "HyperpriorCodec",
     "PortableEVCCodec",
+    "PortableFVCCodec",
     "PortableFactorizedCodec",
     "PortableHEMCodec",
     "PortableHyperpriorCodec",

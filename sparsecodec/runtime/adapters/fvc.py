@@ -18,6 +18,7 @@ from sparsecodec.ops.deform_conv2d import DEFORM_CONV2D
 from sparsecodec.runtime.adapters.behind_image import BehindImage, Chain
 from sparsecodec.runtime.adapters.paired import OneModel, copied, reporting
 from sparsecodec.runtime.video_networks import Keeping, VideoNetworks
+from sparsecodec.sparsity.rules import is_quantized
 
 CODECS = ("motion_codec", "residual_codec")
 
@@ -96,7 +97,8 @@ class CompiledFVC(OneModel, FVC):
     @staticmethod
     def _align(alignment: nn.Module, path: str, networks: VideoNetworks, dtype: torch.dtype) -> None:
         alignment.offsets = networks.add(f"{path}.offsets", torch.float32)
-        alignment.conv = BoundDeformable(alignment.conv, dtype)
+        if not is_quantized(alignment.conv):
+            alignment.conv = BoundDeformable(alignment.conv, dtype)
 
     def tables(self) -> tuple[Tensor, EntropyTables, tuple[EntropyTables, EntropyTables]]:
         return self._tables
