@@ -24,10 +24,11 @@ from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.video import fingerprint
 
 from .portable_clips import Kind, assert_same, decoded, decoded_frame
+from .test_portable_fvc import FVCS
 from .test_portable_hem import HEM
 from .test_portable_rt import RT
 
-KINDS = {"dcvc-rt": RT, "dcvc-hem": HEM}
+KINDS = {"dcvc-rt": RT, "dcvc-hem": HEM, **FVCS}
 
 
 @pytest.fixture(params=KINDS)
@@ -80,8 +81,9 @@ def test_pictures_are_fixed_point_numbers(kind: Kind):
 
 def test_report_counts_each_layer_of_the_decoder_once(kind: Kind):
     report, native = kind.compiled().report, compile_codec(kind.float_model).report
-    assert report.macs == pytest.approx(native.macs, rel=1e-6)
-    assert report.dense_macs == pytest.approx(native.dense_macs, rel=1e-6)
+    more, more_dense = kind.unreported(kind.float_model.inter)
+    assert report.macs == pytest.approx(native.macs + more, rel=1e-6)
+    assert report.dense_macs == pytest.approx(native.dense_macs + more_dense, rel=1e-6)
     integers = [row for row in report.rows if row.transform in report.decoder]
     assert {row.op for row in integers if row.macs} == kind.ops
     assert not [row for row in report.rows if row.op == "not run yet"] and report.buffer_bytes > 0
@@ -106,7 +108,8 @@ def test_computes_what_the_float_codec_computes(kind: Kind):
                 states[which] = state
                 sizes.append(len(payload))
                 pictures.append(x)
-            assert sizes[0] == pytest.approx(sizes[1], rel=0.12, abs=20)
+            header = 0 if index else 40  # native frames alone may be files of their image codec
+            assert sizes[0] == pytest.approx(sizes[1], rel=0.12, abs=20 + header)
             assert float((pictures[0] - pictures[1]).abs().mean()) < 0.02
 
 
@@ -169,7 +172,7 @@ def test_damaged_payloads_are_reported_or_decode_to_something(kind: Kind):
 
 def test_wrong_arguments_are_ours(kind: Kind):
     codec, x, after = kind.compiled(), kind.clip(1), kind.stream[0].state
-    with pytest.raises(UsageError, match=r"state .*\(needs .*128"):
+    with pytest.raises(UsageError, match=r"state .*\(needs .*\b(128|64), (192|96)\b"):
         codec.inter_decode(kind.stream[1].payload, after, 128, 192, 63, 1)
     with pytest.raises(UsageError, match="qp=64"):
         codec.inter_encode(x, after, 64, 1)

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from sparsecodec.entropy import evc_gaussian_tables
 from sparsecodec.errors import UsageError
 from sparsecodec.models.fvc import FVCState
-from sparsecodec.models.inputs import check_kind, input_channels
+from sparsecodec.models.inputs import check_kind
 from sparsecodec.nn.integer_mean_scale import IntegerMeanScaleCoder
 from sparsecodec.nn.integer_prior import ONE, as_float, narrowed
 from sparsecodec.nn.routine import Coding, Routine
@@ -89,7 +89,7 @@ class _Predicted(PredictedFrame):
             IntegerMeanScaleCoder(hyper, evc_gaussian_tables(), rows_of(rows, *part), stored.thresholds, device)
             for hyper, part in zip(hypers, ((0, of_motion), (of_motion, rows.rows)), strict=True)
         )
-        self.latents = sum(input_channels(getattr(model, codec).synthesis) for codec in CODECS)
+        self.latents = sum(getattr(model, codec).synthesis[0].in_channels for codec in CODECS)
         self._channels = model.compensation.alignment.conv.weight.shape[1]
         self.networks = self.decoder = (
             *(hypers[0], self._motion, self._compensation, hypers[1], self._residual),
