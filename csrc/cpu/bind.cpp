@@ -208,6 +208,7 @@ void bind_entropy_parameters(py::module_& m);
 void bind_gdn(py::module_& m);
 void bind_integer_conv2d(py::module_& m);
 void bind_integer_gate(py::module_& m);
+void bind_integer_gdn(py::module_& m);
 void bind_integer_scale(py::module_& m);
 void bind_integer_warp(py::module_& m);
 void bind_prior_context(py::module_& m);
@@ -224,6 +225,7 @@ void bind_cpu(py::module_& m) {
     bind_gdn(m);
     bind_integer_conv2d(m);
     bind_integer_gate(m);
+    bind_integer_gdn(m);
     bind_integer_scale(m);
     bind_integer_warp(m);
     bind_prior_context(m);

@@ -11,6 +11,7 @@ from sparsecodec.ops.expand_symbols import expand_symbols
 from sparsecodec.ops.gdn import gdn
 from sparsecodec.ops.integer_conv2d import integer_conv2d
 from sparsecodec.ops.integer_gate import integer_gate
+from sparsecodec.ops.integer_gdn import integer_gdn
 from sparsecodec.ops.integer_scale import integer_scale
 from sparsecodec.ops.integer_warp import integer_warp
 from sparsecodec.ops.pointwise import pointwise
@@ -44,6 +45,7 @@ __all__ = [
     "gdn",
     "integer_conv2d",
     "integer_gate",
+    "integer_gdn",
     "integer_scale",
     "integer_warp",
     "pointwise",
