@@ -107,13 +107,17 @@ def quantization_config(model: nn.Module) -> dict[str, Any]:
     ``["intra", "inter"]``, whose models store theirs.
 
     Raises:
-        UsageError: no layer is quantised, and it stores no tables either.
+        UsageError: no layer is quantised, and it stores no tables either; or one model of a video codec is portable,
+            and the other is not.
     """
     layers = {name: layer.precision.to_json() for name, layer in quantized_layers(model).items()}
     tables = {"portable": True} if hasattr(model, "portable") else {}
     parts = [name for name, part in model.named_children() if hasattr(part, "portable")]
     if parts:
         tables = {"portable": parts}
+        family = family_of(model)
+        if family is not None and set(parts) != set(family.tables):
+            raise UsageError(f"{parts[0]} is portable, the codec is not: quant.portable makes it so")
     if not layers and not tables:
         raise UsageError(f"{type(model).__name__} has no quantised layer")
     return {"format": CONFIG_FORMAT, "layers": layers, **tables}
@@ -146,8 +150,10 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
         family = family_of(model)
         if family is None:
             raise UsageError(f"quantisation: portable={parts!r} of a {type(model).__name__}, which has no such form")
+        if set(parts) != set(family.tables):
+            raise UsageError(f"quantisation: portable={parts!r} (needs {list(family.tables)})")
         for part in parts:
-            _submodule(model, part).portable = family.tables()
+            _submodule(model, part).portable = family.tables[part]()
     return _frozen(model)
 
 

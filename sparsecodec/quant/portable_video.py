@@ -31,7 +31,9 @@ def is_portable_video(model: nn.Module) -> bool:
     family = family_of(model)
     if family is None:
         return False
-    stored = all(isinstance(getattr(part, "portable", None), family.tables) for part in (model.intra, model.inter))
+    stored = all(
+        isinstance(getattr(model.get_submodule(part), "portable", None), kind) for part, kind in family.tables.items()
+    )
     return stored and not float_layers(model)
 
 

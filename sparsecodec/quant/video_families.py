@@ -31,7 +31,7 @@ class VideoFamily(ABC):
         stride: sides of a frame are multiples of it.
         colour: of the frames, as `CompiledVideo.colour`.
         qualities: of the calibration; the extremes are among them.
-        tables: what each model stores.
+        tables: of each of the two models, what it stores.
     """
 
     networks: ClassVar[dict[str, tuple[str, ...]]]
@@ -41,7 +41,7 @@ class VideoFamily(ABC):
     stride: ClassVar[int]
     colour: ClassVar[str]
     qualities: ClassVar[tuple[int, ...]]
-    tables: ClassVar[type[IntegerTables]]
+    tables: ClassVar[dict[str, type[IntegerTables]]]
 
     @classmethod
     def matches(cls, model: nn.Module) -> bool:
@@ -58,7 +58,7 @@ class VideoFamily(ABC):
         return tuple(f"{part}.{path}" for part, paths in cls.networks.items() for path in paths)
 
     @staticmethod
-    def rate(model: nn.Module, quality: int, index: int) -> int:
+    def rate(model: nn.Module, quality: int, index: int) -> float | None:
         """What a model takes as its rate for that quality, `index` frames behind the one that stands alone."""
         return quality
 
@@ -91,7 +91,7 @@ class RTFamily(VideoFamily):
     stride = 16
     colour = "ycbcr"
     qualities = (0, 32, 63)
-    tables = VideoTables
+    tables = {"intra": VideoTables, "inter": VideoTables}
 
     @staticmethod
     def rate(model: nn.Module, quality: int, index: int) -> int:
@@ -117,7 +117,41 @@ class RTFamily(VideoFamily):
         return tables
 
 
-class HEMFamily(VideoFamily):
+class BehindImageFamily(VideoFamily):
+    """Whose frames alone are pictures of a codec with a dual prior.
+
+    Attributes:
+        estimators: of an inter model, the distributions of its hyper-latents in the order in which they are coded.
+    """
+
+    stride = 64
+    colour = "rgb"
+    estimators: ClassVar[tuple[str, ...]]
+
+    @staticmethod
+    @abstractmethod
+    def thresholds() -> Tensor:
+        """Of the latents of an inter model, ``[R - 1]`` float32."""
+
+    @classmethod
+    def stored(cls, part: nn.Module, exponents: Tensor | None) -> IntegerTables:
+        inter = hasattr(part, cls.more["inter"][0])
+        made = getattr(part, "portable", None)  # an image codec may come on integers
+        if inter:
+            found = [part.get_submodule(name) for name in cls.estimators]
+            rows = _joined([factorized_tables(one, one.f1.h.numel()) for one in found])
+        else:
+            estimator = part.bit_estimator_z
+            rows = made.tables() if made is not None else factorized_tables(estimator, estimator.f1.h.numel())
+        tables = cls.tables["inter" if inter else "intra"]()
+        tables.fill(rows, torch.zeros(rows.rows), cls.thresholds() if inter else evc_scale_thresholds())
+        if isinstance(tables, SteppedTables):
+            steps = torch.tensor(part.q_scales(QPS), dtype=torch.float64).view(QPS, -1)
+            tables.steps = (100 * steps).round().to(torch.int32)
+        return tables
+
+
+class HEMFamily(BehindImageFamily):
     """DCVC-HEM."""
 
     networks = {
@@ -133,22 +167,23 @@ class HEMFamily(VideoFamily):
         "intra": ("bit_estimator_z", "q_basic", "q_scale"),
         "inter": ("bit_estimator_z_mv", "bit_estimator_z", "mv_y_q_basic", "y_q_basic"),
     }
-    stride = 64
-    colour = "rgb"
     qualities = (0, 3)  # anchors
-    tables = SteppedTables
+    tables = {"intra": SteppedTables, "inter": SteppedTables}
+    estimators = ("bit_estimator_z_mv", "bit_estimator_z")
+    thresholds = staticmethod(laplace_scale_thresholds)
 
-    @classmethod
-    def stored(cls, part: nn.Module, exponents: Tensor) -> IntegerTables:
-        motion = hasattr(part, "bit_estimator_z_mv")
-        estimators = (part.bit_estimator_z_mv, part.bit_estimator_z) if motion else (part.bit_estimator_z,)
-        rows = _joined([factorized_tables(estimator, estimator.f1.h.numel()) for estimator in estimators])
-        tables = SteppedTables()
-        thresholds = laplace_scale_thresholds() if motion else evc_scale_thresholds()
-        tables.fill(rows, torch.zeros(rows.rows), thresholds)
-        steps = torch.tensor(part.q_scales(QPS), dtype=torch.float64).view(QPS, -1)
-        tables.steps = (100 * steps).round().to(torch.int32)
-        return tables
+
+class BehindEVCFamily(BehindImageFamily):
+    """An inter codec of one rate behind EVC; a subclass adds what is ``inter``."""
+
+    networks = {"intra": ("hyper_dec", "y_prior_fusion", "y_spatial_prior", "dec")}
+    more = {"intra": ("bit_estimator_z", "q_basic", "q_scale")}
+    qualities = (0, QPS - 1)
+    tables = {"intra": SteppedTables, "inter": IntegerTables}
+
+    @staticmethod
+    def rate(model: nn.Module, quality: int, index: int) -> float | None:
+        return None if index else model.intra.q_scales(QPS)[quality]
 
 
 FAMILIES: tuple[type[VideoFamily], ...] = (RTFamily, HEMFamily)

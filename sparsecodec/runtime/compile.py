@@ -60,27 +60,14 @@ def compile_codec(
         DCVC-FM, DCVC-UF) stay what they are, with compiled networks (`compile_object`).
 
     Raises:
-        UsageError: an argument is wrong, or no family matches the model.
+        UsageError: an argument is wrong, no family matches the model, or it has forward hooks, which would not run.
         GraphError: a transform cannot be traced.
         NoBackendError: see `strict`; such as for float16 on a CPU, whose kernels compute in float32 and bfloat16.
     """
     if not isinstance(model, nn.Module):
         raise UsageError(f"model is a {type(model).__name__} (needs an nn.Module)")
     model = getattr(model, "_orig_mod", model)  # what torch.compile wraps: its keys would be others
-    nowhere = [key for key, value in model.state_dict().items() if isinstance(value, Tensor) and value.is_meta]
-    if nowhere:
-        raise UsageError(f"{type(model).__name__}: {nowhere[0]} is on the meta device (needs values)")
-    made = [
-        f"{path}.{key}"
-        for path, module in model.named_modules()
-        for key, value in vars(module).items()
-        if isinstance(value, Tensor) and value.grad_fn is not None
-    ]
-    if made:
-        raise UsageError(
-            f"{type(model).__name__}: {made[0]} is no weight but was computed with gradients, and cannot be copied "
-            "(torch.nn.utils.prune.remove and remove_weight_norm make it a weight)"
-        )
+    _check_copyable(model)
     if stream not in STREAMS:
         raise UsageError(f"stream={stream!r} (one of {', '.join(STREAMS)})")
     if stream == "native" and calibration is not None:
@@ -129,3 +116,23 @@ def compile_codec(
     adapters = (*STREAMS[stream], *VIDEO_ADAPTERS, *(FOREIGN_OBJECTS if stream == "native" else ()))
     known = ", ".join(adapter.__name__ for adapter in adapters)
     raise UsageError(f"{type(model).__name__} has the structure of no known family ({known})")
+
+
+def _check_copyable(model: nn.Module) -> None:
+    """Raises a UsageError for a model of which a copy of the weights would compute something else."""
+    kind = type(model).__name__
+    nowhere = [key for key, value in model.state_dict().items() if isinstance(value, Tensor) and value.is_meta]
+    if nowhere:
+        raise UsageError(f"{kind}: {nowhere[0]} is on the meta device (needs values)")
+    for path, module in model.named_modules():
+        made = [key for key, value in vars(module).items() if isinstance(value, Tensor) and value.grad_fn is not None]
+        if made:
+            raise UsageError(
+                f"{kind}: {f'{path}.{made[0]}'.lstrip('.')} is no weight but was computed with gradients, and cannot "
+                "be copied (torch.nn.utils.prune.remove and remove_weight_norm make it a weight)"
+            )
+        if module._forward_hooks or module._forward_pre_hooks:
+            raise UsageError(
+                f"{kind}: {path or 'the model'} has a forward hook, which no compiled network runs (remove it: its "
+                "handle's remove(), or torch.nn.utils.remove_spectral_norm)"
+            )

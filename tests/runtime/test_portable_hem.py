@@ -18,7 +18,14 @@ from sparsecodec.models.video import VideoCodec
 from sparsecodec.nn.hem_inter import HEMState
 from sparsecodec.nn.integer_prior import fixed_gain
 from sparsecodec.ops._registry import use_backend
-from sparsecodec.quant import is_exact, is_portable, portable, prove_no_overflow
+from sparsecodec.quant import (
+    apply_quantization,
+    is_exact,
+    is_portable,
+    portable,
+    prove_no_overflow,
+    quantization_config,
+)
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters.portable_hem import PortableHEMCodec, halved
 from sparsecodec.runtime.video import VideoState, fingerprint
@@ -259,6 +266,16 @@ def test_stored_integers_that_cannot_be_are_refused(tmp_path):
         tensor.view(-1)[-1] = tensor.view(-1)[0] - 1 if value is None else value
         with pytest.raises(UsageError, match=key):
             zoo.save(other, tmp_path / key)
+
+
+def test_half_a_portable_codec_is_refused():
+    """Both models of a file store their tables."""
+    half = VideoCodec(model().intra, float_model().inter)
+    with pytest.raises(UsageError, match="intra is portable, the codec is not"):
+        quantization_config(half)
+    for parts in (["intra"], ["intra", "intra.dec"], ["inter", "intra", "more"]):
+        with pytest.raises(UsageError, match=r"needs \['intra', 'inter'\]"):
+            apply_quantization(float_model(), {"format": 1, "layers": {}, "portable": parts})
 
 
 def test_flows_of_half_the_size():

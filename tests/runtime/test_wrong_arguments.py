@@ -153,6 +153,17 @@ def test_weights_that_hooks_compute_are_no_weights():
     compile_codec(model)
 
 
+@pytest.mark.parametrize("path", ["dec.0", ""])
+@pytest.mark.parametrize("kind", ["register_forward_hook", "register_forward_pre_hook"])
+def test_hooks_that_would_not_run_are_refused(path: str, kind: str):
+    model = create("evc-tiny")
+    hook = getattr(model.get_submodule(path), kind)(lambda *_: None)
+    with pytest.raises(UsageError, match=f"EVC: {path or 'the model'} has a forward hook, which no compiled network"):
+        compile_codec(model)
+    hook.remove()
+    compile_codec(model)
+
+
 @pytest.mark.parametrize("device", ["meta", "mps"])
 def test_a_device_without_kernels_is_refused(device: str):
     with pytest.raises(UsageError, match=f"device={device}: no kernels for it .needs 'cpu' or 'cuda'"):

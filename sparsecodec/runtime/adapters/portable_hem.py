@@ -5,24 +5,26 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from sparsecodec.entropy import EntropyTables, dcvc_laplace64_tables, evc_gaussian_tables
-from sparsecodec.entropy.lanes import LaneEncoder, payload_symbols
-from sparsecodec.errors import UsageError
-from sparsecodec.models.dual_prior_image import STRIDE
-from sparsecodec.models.inputs import check_coded, check_kind, input_channels, whole
+from sparsecodec.entropy import EntropyTables, dcvc_laplace64_tables
+from sparsecodec.models.inputs import check_kind, input_channels
 from sparsecodec.nn.dual_prior import Network
 from sparsecodec.nn.flow import estimate_flow
 from sparsecodec.nn.hem_inter import FLOW, Contexts, HEMState
 from sparsecodec.nn.integer_prior import ONE, ExactPriorCoder, JoinedParameters, as_float, fixed_gain, narrowed
-from sparsecodec.nn.routine import Routine, drive, pushing
+from sparsecodec.nn.routine import Coding, Routine
 from sparsecodec.ops import integer_warp
 from sparsecodec.quant.tables import SteppedTables
 from sparsecodec.quant.video_families import HEMFamily
-from sparsecodec.runtime.adapters.portable_video import PartNetworks, PortableVideo
-from sparsecodec.runtime.video import FRAMES, QPS
+from sparsecodec.runtime.adapters.portable_behind_image import (
+    LATENT,
+    PortableBehindImage,
+    PredictedFrame,
+    check_fields,
+    of_channels,
+    rows_of,
+)
+from sparsecodec.runtime.adapters.portable_video import PartNetworks
 from sparsecodec.runtime.video_networks import warp_any
-
-LATENT, HYPER = 16, 64  # pixels per position of latents and hyper-latents, per side
 
 
 def halved(flow: Tensor) -> Tensor:
@@ -31,27 +33,7 @@ def halved(flow: Tensor) -> Tensor:
     return ((total + 4) >> 3).to(torch.int32)
 
 
-class _Intra:
-    """What codes a frame alone."""
-
-    def __init__(self, model: nn.Module, device: torch.device, strict: bool) -> None:
-        parts, stored = PartNetworks(model, "intra", strict), model.portable
-        parameters, spatial = parts.network("hyper_dec", "y_prior_fusion"), parts.network("y_spatial_prior")
-        self._synthesis = parts.network("dec", "refine")
-        tables = evc_gaussian_tables(), stored.tables()
-        self.coder = ExactPriorCoder(parameters, spatial, *tables, stored.z_medians, stored.thresholds, device)
-        self._basic, self._steps = model.q_basic, stored.steps.flatten().tolist()
-        self.networks = (parameters, spatial, self._synthesis)
-
-    def gain(self, qp: int) -> Tensor:
-        return fixed_gain(self._basic, self._steps[qp])
-
-    def picture(self, y_hat: Tensor) -> Tensor:
-        """``[1, C, H/16, W/16]`` fixed-point -> ``[1, 3, H, W]`` fixed-point in [0, 1]."""
-        return self._synthesis(narrowed(y_hat, self._synthesis.exponent)).clamp(0, ONE)
-
-
-class _Inter:
+class _Predicted(PredictedFrame):
     """What codes a frame from the one before."""
 
     def __init__(self, model: nn.Module, device: torch.device, strict: bool) -> None:
@@ -74,15 +56,16 @@ class _Inter:
         self._fusion = parts.network("context_fusion_net", sources=wanted, results=(full,))
         self._motion = parts.network("mv_decoder")
         self._by_picture, self._by_feature = self._features.values()
+        self._feature_channels = input_channels(model.feature_adaptor_P)
         stored, of_motion = model.portable, model.bit_estimator_z_mv.f1.h.numel()
         rows = stored.tables()
         motion, latent = (
             _Prior(parts, paths, hyper_tables, stored, device)
             for paths, hyper_tables in (
-                (("mv_hyper_prior_decoder", "mv_y_prior_fusion", "mv_y_spatial_prior"), _rows(rows, 0, of_motion)),
+                (("mv_hyper_prior_decoder", "mv_y_prior_fusion", "mv_y_spatial_prior"), rows_of(rows, 0, of_motion)),
                 (
                     ("contextual_hyper_prior_decoder", "y_prior_fusion", "y_spatial_prior"),
-                    _rows(rows, of_motion, rows.rows),
+                    rows_of(rows, of_motion, rows.rows),
                 ),
             )
         )
@@ -90,11 +73,25 @@ class _Inter:
         self.motion, self.latent = motion, latent
         self._steps = stored.steps.tolist()
         self._basics = model.mv_y_q_basic, model.y_q_basic
+        self.latents = sum(basic.numel() for basic in self._basics)
         self.decoder = (
             *(self._by_feature, *motion.networks, self._motion, self._fusion, self._temporal, *latent.networks),
             *(self._decoder, self._generator),
         )
         self.networks = (self._by_picture, *self.decoder)
+
+    def first_call(self, size: tuple[int, int]) -> Coding:
+        return self.motion.coder.z_request(size)
+
+    def check_state(self, state: HEMState, height: int, width: int) -> None:
+        check_kind(state, HEMState)
+        wanted = {"frame": (1, 3, height, width)}
+        if state.feature is not None:
+            wanted["feature"] = (1, self._feature_channels, height, width)
+            wanted["mv"], wanted["y"] = (
+                (1, basic.numel(), height // LATENT, width // LATENT) for basic in self._basics
+            )
+        check_fields(state, wanted)
 
     def gains(self, qp: int) -> tuple[Tensor, Tensor]:
         """Of motion and latent, ``[C]`` int64 fixed-point."""
@@ -166,122 +163,42 @@ class _Prior:
         return narrowed(latent, self.exponent)
 
 
-def _rows(tables: EntropyTables, start: int, stop: int) -> EntropyTables:
-    return EntropyTables(*(values[start:stop] for values in (tables.cdf, tables.lengths, tables.offsets)))
-
-
 def _or_zeros(before: Tensor | None, hyper: Tensor) -> Tensor:
     """`before`, or as many zeros as the first frame after a picture has: half of the hyper-decoder's channels."""
     return torch.zeros_like(hyper[:, : hyper.shape[1] // 2]) if before is None else before
 
 
-class PortableHEMCodec(PortableVideo):
+class PortableHEMCodec(PortableBehindImage):
     """DCVC-HEM with portable streams; see `PortableVideo`."""
 
     FAMILY = HEMFamily
-    HALVES = (_Intra, _Inter)
+    INTER = _Predicted
     ANALYSIS = (
-        *("intra.enc", "intra.hyper_enc", *(f"inter.{path}" for path in FLOW), "inter.mv_encoder"),
+        *(*PortableBehindImage.ANALYSIS, *(f"inter.{path}" for path in FLOW), "inter.mv_encoder"),
         *("inter.mv_hyper_prior_encoder", "inter.contextual_encoder", "inter.contextual_hyper_prior_encoder"),
     )
-    stride = STRIDE
-    colour = HEMFamily.colour
-
-    @torch.inference_mode()
-    def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, HEMState]:
-        parts, gain = self._intra, self._intra.gain(whole(qp, "qp", QPS))
-        check_coded(x, STRIDE, self._analysis["intra.enc"])
-        y = self._analysis["intra.enc"](x) / _of_channels(gain)
-        encoder = LaneEncoder(self._symbols(self._model.intra, *x.shape[2:]))
-        y_hat = drive(parts.coder.encoding(y, self._analysis["intra.hyper_enc"](y), gain), pushing(encoder))
-        return encoder.finish(), self._inter.state(parts.picture(y_hat))
-
-    @torch.inference_mode()
-    def intra_decode(self, payload: bytes, height: int, width: int, qp: int) -> tuple[Tensor, HEMState]:
-        parts, gain = self._intra, self._intra.gain(whole(qp, "qp", QPS))
-        total = self._symbols(self._model.intra, height, width)
-        first = parts.coder.z_request((height // HYPER, width // HYPER))
-        y_hat = self._pulled(payload, total, first, lambda symbols: parts.coder.decoding(symbols, gain))
-        picture = parts.picture(y_hat)
-        return as_float(picture), self._inter.state(picture)
-
-    @torch.inference_mode()
-    def inter_encode(self, x: Tensor, state: HEMState, qp: int, index: int) -> tuple[bytes, HEMState]:
-        """`index` changes nothing: this family moves no rate."""
-        whole(index, "index", FRAMES)
-        gains = self._inter.gains(whole(qp, "qp", QPS))
-        check_coded(x, STRIDE, self._analysis["inter.contextual_encoder"])
-        self._check_state(state, *x.shape[2:])
-        encoder = LaneEncoder(self._symbols(self._model.inter, *x.shape[2:]))
-        _, after = drive(self._encoding(x, state, *gains), pushing(encoder))
-        return encoder.finish(), after
-
-    @torch.inference_mode()
-    def inter_decode(
-        self, payload: bytes, state: HEMState, height: int, width: int, qp: int, index: int
-    ) -> tuple[Tensor, HEMState]:
-        whole(index, "index", FRAMES)
-        self._check_state(state, height, width)
-        gains, size = self._inter.gains(whole(qp, "qp", QPS)), (height // HYPER, width // HYPER)
-        total = self._symbols(self._model.inter, height, width)
-        first = self._inter.motion.coder.z_request(size)
-        picture, after = self._pulled(
-            payload, total, first, lambda symbols: self._decoding(symbols, size, state, *gains)
-        )
-        return as_float(picture), after
 
     def magnitude(self, state: HEMState) -> float:
         return 0.0 if state.feature is None else float(state.feature.float().abs().mean())
 
-    def _encoding(self, x: Tensor, state: HEMState, mv_gain: Tensor, y_gain: Tensor) -> Routine:
-        """Returns what decoding gives."""
+    def _encoding(self, x: Tensor, state: HEMState, qp: int) -> Routine:
         parts, networks = self._inter, {path.removeprefix("inter."): run for path, run in self._analysis.items()}
+        mv_gain, y_gain = parts.gains(qp)
         flow = estimate_flow([networks[path] for path in FLOW], x, parts.frame(state), warp_any)
-        mv_y = networks["mv_encoder"](flow) / _of_channels(mv_gain)
+        mv_y = networks["mv_encoder"](flow) / of_channels(mv_gain)
         mv_z = networks["mv_hyper_prior_encoder"](mv_y)
         mv_hat = yield from parts.motion.coder.encoding(mv_y, mv_z, mv_gain, parts.join_motion(state))
         contexts = parts.contexts(mv_hat, state)
-        y = networks["contextual_encoder"](x, *parts.as_floats(contexts)) / _of_channels(y_gain)
+        y = networks["contextual_encoder"](x, *parts.as_floats(contexts)) / of_channels(y_gain)
         z = networks["contextual_hyper_prior_encoder"](y)
         y_hat = yield from parts.latent.coder.encoding(y, z, y_gain, parts.join_latent(contexts[2], state))
         return parts.after(y_hat, mv_hat, contexts)
 
-    def _decoding(
-        self, mv_z: Tensor, size: tuple[int, int], state: HEMState, mv_gain: Tensor, y_gain: Tensor
-    ) -> Routine:
-        """`mv_z`: what the first coding call gave; returns the picture, fixed-point, and the State."""
+    def _decoding(self, symbols: Tensor, size: tuple[int, int], state: HEMState, qp: int) -> Routine:
         parts = self._inter
-        mv_hat = yield from parts.motion.coder.decoding(mv_z, mv_gain, parts.join_motion(state))
+        mv_gain, y_gain = parts.gains(qp)
+        mv_hat = yield from parts.motion.coder.decoding(symbols, mv_gain, parts.join_motion(state))
         contexts = parts.contexts(mv_hat, state)
         z = yield parts.latent.coder.z_request(size, self.device)
         y_hat = yield from parts.latent.coder.decoding(z, y_gain, parts.join_latent(contexts[2], state))
         return parts.after(y_hat, mv_hat, contexts)
-
-    def _check_state(self, state: HEMState, height: int, width: int) -> None:
-        """Raises a UsageError unless `state` can precede a frame of that size."""
-        check_kind(state, HEMState)
-        model, small = self._model.inter, (height // LATENT, width // LATENT)
-        wanted = {"frame": (1, 3, height, width)}
-        if state.feature is not None:
-            wanted["feature"] = (1, input_channels(model.feature_adaptor_P), height, width)
-            wanted["y"], wanted["mv"] = ((1, basic.shape[1], *small) for basic in (model.y_q_basic, model.mv_y_q_basic))
-        for name, value in vars(state).items():
-            shape = wanted.get(name)
-            found = None if value is None else tuple(value.shape)
-            if found != shape or value is not None and value.dtype != torch.int16:
-                kind = "None" if value is None else f"{found} {value.dtype}"
-                raise UsageError(f"{name} of the state is {kind} (needs {shape and f'{shape} torch.int16'})")
-
-    @staticmethod
-    def _symbols(model: nn.Module, height: int, width: int) -> int:
-        """Of a padded frame: of all its latents and hyper-latents."""
-        names = ("mv_y_q_basic", "y_q_basic", "q_basic")
-        latents = sum(getattr(model, name).shape[1] for name in names if hasattr(model, name))
-        hypers = len(model.portable.z_lengths)
-        return payload_symbols(
-            latents * (height // LATENT) * (width // LATENT) + hypers * (height // HYPER) * (width // HYPER)
-        )
-
-
-def _of_channels(gain: Tensor) -> Tensor:
-    return as_float(gain).view(1, -1, 1, 1)

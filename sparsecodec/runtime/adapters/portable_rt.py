@@ -152,11 +152,13 @@ class PortableRTCodec(PortableVideo):
     """DCVC-RT with portable streams; see `PortableVideo`."""
 
     FAMILY = RTFamily
-    HALVES = (_Intra, _Inter)
     ANALYSIS = ("intra.enc", "intra.hyper_enc", "inter.encoder", "inter.hyper_encoder")
     stride = STRIDE
     colour = RTFamily.colour
     RESET_INTERVAL: ClassVar[int] = RESET_INTERVAL
+
+    def _halves(self, device: torch.device, strict: bool) -> tuple[_Intra, _Inter]:
+        return _Intra(self._model.intra, device, strict), _Inter(self._model.inter, device, strict)
 
     @torch.inference_mode()
     def intra_encode(self, x: Tensor, qp: int) -> tuple[bytes, IntegerState]:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import copy
+from abc import abstractmethod
 from collections.abc import Callable
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -58,9 +59,6 @@ class PortableVideo(CompiledVideo):
     """
 
     FAMILY: ClassVar[type[VideoFamily]]
-    # Each a model's networks: made of (model, device, strict), it has them as `networks`; the second also says as
-    # `decoder` what a frame behind another predicted one runs, in this order.
-    HALVES: ClassVar[tuple[type, type]]
     ANALYSIS: ClassVar[tuple[str, ...]]  # what encoders alone run
     exact_pictures: ClassVar[bool] = True
 
@@ -79,9 +77,14 @@ class PortableVideo(CompiledVideo):
             path: Keeping(self._analysis_networks.add(path, dtype), torch.float32) for path in self.ANALYSIS
         }
         self._dtype = dtype
-        intra, inter = self.HALVES
-        self._intra = intra(self._model.intra, device, strict)
-        self._inter = inter(self._model.inter, device, strict)
+        self._intra, self._inter = self._halves(device, strict)
+
+    @abstractmethod
+    def _halves(self, device: torch.device, strict: bool) -> tuple[Any, Any]:
+        """Of both models what runs their networks, which it has as `networks`.
+
+        The second also says as `decoder` what a frame behind another predicted one runs, in this order.
+        """
 
     @property
     def integer_networks(self) -> tuple[IntegerNetwork, ...]:
