@@ -26,6 +26,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sparsecodec.errors import UsageError
+from sparsecodec.nn.dcvc_layers import MaskedConv2d, PlainGDN
 from sparsecodec.nn.likelihood import round_ste
 from sparsecodec.quant import native
 from sparsecodec.quant.fixed_point import (
@@ -36,6 +37,7 @@ from sparsecodec.quant.fixed_point import (
     quantize_ste,
     unpack_nibbles,
 )
+from sparsecodec.quant.gdn import KeepsTypes, QuantGDN
 
 WEIGHT_BITS = (4, 8, 16)
 STORED = {4: torch.uint8, 8: torch.int8, 16: torch.int16}  # type of a frozen weight in a file, by its bits
@@ -82,7 +84,7 @@ class Precision:
         return asdict(self)
 
 
-class _OnIntegers:
+class _OnIntegers(KeepsTypes):
     """What a quantised layer adds to torch's class.
 
     State while it trains: ``weight``, ``bias`` float32, ``weight_log2 [C_out]``, ``input_log2 []`` (parameters: log2 of
@@ -254,14 +256,8 @@ class _OnIntegers:
         return bound
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves the layer, but leaves every tensor in its type: a codec that is cast to half computes the same here."""
-
-        def keep_type(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
         self._kernel = None
-        return super()._apply(keep_type, recurse)
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -328,13 +324,25 @@ class QuantLinear(_OnIntegers, nn.Linear):
         return F.linear(q, weight)
 
 
-QuantLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear
+class QuantMaskedConv2d(_OnIntegers, MaskedConv2d):
+    """A `MaskedConv2d` on integers; what the mask hides is 0."""
+
+    def begin(self, precision: Precision) -> None:
+        self.hide()
+        super().begin(precision)
+
+    def _convolve(self, q: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(q, weight * self.mask.to(weight), None, self.stride, self.padding)
+
+
+QuantLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear | QuantMaskedConv2d | QuantGDN
 QUANTIZED = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear}
+DYADIC = {**QUANTIZED, MaskedConv2d: QuantMaskedConv2d, PlainGDN: QuantGDN}  # some have no other form
 
 
-def why_float(module: nn.Module) -> str | None:
-    """Why a layer cannot be quantised; None if it can."""
-    if type(module) not in QUANTIZED:
+def why_float(module: nn.Module, dyadic: bool = False) -> str | None:
+    """Why a layer cannot be quantised, to dyadic integers if `dyadic`; None if it can."""
+    if type(module) not in (DYADIC if dyadic else QUANTIZED):
         return f"{type(module).__name__} has no integer rule"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={module.padding_mode!r} (needs 'zeros')"
@@ -351,10 +359,10 @@ def quantized(layer: nn.Module, precision: Precision) -> nn.Module:
     Raises:
         UsageError: the layer has no integer rule.
     """
-    reason = why_float(layer)
+    reason = why_float(layer, precision.dyadic)
     if reason is not None:
         raise UsageError(f"cannot be quantised: {reason}")
     result = copy.deepcopy(layer)
-    result.__class__ = QUANTIZED[type(layer)]
+    result.__class__ = DYADIC[type(layer)]
     result.begin(precision)
     return result

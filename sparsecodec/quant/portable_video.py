@@ -48,7 +48,7 @@ def float_layers(model: nn.Module) -> list[str]:
     for name, layer in on_integers.items():
         if name.startswith(networks) and not (layer.precision.dyadic and layer.frozen):
             raise UsageError(f"{name} is quantised, but not to frozen dyadic integers: start from the float codec")
-    found, left = find_layers(model, networks, required=False)
+    found, left = find_layers(model, networks, required=False, dyadic=True)
     reasons = {name: reason for name, reason in left.items() if name not in on_integers}
     if reasons:
         raise UsageError(f"no integer rule for {reasons}")

@@ -16,6 +16,7 @@ from sparsecodec.runtime.adapters.portable import (
     PortableScalableEVCCodec,
     PortableVariableRateCodec,
 )
+from sparsecodec.runtime.adapters.portable_dcvc import PortableDCVCCodec
 from sparsecodec.runtime.adapters.portable_hem import PortableHEMCodec
 from sparsecodec.runtime.adapters.portable_rt import PortableRTCodec
 from sparsecodec.runtime.adapters.scalable import ScalableEVCCodec
@@ -33,6 +34,7 @@ ADAPTERS = (
 PORTABLE_ADAPTERS = (
     PortableRTCodec,
     PortableHEMCodec,
+    PortableDCVCCodec,
     PortableEVCCodec,
     PortableScalableEVCCodec,
     PortableFactorizedCodec,
@@ -59,6 +61,7 @@ __all__ = [
     "FVCCodec",
     "FactorizedCodec",
     "HyperpriorCodec",
+    "PortableDCVCCodec",
     "PortableEVCCodec",
     "PortableFactorizedCodec",
     "PortableHEMCodec",
