@@ -154,6 +154,7 @@ def stages(tiles: str) -> list[Stage]:
         Stage("whole decoders", [*pytest, decoders, "-k", "bench_evc"], 0.4),
         Stage("ops", [*pytest, ops, "-k", on_gpu], 0.4),
         Stage("video decoders", [*pytest, video], 0.4),
+        Stage("golden streams", [*side_by_side, "tests/golden/test_golden_on_gpu.py"], 0.2, alone),
         Stage("codecs", [*side_by_side, "tests/runtime/test_gpu.py", "tests/runtime/test_video_gpu.py"], 0.4, alone),
         Stage("CompressAI decoders", [*pytest, decoders, "-k", "bench_compressai"], 0.3),
         Stage("lanes", [*pytest, "bench/bench_entropy.py", "-k", "on_gpu"], 0.2),

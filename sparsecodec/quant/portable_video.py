@@ -101,7 +101,7 @@ def _snap(bank: nn.Parameter) -> None:
 
 
 def _exponents(model: nn.Module, paths: list[str], run: Callable[[nn.Module], float]) -> Tensor:
-    """Of int16 tensors that hold what these modules give, twice over; int32."""
+    """Of int16 tensors that hold what these modules give, with `HEADROOM_16` to spare; int32."""
     largest = dict.fromkeys(paths, 0.0)
 
     def note(path: str, module: nn.Module, inputs: tuple, output: Tensor) -> None:

@@ -118,15 +118,15 @@ def container(entry: Entry) -> Container:
 
 
 @cache
-def codec(name: str) -> CompiledCodec | CompiledVideo:
+def codec(name: str, device: str = "cpu") -> CompiledCodec | CompiledVideo:
     if name in CODECS:
-        return compile_codec(CODECS[name](), stream="portable")
+        return compile_codec(CODECS[name](), device, stream="portable")
     if name.startswith("portable/"):
-        return compile_codec(portable_model(name.removeprefix("portable/")), stream="portable")
+        return compile_codec(portable_model(name.removeprefix("portable/")), device, stream="portable")
     if name.startswith("native/"):
-        return compile_codec(native_model(name.removeprefix("native/")), dtype=torch.float32)
+        return compile_codec(native_model(name.removeprefix("native/")), device, torch.float32)
     model = load(name)
-    return compile_codec(model, stream=usual_stream(model))
+    return compile_codec(model, device, stream=usual_stream(model))
 
 
 def decode_together(model: str, blobs: Sequence[bytes], tiled: bool = False) -> tuple[list[str], list[torch.Tensor]]:
@@ -145,26 +145,30 @@ def decode_together(model: str, blobs: Sequence[bytes], tiled: bool = False) -> 
     return [hashlib.sha256(b"".join(some)).hexdigest() for some in of], pictures
 
 
-def decode_file(entry: Entry, data: bytes) -> tuple[str, torch.Tensor]:
-    """SHA-256 of a file's symbols, call after call, and its picture."""
-    digest, decode = hashlib.sha256(), codec(entry["model"]).decode
+def decode_file(entry: Entry, data: bytes, device: str = "cpu") -> tuple[str, torch.Tensor]:
+    """SHA-256 of a file's symbols as the host decodes them, call after call, and its picture."""
+    digest, decode = hashlib.sha256(), codec(entry["model"], device).decode
     with observing(lambda symbols: digest.update(symbols.astype("<i4").tobytes())):
         x = decode(data)
     return digest.hexdigest(), x
 
 
-def decode_clip(entry: Entry, data: bytes) -> tuple[str, list[str]]:
-    """SHA-256 of the symbols of all coding calls of a clip, and of each frame: no rounding is left to the device."""
-    digest, decoder = hashlib.sha256(), codec(entry["model"]).decoder
+def decode_clip(entry: Entry, data: bytes, device: str = "cpu") -> tuple[str, list[str]]:
+    """As `decode_file` of a clip, and SHA-256 of each frame: no rounding is left to the device."""
+    digest, decoder = hashlib.sha256(), codec(entry["model"], device).decoder
     with observing(lambda symbols: digest.update(symbols.astype("<i4").tobytes())):
         frames = list(decoder(data))
-    return digest.hexdigest(), [hashlib.sha256(x.numpy().astype("<f4").tobytes()).hexdigest() for x in frames]
+    return digest.hexdigest(), [pixels(x) for x in frames]
+
+
+def pixels(x: torch.Tensor) -> str:
+    """SHA-256 of a picture's values."""
+    return hashlib.sha256(x.cpu().numpy().astype("<f4").tobytes()).hexdigest()
 
 
 def seen(model: str, x: torch.Tensor) -> Entry:
     """What is kept of a picture: its mean, and all of it where no rounding is left to the device."""
-    exact = codec(model).exact_pictures
-    every = {"picture": hashlib.sha256(x.numpy().astype("<f4").tobytes()).hexdigest()} if exact else {}
+    every = {"picture": pixels(x)} if codec(model).exact_pictures else {}
     return {"mean": round(float(x.double().mean()), 4), **every}
 
 
