@@ -74,6 +74,7 @@ class Kind:
         behind_symbols: a layer of the inter model whose results no symbol of the same frame depends on.
         least_bytes: of a frame.
         layers: quantised ones, at least.
+        uncounted: MACs per pixel that the native codec's report leaves out: those of its context models.
     """
 
     make: Callable[[], VideoCodec]
@@ -85,6 +86,7 @@ class Kind:
     behind_symbols: Callable[[nn.Module], nn.Module]
     least_bytes: int
     layers: int
+    uncounted: float = 0.0
 
     @cached_property
     def float_model(self) -> VideoCodec:
