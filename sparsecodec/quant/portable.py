@@ -53,7 +53,7 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
         return ()
     raise UsageError(
         f"{type(getattr(model, 'inter', model)).__name__} has no portable stream (EVC, CompressAI's without a context "
-        "model, and the two models of DCVC-RT or DCVC-HEM in one VideoCodec have)"
+        "model, and in one VideoCodec the two models of DCVC-RT or DCVC-HEM, or EVC and DCVC of 2021 have)"
     )
 
 
@@ -106,7 +106,8 @@ def portable(
 
     Args:
         model: EVC, or CompressAI's without a context model; dense, compact or quantised. Or a video codec
-            of DCVC-RT's or DCVC-HEM's models: see `portable_video` for what `images` are then, and what else it raises.
+            of DCVC-RT's or DCVC-HEM's models, or of EVC and DCVC (2021): see `portable_video` for what `images` are
+            then, and what else it raises.
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`. Default:

@@ -41,10 +41,10 @@ def model() -> nn.Module:
     torch.manual_seed(0)
     model = Both().eval()
     with torch.no_grad():
-        model.context.weight *= 3
+        model.context.weight *= 0.5
         model.parameters_of[-1].bias[LATENT:] += 2
     names = ["context", "parameters_of.0", "parameters_of.2"]
-    inputs = (3 * torch.randn(1, LATENT, 9, 14)).round(), torch.randn(1, PRIOR, 9, 14)
+    inputs = (20 * torch.randn(1, LATENT, 9, 14)).round(), torch.randn(1, PRIOR, 9, 14)
     small = quantize_layers(model, dict.fromkeys(names, W16A16))
     with torch.no_grad():
         set_scales(small, observe(model, names, lambda m: m(*inputs)))
@@ -86,6 +86,7 @@ def test_columns_compute_what_the_masked_layers_compute(model):
     given = integers_of(as_float(y_hat), own).float() * 2.0**own
     means, _ = model(given, prior.float() * 2.0**exponent).chunk(2, 1)
     symbols = torch.cat([request.symbols for request in seen])
+    assert own != exponent  # or the test would not notice which one is used
     order = torch.cat([wave.positions for wave in waves(height, width, 2, CPU)])
     expected = (as_float(y_hat) - means)[0].flatten(1).T[order]
     assert symbols.shape == (height * width, LATENT) and len(symbols.unique()) > 5
