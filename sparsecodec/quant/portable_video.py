@@ -63,8 +63,8 @@ def portable_video(
     """A copy of a video codec whose decoder is integers, from the bytes to the pictures; see `quant.portable`.
 
     Args:
-        model: `VideoCodec` of DCVC-RT's or DCVC-HEM's models, or of EVC and DCVC (2021), dense or compact. Its decoder is
-            float, or portable.
+        model: `VideoCodec` of DCVC-RT's or DCVC-HEM's models, or of EVC and DCVC (2021), dense or compact. Its decoder
+            is float, or portable.
         clips: ``[N, T, 3, H, W]`` floating point in [0, 1], YCbCr or RGB as the codec takes it, T >= 3, at least
             64 x 64; or a sequence of ``[T, 3, H, W]``. Not needed if no layer is float.
         precision: bits of weights and activations, dyadic.
