@@ -166,6 +166,28 @@ def test_excitations_are_of_one_picture():
         network(torch.zeros(2, 8, 4, 4, dtype=torch.int16))
 
 
+@torch.no_grad()
+def test_biases_of_units_far_below_those_of_the_input_are_lost():
+    """Of two layers that read one tensor, the larger unit is its; a shift has no more than 62 bits."""
+    torch.manual_seed(0)
+    net = frozen(Pair().eval(), torch.randn(1, 4, 4, 4)).net
+    net.second.input_scale.fill_(2.0**-90)
+    network = IntegerNetwork({"net": net})
+    (bias,) = (step.constants["bias"] for step in network._program.steps if step.paths == ("net.second",))
+    assert not bias.any()
+
+
+class Pair(nn.Module):
+    """Two layers that read one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
+
+
 class Beside(nn.Module):
     """A ReLU of what no convolution reads or gives."""
 
@@ -214,6 +236,8 @@ def test_norms_of_a_coarser_input_are_of_its_units():
     assert own.exponent < coarser.exponent == -8
     found, expected = (fixed(one(integers_of(x, one.exponent))) for one in (coarser, own))
     assert float((found - expected).abs().max()) < 2.0**-9 + 1e-4
+    small = frozen(PlainGDN(6).eval(), 1e-9 * x).net  # its offsets are lost in the squares of such units
+    assert torch.equal(IntegerNetwork({"net": small}, sources=(0,))._program.output.constants["beta"], torch.zeros(6))
     with pytest.raises(GraphError, match=r"net: a shift of -\d+ to -\d+ from .*needs 0 to 35"):
         IntegerNetwork({"net": net}, results=(20,))
 
