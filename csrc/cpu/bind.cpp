@@ -209,6 +209,7 @@ void bind_gdn(py::module_& m);
 void bind_integer_conv2d(py::module_& m);
 void bind_integer_deform_columns(py::module_& m);
 void bind_integer_gate(py::module_& m);
+void bind_integer_gdn(py::module_& m);
 void bind_integer_scale(py::module_& m);
 void bind_integer_warp(py::module_& m);
 void bind_prior_context(py::module_& m);
@@ -226,6 +227,7 @@ void bind_cpu(py::module_& m) {
     bind_integer_conv2d(m);
     bind_integer_deform_columns(m);
     bind_integer_gate(m);
+    bind_integer_gdn(m);
     bind_integer_scale(m);
     bind_integer_warp(m);
     bind_prior_context(m);

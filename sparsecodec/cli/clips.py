@@ -163,7 +163,9 @@ def _calibration(folder: str, model: nn.Module) -> list[Tensor]:
     family = family_of(model)
     if family is None:
         name = type(getattr(model, "inter", model)).__name__
-        raise UsageError(f"{name} has no portable stream of clips (DCVC-RT, DCVC-HEM and FVC behind EVC have)")
+        raise UsageError(
+            f"{name} has no portable stream of clips (DCVC-RT, DCVC-HEM, and DCVC and FVC behind EVC have)"
+        )
     samples = []
     for path in list_clips(folder)[:CALIBRATION_CLIPS]:
         with open_clip(path) as clip:

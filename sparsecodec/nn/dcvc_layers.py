@@ -98,7 +98,7 @@ class MaskedConv2d(nn.Conv2d):
     @torch.no_grad()
     def hide(self) -> None:
         """Zeroes what the mask hides; needed after the weight was set from outside."""
-        self.weight.mul_(self.mask)
+        self.weight.mul_(self.mask.to(self.weight))  # integers, too
 
     def forward(self, x: Tensor) -> Tensor:
         """``[N, C_in, H, W] -> [N, C_out, H, W]``."""

@@ -12,6 +12,7 @@ from sparsecodec.ops.gdn import gdn
 from sparsecodec.ops.integer_conv2d import integer_conv2d
 from sparsecodec.ops.integer_deform_columns import integer_deform_columns
 from sparsecodec.ops.integer_gate import integer_gate
+from sparsecodec.ops.integer_gdn import integer_gdn
 from sparsecodec.ops.integer_scale import integer_scale
 from sparsecodec.ops.integer_warp import integer_warp
 from sparsecodec.ops.pointwise import pointwise
@@ -46,6 +47,7 @@ __all__ = [
     "integer_conv2d",
     "integer_deform_columns",
     "integer_gate",
+    "integer_gdn",
     "integer_scale",
     "integer_warp",
     "pointwise",

@@ -1,7 +1,7 @@
 """Quantisation: convolutions on integers, calibrated on the rate-distortion loss, trained further, or mixed in bits."""
 
 from sparsecodec.quant.calibration import Observation, observe, set_scales
-from sparsecodec.quant.layers import Precision, QuantConv2d, QuantConvTranspose2d
+from sparsecodec.quant.layers import QuantConv2d, QuantConvTranspose2d
 from sparsecodec.quant.mixed import (
     BITS,
     MixedPlan,
@@ -23,6 +23,7 @@ from sparsecodec.quant.model import (
     trained_numbers,
 )
 from sparsecodec.quant.portable import W8A8, W8A16, W16A16, is_exact, is_portable, on_dyadic_integers, portable
+from sparsecodec.quant.precision import Precision
 from sparsecodec.quant.refine import post_training, refine
 from sparsecodec.quant.tables import IntegerTables
 

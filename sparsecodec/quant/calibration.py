@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from sparsecodec.errors import UsageError
+from sparsecodec.quant.gdn import QuantGDN
 from sparsecodec.quant.layers import QuantLayer
 from sparsecodec.quant.model import quantized_layers
 
@@ -102,6 +103,9 @@ def set_scales(model: nn.Module, observations: dict[str, Observation], rule: str
         if layer.frozen:
             continue
         seen = observations[name]
+        if isinstance(layer, QuantGDN):
+            layer.set_input_range(*_range_16(seen))
+            continue
         if rule == "max":
             extreme = max(-seen.low, seen.high)
             layer.set_input_range(-extreme, extreme)

@@ -16,8 +16,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
 from typing import Any
 
 import torch
@@ -26,6 +24,7 @@ from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensor
 
 from sparsecodec.errors import UsageError
+from sparsecodec.nn.dcvc_layers import MaskedConv2d, PlainGDN
 from sparsecodec.nn.fvc_layers import DeformableConv2d, PatchScore
 from sparsecodec.nn.likelihood import round_ste
 from sparsecodec.ops import deform_conv2d
@@ -38,53 +37,17 @@ from sparsecodec.quant.fixed_point import (
     quantize_ste,
     unpack_nibbles,
 )
+from sparsecodec.quant.gdn import KeepsTypes, QuantGDN
+from sparsecodec.quant.precision import Precision
 
-WEIGHT_BITS = (4, 8, 16)
 STORED = {4: torch.uint8, 8: torch.int8, 16: torch.int16}  # type of a frozen weight in a file, by its bits
 COARSER = 0.125  # in log2 of a scale: step in which it grows until an accumulator fits
-ACTIVATION_BITS = (8, 16)
 FLOAT32_LIMIT = 2**24
 OVERFLOW = 2.0 ** (ACCUMULATOR_BITS - 1)
 CLIPPED = -OVERFLOW, OVERFLOW  # biases beyond it are caught by the overflow bound
 
 
-@dataclass(frozen=True)
-class Precision:
-    """How one layer is quantised.
-
-    Attributes:
-        weight_bits: 4 or 8; 16 for dyadic layers only.
-        activation_bits: of the layer's input, 8 or 16.
-        dyadic: ``s_x`` is a power of two and ``s_w`` an integer below 2^15 times one, so that integers alone can
-            compute the layer; for the networks that choose entropy tables.
-    """
-
-    weight_bits: int = 8
-    activation_bits: int = 8
-    dyadic: bool = False
-
-    def __post_init__(self) -> None:
-        for name, allowed in (("weight_bits", WEIGHT_BITS), ("activation_bits", ACTIVATION_BITS)):
-            if type(getattr(self, name)) is not int or getattr(self, name) not in allowed:
-                raise UsageError(f"{name}={getattr(self, name)!r} (needs one of {', '.join(map(str, allowed))})")
-        if type(self.dyadic) is not bool:
-            raise UsageError(f"dyadic={self.dyadic!r} (needs true or false)")
-        if self.weight_bits == 16 and not self.dyadic:
-            raise UsageError("weight_bits=16 (is for dyadic layers: the networks that choose entropy tables)")
-
-    @classmethod
-    def from_json(cls, values: Mapping[str, Any]) -> Precision:
-        """The inverse of `to_json`; raises `UsageError` for anything else."""
-        try:
-            return cls(**values)
-        except TypeError as error:
-            raise UsageError(f"precision {values!r}: {error}") from error
-
-    def to_json(self) -> dict[str, Any]:
-        return asdict(self)
-
-
-class _OnIntegers:
+class _OnIntegers(KeepsTypes):
     """What a quantised layer adds to torch's class.
 
     State while it trains: ``weight``, ``bias`` float32, ``weight_log2 [C_out]``, ``input_log2 []`` (parameters: log2 of
@@ -256,14 +219,8 @@ class _OnIntegers:
         return bound
 
     def _apply(self, fn: Any, recurse: bool = True) -> Any:
-        """Moves the layer, but leaves every tensor in its type: a codec that is cast to half computes the same here."""
-
-        def keep_type(tensor: Tensor) -> Tensor:
-            moved = fn(tensor)
-            return moved if moved.dtype == tensor.dtype else tensor.to(moved.device)
-
         self._kernel = None
-        return super()._apply(keep_type, recurse)
+        return super()._apply(fn, recurse)
 
     def _save_to_state_dict(self, destination: dict, prefix: str, keep_vars: bool) -> None:
         super()._save_to_state_dict(destination, prefix, keep_vars)
@@ -330,6 +287,17 @@ class QuantLinear(_OnIntegers, nn.Linear):
         return F.linear(q, weight)
 
 
+class QuantMaskedConv2d(_OnIntegers, MaskedConv2d):
+    """A `MaskedConv2d` on integers; what the mask hides is 0."""
+
+    def begin(self, precision: Precision) -> None:
+        self.hide()
+        super().begin(precision)
+
+    def _convolve(self, q: Tensor, weight: Tensor) -> Tensor:
+        return F.conv2d(q, weight * self.mask.to(weight), None, self.stride, self.padding)
+
+
 class QuantPatchScore(_OnIntegers, PatchScore):
     """A `PatchScore` on integers."""
 
@@ -354,19 +322,28 @@ class QuantDeformableConv2d(_OnIntegers, DeformableConv2d):
         return deform_conv2d(q, offset, weight, mask=mask)
 
 
-QuantLayer = QuantConv2d | QuantConvTranspose2d | QuantLinear | QuantPatchScore | QuantDeformableConv2d
-QUANTIZED = {
-    nn.Conv2d: QuantConv2d,
-    nn.ConvTranspose2d: QuantConvTranspose2d,
-    nn.Linear: QuantLinear,
+QuantLayer = (
+    QuantConv2d
+    | QuantConvTranspose2d
+    | QuantLinear
+    | QuantMaskedConv2d
+    | QuantPatchScore
+    | QuantDeformableConv2d
+    | QuantGDN
+)
+QUANTIZED = {nn.Conv2d: QuantConv2d, nn.ConvTranspose2d: QuantConvTranspose2d, nn.Linear: QuantLinear}
+DYADIC = {  # some have no other form
+    **QUANTIZED,
+    MaskedConv2d: QuantMaskedConv2d,
+    PlainGDN: QuantGDN,
     PatchScore: QuantPatchScore,
     DeformableConv2d: QuantDeformableConv2d,
 }
 
 
-def why_float(module: nn.Module) -> str | None:
-    """Why a layer cannot be quantised; None if it can."""
-    if type(module) not in QUANTIZED:
+def why_float(module: nn.Module, dyadic: bool = False) -> str | None:
+    """Why a layer cannot be quantised, to dyadic integers if `dyadic`; None if it can."""
+    if type(module) not in (DYADIC if dyadic else QUANTIZED):
         return f"{type(module).__name__} has no integer rule"
     if getattr(module, "padding_mode", "zeros") != "zeros":
         return f"padding_mode={module.padding_mode!r} (needs 'zeros')"
@@ -383,10 +360,10 @@ def quantized(layer: nn.Module, precision: Precision) -> nn.Module:
     Raises:
         UsageError: the layer has no integer rule.
     """
-    reason = why_float(layer)
+    reason = why_float(layer, precision.dyadic)
     if reason is not None:
         raise UsageError(f"cannot be quantised: {reason}")
     result = copy.deepcopy(layer)
-    result.__class__ = QUANTIZED[type(layer)]
+    result.__class__ = DYADIC[type(layer)]
     result.begin(precision)
     return result

@@ -15,8 +15,8 @@ from torch import nn
 
 from sparsecodec.errors import UsageError
 from sparsecodec.quant.calibration import observe, set_scales
-from sparsecodec.quant.layers import Precision
 from sparsecodec.quant.model import quantize_layers, quantized_layers
+from sparsecodec.quant.precision import Precision
 from sparsecodec.quant.refine import Loss
 
 BITS = (4, 8, 16)  # 4: W4A8, 8: W8A8, 16: W8A16, the most precise that a layer gets

@@ -11,7 +11,9 @@ from torch import nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.quant.fixed_point import ACCUMULATOR_BITS
-from sparsecodec.quant.layers import Precision, QuantLayer, quantized, why_float
+from sparsecodec.quant.gdn import QuantGDN
+from sparsecodec.quant.layers import QuantLayer, quantized, why_float
+from sparsecodec.quant.precision import Precision
 from sparsecodec.quant.tables import empty_tables
 from sparsecodec.quant.video_families import family_of
 from sparsecodec.sparsity.rules import is_conv, is_gdn
@@ -19,13 +21,16 @@ from sparsecodec.sparsity.rules import is_conv, is_gdn
 CONFIG_FORMAT = 1
 
 
-def find_layers(model: nn.Module, transforms: Sequence[str], required: bool = True) -> tuple[list[str], dict[str, str]]:
+def find_layers(
+    model: nn.Module, transforms: Sequence[str], required: bool = True, dyadic: bool = False
+) -> tuple[list[str], dict[str, str]]:
     """The layers of some transforms that can be quantised, and why the others cannot.
 
     Args:
         model: a codec, dense or compact.
         transforms: dotted paths, such as ``["enc", "dec"]``.
         required: finding nothing is an error.
+        dyadic: those, too, that have dyadic integers only.
 
     Returns:
         Paths of the convolutions in order of definition (inside a `ScatterConv2d` the path ends in ``.conv``), and
@@ -38,7 +43,7 @@ def find_layers(model: nn.Module, transforms: Sequence[str], required: bool = Tr
     left: dict[str, str] = {}
     for path in transforms:
         for name, layer in _layers(_submodule(model, path), path):
-            reason = why_float(layer)
+            reason = why_float(layer, dyadic)
             if reason is None:
                 found.append(name)
             else:
@@ -160,13 +165,16 @@ def apply_quantization(model: nn.Module, config: Mapping[str, Any]) -> nn.Module
 def prove_no_overflow(model: nn.Module, bits: int = ACCUMULATOR_BITS) -> dict[str, int]:
     """Proves that no accumulator of `bits` bits overflows in any quantised layer, for any input and order of summation.
 
+    Norms (`QuantGDN`) have 64 bits and a limit of their own, which no such layer exceeds.
+
     Returns:
         Path -> the largest magnitude that any partial sum can reach.
 
     Raises:
         GraphError: a layer could overflow; the message names it and its bound.
     """
-    bounds = {name: int(layer.accumulator_bound().max()) for name, layer in quantized_layers(model).items()}
+    layers = {name: layer for name, layer in quantized_layers(model).items() if not isinstance(layer, QuantGDN)}
+    bounds = {name: int(layer.accumulator_bound().max()) for name, layer in layers.items()}
     for name, bound in bounds.items():
         if bound >= 2 ** (bits - 1):
             raise GraphError(f"{name}: an accumulator can reach {bound} ({bits} bits hold {2 ** (bits - 1) - 1})")
@@ -182,7 +190,7 @@ def stored_bytes(model: nn.Module) -> int:
 def trained_numbers(model: nn.Module) -> int:
     """How many numbers training gave: parameters, and weights and biases that are buffers because they are frozen."""
     integers = [layer for layer in quantized_layers(model).values() if not list(layer.parameters())]
-    frozen = [tensor for layer in integers for tensor in (layer.weight, layer.bias) if tensor is not None]
+    frozen = [tensor for layer in integers for tensor in layer.integers() if tensor is not None]
     return sum(tensor.numel() for tensor in (*model.parameters(), *frozen))
 
 

@@ -15,10 +15,10 @@ from sparsecodec.errors import UsageError
 from sparsecodec.nn import factorized_tables
 from sparsecodec.ops import evc_scale_thresholds, scale_table_thresholds
 from sparsecodec.quant.calibration import correct_biases, observe, set_scales
-from sparsecodec.quant.layers import Precision
 from sparsecodec.quant.mixed import bytes_where_cheap
 from sparsecodec.quant.model import find_layers, freeze, quantize_layers, quantized_layers
 from sparsecodec.quant.portable_video import float_layers, is_portable_video, is_video, portable_video
+from sparsecodec.quant.precision import Precision
 from sparsecodec.quant.tables import IntegerTables, empty_tables
 
 W8A8, W8A16, W16A16 = Precision(8, 8, dyadic=True), Precision(8, 16, dyadic=True), Precision(16, 16, dyadic=True)
@@ -53,7 +53,7 @@ def entropy_networks(model: nn.Module) -> tuple[str, ...]:
         return ()
     raise UsageError(
         f"{type(getattr(model, 'inter', model)).__name__} has no portable stream (EVC, CompressAI's without a context "
-        "model, and in one VideoCodec the two models of DCVC-RT or DCVC-HEM, or FVC behind EVC, have)"
+        "model, and in one VideoCodec the two models of DCVC-RT or DCVC-HEM, or EVC and DCVC of 2021 or FVC, have)"
     )
 
 
@@ -106,8 +106,8 @@ def portable(
 
     Args:
         model: EVC, or CompressAI's without a context model; dense, compact or quantised. Or a video codec
-            of DCVC-RT's, DCVC-HEM's or FVC's models: see `portable_video` for what `images` are then, and what else it
-            raises.
+            of DCVC-RT's or DCVC-HEM's models, or of EVC and DCVC (2021) or FVC: see `portable_video` for what `images`
+            are then, and what else it raises.
         images: ``[N, 3, H, W]`` floating point in [0, 1], at least 64 x 64, or a sequence of ``[3, H, W]`` or
             ``[1, 3, H, W]``; a few crops of photos that the codec is meant for. Not needed if no layer is float.
         precision: bits of weights and activations of those layers, dyadic: `W8A8`, `W8A16` or `W16A16`. Default:

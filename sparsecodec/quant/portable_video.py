@@ -13,8 +13,8 @@ from torch import Tensor, nn
 from sparsecodec.errors import UsageError
 from sparsecodec.quant.calibration import HEADROOM_16, correct_biases, observe, set_scales
 from sparsecodec.quant.fixed_point import dyadic
-from sparsecodec.quant.layers import Precision
 from sparsecodec.quant.model import find_layers, freeze, quantize_layers, quantized_layers
+from sparsecodec.quant.precision import Precision
 from sparsecodec.quant.video_families import VideoFamily, family_of
 
 LEAST_FRAMES = 3  # a frame alone, one predicted from a picture, one predicted from a feature
@@ -48,7 +48,7 @@ def float_layers(model: nn.Module) -> list[str]:
     for name, layer in on_integers.items():
         if name.startswith(networks) and not (layer.precision.dyadic and layer.frozen):
             raise UsageError(f"{name} is quantised, but not to frozen dyadic integers: start from the float codec")
-    found, left = find_layers(model, networks, required=False)
+    found, left = find_layers(model, networks, required=False, dyadic=True)
     reasons = {name: reason for name, reason in left.items() if name not in on_integers}
     if reasons:
         raise UsageError(f"no integer rule for {reasons}")
@@ -63,8 +63,8 @@ def portable_video(
     """A copy of a video codec whose decoder is integers, from the bytes to the pictures; see `quant.portable`.
 
     Args:
-        model: `VideoCodec` of DCVC-RT's or DCVC-HEM's models, or of FVC behind EVC; dense or compact, its decoder float
-            or portable.
+        model: `VideoCodec` of DCVC-RT's or DCVC-HEM's models, or of EVC and DCVC (2021) or FVC; dense or compact, its
+            decoder float or portable.
         clips: ``[N, T, 3, H, W]`` floating point in [0, 1], YCbCr or RGB as the codec takes it, T >= 3, at least
             64 x 64; or a sequence of ``[T, 3, H, W]``. Not needed if no layer is float.
         precision: bits of weights and activations, dyadic.

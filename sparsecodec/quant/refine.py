@@ -10,8 +10,8 @@ import torch
 from torch import nn
 
 from sparsecodec.quant.calibration import correct_biases, observe, set_scales
-from sparsecodec.quant.layers import Precision
 from sparsecodec.quant.model import quantize_layers, quantized_layers
+from sparsecodec.quant.precision import Precision
 
 Loss = Callable[[nn.Module], float]  # R + lambda D on the calibration pictures; no gradient
 MARGIN = 1e-5  # a candidate must beat the best loss by this share: less is chance

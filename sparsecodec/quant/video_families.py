@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from sparsecodec.entropy import EntropyTables, rt_factorized_tables
 from sparsecodec.nn import factorized_tables
-from sparsecodec.ops import evc_scale_thresholds, laplace_scale_thresholds
+from sparsecodec.ops import dcvc_scale_thresholds, evc_scale_thresholds, laplace_scale_thresholds
 from sparsecodec.ops.scale_thresholds import rt_scale_thresholds
 from sparsecodec.quant.tables import IntegerTables, SteppedTables, VideoTables, in_fixed_point
 
@@ -188,6 +188,23 @@ class BehindEVCFamily(BehindImageFamily):
         return None if index else model.intra.q_scales(QPS)[quality]
 
 
+class DCVCFamily(BehindEVCFamily):
+    """DCVC (2021)."""
+
+    networks = {
+        **BehindEVCFamily.networks,
+        "inter": (
+            *("mvpriorDecoder", "auto_regressive_mv", "entropy_parameters_mv", "mvDecoder_part1", "mvDecoder_part2"),
+            *("feature_extract", "context_refine", "temporalPriorEncoder"),
+            *("priorDecoder", "auto_regressive", "entropy_parameters"),
+            *("contextualDecoder_part1", "contextualDecoder_part2"),
+        ),
+    }
+    more = {**BehindEVCFamily.more, "inter": ("bitEstimator_z_mv", "bitEstimator_z")}
+    estimators = ("bitEstimator_z_mv", "bitEstimator_z")
+    thresholds = staticmethod(dcvc_scale_thresholds)
+
+
 class FVCFamily(BehindEVCFamily):
     """FVC behind EVC."""
 
@@ -202,7 +219,7 @@ class FVCFamily(BehindEVCFamily):
     thresholds = staticmethod(evc_scale_thresholds)
 
 
-FAMILIES: tuple[type[VideoFamily], ...] = (RTFamily, HEMFamily, FVCFamily)
+FAMILIES: tuple[type[VideoFamily], ...] = (RTFamily, HEMFamily, DCVCFamily, FVCFamily)
 
 
 def family_of(model: nn.Module) -> type[VideoFamily] | None:

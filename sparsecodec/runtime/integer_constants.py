@@ -113,7 +113,8 @@ def _scattered(values: Tensor, place: Tensor, width: int) -> Tensor:
 
 
 def shifted_unclipped(values: Tensor, left: int) -> Tensor:
-    """``values * 2^left`` for left <= 0, int64, to the nearest, halves upwards."""
+    """``values * 2^left`` for left <= 0, int64 below 2^61, to the nearest, halves upwards."""
+    left = max(left, -MAX_SHIFT)  # nothing is left beyond it
     return values.long() if left == 0 else (values.long() + (1 << (-left - 1))) >> -left
 
 

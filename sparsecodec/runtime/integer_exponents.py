@@ -17,7 +17,7 @@ class Exponents:
     """Exponents of a program's tensors.
 
     Tensors that hold the same integers in other places (concatenated, pooled, unshuffled) and those on both sides of a
-    gate are of one exponent: the coarsest that a convolution reads one of them with, or that the program's caller asks
+    gate are of one exponent: the coarsest that a layer reads one of them with, or that the program's caller asks
     for. They are int16. All others, which only additions, activations and excitations read, are int32, exponent -16.
 
     Args:
@@ -43,7 +43,7 @@ class Exponents:
                 self._parent[self._root(other)] = self._root(step)
         readers: dict[Step, Step] = {}
         for step in program.steps:
-            if step.op in (*CONVOLUTIONS, "depthwise"):
+            if step.op in (*CONVOLUTIONS, "depthwise", "gdn"):
                 readers[self._root(step.inputs["x"])] = step
                 self._ask(step.inputs["x"], wanted_exponent(layer_of(step)))
             elif step.op == FACTORS:

@@ -1,6 +1,6 @@
 """From frozen dyadic layers to a program of integer ops, none of which overflows.
 
-docs/portable.md, sections 2, 6 and 7, say what a network computes; everything is decided from the stored integers.
+docs/portable.md, sections 2, 6, 7 and 9, say what a network computes; everything is decided from the stored integers.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from sparsecodec.runtime.gates import apply, gate
 from sparsecodec.runtime.integer_constants import conv_constants, layer_of, residual_shift, scale_constants
 from sparsecodec.runtime.integer_excitation import SIGMOID_BITS, Excitation
 from sparsecodec.runtime.integer_exponents import Exponents
+from sparsecodec.runtime.integer_normalisation import gdn_constants
 from sparsecodec.runtime.integer_steps import (
     EXCITATION,
     FACTORS,
@@ -35,10 +36,10 @@ from sparsecodec.runtime.integer_steps import (
     split_gates,
 )
 from sparsecodec.runtime.lowering import CONVOLUTIONS, PLAIN, Program, Step, lower, lower_conv, together
-from sparsecodec.sparsity.rules import is_conv, is_quantized
+from sparsecodec.sparsity.rules import is_conv, is_gdn, is_quantized
 from sparsecodec.sparsity.scatter import ScatterConv2d
 
-LAYERS = (*CONVOLUTIONS, "depthwise")
+LAYERS = (*CONVOLUTIONS, "depthwise", "gdn")
 
 
 def integer_program(
@@ -64,6 +65,8 @@ def integer_program(
         if step.op == PLAIN and isinstance(step.function, nn.Module) and is_quantized(layer_of(step)):
             if is_conv(layer_of(step)):
                 program.merge([step], _as_convolution(step))
+            elif is_gdn(step.function):
+                program.merge([step], Step("gdn", {"x": step.args[0]}, {}, step.paths, function=step.function))
     for pattern in (pools, excitations, deformations, gate):
         apply(program, pattern)
     fuse_neighbours(program)
@@ -128,7 +131,11 @@ def _check_layer(step: Step, label: str, name: str) -> None:
 def _as_integers(step: Step, exponents: Exponents, width: int | None, device: torch.device) -> None:
     """Makes a step the call of an integer op, in place."""
     label = ", ".join(step.paths) or step.op
-    if step.op in LAYERS:
+    if step.op == "gdn":
+        x = step.inputs["x"]
+        step.constants = gdn_constants(step.function, exponents[x], exponents[step], exponents.bits(step), label)
+        step.op, step.function = "integer_gdn", None
+    elif step.op in LAYERS:
         x, residual = step.inputs["x"], step.inputs.get("residual")
         added = None if residual is None else exponents[residual]
         step.constants = conv_constants(step, exponents[x], exponents[step], exponents.bits(step), added)

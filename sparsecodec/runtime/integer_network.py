@@ -15,6 +15,7 @@ from sparsecodec.errors import UsageError
 from sparsecodec.ops._epilogue import channels_innermost
 from sparsecodec.ops._registry import deferred
 from sparsecodec.ops.integer_conv2d import INTEGER_CONV2D
+from sparsecodec.ops.integer_gdn import INTEGER_GDN
 from sparsecodec.ops.integer_scale import INTEGER_SCALE
 from sparsecodec.runtime.integer_constants import scale_constants
 from sparsecodec.runtime.integer_excitation import Excitation
@@ -88,10 +89,10 @@ class IntegerNetwork(CompiledTransform):
         return footprint(self._program, self.name, (shape,), dtype, device)
 
     def rows(self, pixels: int, shapes: dict[str, Any]) -> list[Row]:
-        """As `CompiledTransform.rows`; of the steps that one layer takes, its first convolution has its MACs."""
+        """As `CompiledTransform.rows`; of the steps that one layer takes, the first one with products has its MACs."""
         rows, seen = [], set()
         for row in super().rows(pixels, shapes):
-            counts = row.op in (INTEGER_CONV2D.name, Excitation.__name__)
+            counts = row.op in (INTEGER_CONV2D.name, INTEGER_GDN.name, Excitation.__name__)
             first = counts and not seen.issuperset(row.paths)
             rows.append(row if first else replace(row, macs=0.0, dense_macs=0.0))
             if first:

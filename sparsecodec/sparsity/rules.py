@@ -20,8 +20,12 @@ from sparsecodec.sparsity.layout import OUTSIDE, UNKNOWN, Layout, Recorder
 
 
 def is_gdn(module: nn.Module) -> bool:
-    """A generalised divisive normalisation, of whatever library: ``beta [C]``, ``gamma [C, C]`` and `inverse`."""
-    beta, gamma = module._parameters.get("beta"), module._parameters.get("gamma")  # fx replaces plain attributes
+    """A generalised divisive normalisation, of whatever library: ``beta [C]``, ``gamma [C, C]`` and `inverse`.
+
+    They are parameters, or buffers where the layer is on integers.
+    """
+    tensors = {**module._buffers, **module._parameters}  # fx replaces plain attributes
+    beta, gamma = tensors.get("beta"), tensors.get("gamma")
     if beta is None or gamma is None or not isinstance(getattr(module, "inverse", None), bool):
         return False
     return beta.dim() == 1 and gamma.shape == (len(beta), len(beta))
@@ -33,7 +37,7 @@ def is_conv(module: nn.Module) -> bool:
 
 def is_quantized(module: nn.Module) -> bool:
     """A layer that computes on integers of its own: it says at how many bits."""
-    known = is_conv(module) or isinstance(module, nn.Linear) or is_deformable(module)
+    known = is_conv(module) or is_gdn(module) or isinstance(module, nn.Linear) or is_deformable(module)
     return known and hasattr(module, "weight_bits")
 
 

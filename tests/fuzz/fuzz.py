@@ -38,6 +38,8 @@ NAMES = (
     "decode-video-rt-portable",
     "video-hem-portable",
     "decode-video-hem-portable",
+    "video-dcvc-portable",
+    "decode-video-dcvc-portable",
     "decode-video-hem",
     "decode-video-dcvc",
     "decode-video-fvc",

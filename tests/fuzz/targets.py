@@ -161,6 +161,8 @@ TARGETS = {
     "decode-video-rt-portable": lambda: ResealedClips("dcvc-rt-tiny-portable"),
     "video-hem-portable": lambda: Clips("dcvc-hem-portable"),
     "decode-video-hem-portable": lambda: ResealedClips("dcvc-hem-portable"),
+    "video-dcvc-portable": lambda: Clips("dcvc-portable"),
+    "decode-video-dcvc-portable": lambda: ResealedClips("dcvc-portable"),
     "decode-video-hem": lambda: ResealedClips("dcvc-hem-tiny"),
     "decode-video-dcvc": lambda: ResealedClips("dcvc-tiny"),
     "decode-video-fvc": lambda: ResealedClips("fvc-tiny"),

@@ -33,6 +33,8 @@ EXECUTIONS = {
     "decode-video-rt-portable": 30,
     "video-hem-portable": 60,
     "decode-video-hem-portable": 30,
+    "video-dcvc-portable": 60,
+    "decode-video-dcvc-portable": 30,
     "decode-video-hem": 8,
     "decode-video-dcvc": 8,
     "decode-video-fvc": 8,

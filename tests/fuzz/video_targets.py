@@ -14,7 +14,8 @@ from toy_video import ToyVideo, moving
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import VideoHeader, VideoReader, crc32c
 from sparsecodec.entropy.video_bitstream import pack_index, pack_record
-from sparsecodec.models import create
+from sparsecodec.models import DCVC, EVC, create
+from sparsecodec.models.dcvc import Widths
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.video import VideoCodec
@@ -43,6 +44,10 @@ def video_codec(name: str) -> CompiledVideo:
         inter = DCVCHEMVideo(HEMVideoWidths(8, 8, 16, 8, (8, 8, 16), (8, 8, 8, 8)))
         calibration = [torch.cat(list(moving(3, 64, 64)))]
         return compile_codec(VideoCodec(intra, inter).eval(), stream="portable", calibration=calibration)
+    if name == "dcvc-portable":
+        inter = DCVC(Widths(12, 10, 14, 8, (8, 8, 8, 8)))
+        calibration = [torch.cat(list(moving(3, 64, 64)))]
+        return compile_codec(VideoCodec(EVC("nano", "nano"), inter).eval(), stream="portable", calibration=calibration)
     return compile_codec(create(name).eval())
 
 

@@ -27,6 +27,7 @@ from make import (
     moving,
     native_model,
     picture,
+    portable_dcvc,
     portable_hem,
     portable_model,
     portable_video,
@@ -60,8 +61,8 @@ BATCHED = (
     *(f"portable/{name}" for name in PORTABLE),
     *(f"native/{name}" for name in (*NATIVE, *VARIABLE)),
 )
-CODECS = {"portable/dcvc-rt": portable_video, "portable/dcvc-hem": portable_hem}
-CLIPS = ("portable/dcvc-rt", "dcvc-rt-tiny-portable", "portable/dcvc-hem")
+CODECS = {"portable/dcvc-rt": portable_video, "portable/dcvc-hem": portable_hem, "portable/dcvc": portable_dcvc}
+CLIPS = ("portable/dcvc-rt", "dcvc-rt-tiny-portable", "portable/dcvc-hem", "portable/dcvc")
 RESULTS = ("sha256", "data", "symbols", "mean", "picture", "frames")
 TOGETHER = 3  # pictures of a batch
 LARGEST_KEPT = 4000  # bytes; of longer streams (not files) only the hash is kept, and the encoder makes them again

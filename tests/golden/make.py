@@ -9,6 +9,8 @@ import torch
 from torch import nn
 
 from sparsecodec._compat import import_compressai
+from sparsecodec.models import EVC
+from sparsecodec.models.dcvc import DCVC, Widths
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
@@ -181,6 +183,35 @@ def portable_hem() -> nn.Module:
     for key in [key for key in tensors if key.endswith(".bias") and tensors[key].dtype == torch.int32]:
         tensors[key] >>= 3  # through as many layers little else would be left
     for last in ("intra.refine.1", "inter.recon_generation_net.recon_conv"):  # pictures around a half, of some contrast
+        tensors[f"{last}.weight_scale"] *= 8
+        unit = tensors[f"{last}.weight_scale"].double() * tensors[f"{last}.input_scale"]
+        tensors[f"{last}.bias"] = (0.5 / unit).round().to(torch.int32)
+    return _filled(model, tensors)
+
+
+def portable_dcvc() -> nn.Module:
+    """As `portable_video`, a portable DCVC of 2021 behind EVC."""
+    with torch.random.fork_rng(devices=[]):
+        intra, inter = EVC("nano", "nano"), DCVC(Widths(12, 10, 14, 8, (8, 8, 8, 8)))
+        model = portable(VideoCodec(intra, inter), [torch.from_numpy(moving(3, 64, 64))], W8A16)
+    tensors = _video_tensors(model)
+    tensors["intra.q_basic"] = 0.75 + torch.arange(tensors["intra.q_basic"].numel()).view(1, -1, 1, 1) / 64
+    tensors["intra.portable.steps"] = torch.arange(64, 0, -1, dtype=torch.int32)[:, None] * 2
+    for half in ("intra", "inter"):
+        tensors[f"{half}.portable.z_medians"] *= 0
+        thresholds = len(model.get_submodule(half).portable.thresholds)
+        tensors[f"{half}.portable.thresholds"] = torch.arange(1, thresholds + 1, dtype=torch.int32) * 3000
+    for key in [key for key in tensors if key.endswith(".bias") and tensors[key].dtype == torch.int32]:
+        tensors[key] >>= 3  # through as many layers little else would be left
+    for key in [key.removesuffix("mask") for key in tensors if key.endswith(".mask")]:
+        tensors[f"{key}weight"] *= tensors[f"{key}mask"].to(torch.int8)
+    for key in [key.removesuffix("_scale") for key in tensors if key.endswith(".gamma_scale")]:
+        tensors[f"{key}_scale"] = torch.full_like(tensors[f"{key}_scale"], 2.0**-20)
+        tensors[key] = (tensors[key] + 32768) // 4
+        beta = f"{key.removesuffix('gamma')}beta"
+        tensors[beta] = (tensors[beta] + 65536) << 20  # 1/2 to 3/2, where inputs are in units of 2^-8
+    tensors["intra.enc.6.weight"] /= 128  # latents of several symbols
+    for last in ("intra.dec.7.0", "inter.contextualDecoder_part2.3"):  # pictures around a half, of some contrast
         tensors[f"{last}.weight_scale"] *= 8
         unit = tensors[f"{last}.weight_scale"].double() * tensors[f"{last}.input_scale"]
         tensors[f"{last}.bias"] = (0.5 / unit).round().to(torch.int32)

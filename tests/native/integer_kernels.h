@@ -8,6 +8,7 @@
 #include "cpu/integer_conv2d.h"
 #include "cpu/integer_deform_columns.h"
 #include "cpu/integer_gate.h"
+#include "cpu/integer_gdn.h"
 #include "cpu/integer_scale.h"
 #include "cpu/integer_warp.h"
 #include "cpu/prior_context.h"
@@ -64,6 +65,24 @@ inline Bytes integer_gate(Choice& choice) {
     auto out = choice.image<std::int16_t>(at.n, c, at.h, at.w);
     choice.fill(x);
     sparsecodec::integer_gate(x.view(), table.image().data, chunks, out.image());
+    return out.bits();
+}
+
+template <class Out>
+Bytes integer_gdn(Choice& choice) {
+    const bool inverse = choice.flag();
+    const int c = choice.channels();
+    const Size at = size(choice, 16 * c);
+    std::vector<std::int64_t> beta(c);
+    std::vector<std::int32_t> gamma(c * c), shift(c);
+    for (std::int64_t& value : beta) value = std::int64_t{choice.integer(0, 1 << 20)} << (choice.flag() ? 31 : 0);
+    for (std::int32_t& value : gamma) value = choice.integer(0, (1 << 21) / c);
+    for (std::int32_t& value : shift) value = inverse ? choice.integer(1, 48) : choice.integer(0, 35);
+    const sparsecodec::IntegerGdn gdn(beta, gamma, shift, inverse);
+    auto x = choice.image<std::int16_t>(at.n, c, at.h, at.w);
+    auto out = choice.image<Out>(at.n, c, at.h, at.w);
+    choice.fill(x);
+    gdn.run(x.view(), out.image());
     return out.bits();
 }
 

@@ -292,6 +292,7 @@ constexpr Kernel kKernels[] = {
     fuzz::integer_conv2d<int32_t, int16_t>, fuzz::integer_conv2d<int32_t, int32_t>,
     fuzz::integer_deform_columns,
     fuzz::integer_gate, fuzz::integer_warp, prior_head, latents, compaction, fuzz::prior_context,
+    fuzz::integer_gdn<int16_t>, fuzz::integer_gdn<int32_t>,
     fuzz::integer_scale<int16_t, int16_t, int16_t>, fuzz::integer_scale<int16_t, int16_t, int32_t>,
     fuzz::integer_scale<int16_t, int32_t, int16_t>, fuzz::integer_scale<int16_t, int32_t, int32_t>,
     fuzz::integer_scale<int32_t, int16_t, int16_t>, fuzz::integer_scale<int32_t, int16_t, int32_t>,

@@ -74,8 +74,8 @@ class Kind:
         behind_symbols: a layer of the inter model whose results no symbol of the same frame depends on.
         least_bytes: of a frame.
         layers: quantised ones, at least.
-        unreported: of an inter model, MACs per pixel of layers that the native codec's report has no rows for; and of
-            the dense ones.
+        uncounted: MACs per pixel that the native codec's report leaves out (context models, deformable convolutions);
+            and those of the dense codec.
     """
 
     make: Callable[[], VideoCodec]
@@ -87,7 +87,7 @@ class Kind:
     behind_symbols: Callable[[nn.Module], nn.Module]
     least_bytes: int
     layers: int
-    unreported: Callable[[nn.Module], tuple[float, float]] = lambda inter: (0.0, 0.0)
+    uncounted: tuple[float, float] = (0.0, 0.0)
 
     @cached_property
     def float_model(self) -> VideoCodec:

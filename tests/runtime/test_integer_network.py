@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from sparsecodec import zoo
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn import PriorBlock, PriorBlockUp
+from sparsecodec.nn.dcvc_layers import PlainGDN
 from sparsecodec.nn.rt_layers import DCB, Down, SubpelConv, Up
 from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant import (
@@ -49,7 +50,7 @@ NETWORKS = {
 }
 
 
-LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | PlainGDN
 
 
 def frozen(network: nn.Module, x: Tensor | tuple[Tensor, ...], *precisions: Precision) -> nn.Module:

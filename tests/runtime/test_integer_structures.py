@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
+from sparsecodec.nn.dcvc_layers import LeakyBlock, PlainGDN
 from sparsecodec.nn.hem_layers import (
     ActivatedBlock,
     BottleneckBlock,
@@ -41,6 +42,17 @@ class Sum(nn.Module):
         return self.conv(F.relu(x + y))
 
 
+def _normalising(inverse: bool) -> nn.Sequential:
+    """Norms before a shuffled block, and as the result."""
+    layers = (conv3x3(8, 24), PlainGDN(24, inverse), LeakyBlock(24), conv3x3(24, 24), nn.PixelShuffle(2))
+    network = nn.Sequential(*layers, PlainGDN(6, inverse))
+    with torch.no_grad():
+        for layer in (network[1], network[5]):
+            layer.gamma.uniform_(0, 0.4)
+            layer.beta.uniform_(0.5, 1.5)
+    return network
+
+
 # (network, channels and divisors of the sizes of its inputs)
 NETWORKS = {
     "pre-activation": (lambda: ActivatedBlock(8), [(8, 1)]),
@@ -54,6 +66,8 @@ NETWORKS = {
     "sizes": (lambda: ContextualDecoder(8, 12, 6), [(12, 16), (8, 2), (8, 4)]),
     "two of two": (lambda: FrameGenerator(8, 8, WIDTHS), [(8, 1), (8, 1)]),
     "sum": (Sum, [(6, 1), (6, 1)]),
+    "norms": (lambda: _normalising(inverse=False), [(8, 1)]),
+    "inverse norms": (lambda: _normalising(inverse=True), [(8, 1)]),
 }
 RESULTS = {"three results": (-9, -10, -8), "three of three": (-9,), "two of two": (-12, None)}
 
@@ -152,6 +166,28 @@ def test_excitations_are_of_one_picture():
         network(torch.zeros(2, 8, 4, 4, dtype=torch.int16))
 
 
+@torch.no_grad()
+def test_biases_of_units_far_below_those_of_the_input_are_lost():
+    """Of two layers that read one tensor, the larger unit is its; a shift has no more than 62 bits."""
+    torch.manual_seed(0)
+    net = frozen(Pair().eval(), torch.randn(1, 4, 4, 4)).net
+    net.second.input_scale.fill_(2.0**-90)
+    network = IntegerNetwork({"net": net})
+    (bias,) = (step.constants["bias"] for step in network._program.steps if step.paths == ("net.second",))
+    assert not bias.any()
+
+
+class Pair(nn.Module):
+    """Two layers that read one tensor."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.second = nn.Conv2d(4, 4, 1), nn.Conv2d(4, 4, 1)
+
+    def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        return self.first(x), self.second(x)
+
+
 class Beside(nn.Module):
     """A ReLU of what no convolution reads or gives."""
 
@@ -189,6 +225,21 @@ def test_sums_of_planes_do_not_overflow(dtype):
     low = torch.iinfo(dtype).min if dtype == torch.int16 else -(2**30)
     x = torch.full((1, 3, 64, 128), low, dtype=dtype).contiguous(memory_format=torch.channels_last)
     assert plane_sums(x).tolist() == [low * 64 * 128] * 3
+
+
+@torch.no_grad()
+def test_norms_of_a_coarser_input_are_of_its_units():
+    torch.manual_seed(0)
+    x = torch.randn(1, 6, 8, 8)
+    net = frozen(PlainGDN(6).eval(), x).net
+    own, coarser = IntegerNetwork({"net": net}), IntegerNetwork({"net": net}, sources=(-8,))
+    assert own.exponent < coarser.exponent == -8
+    found, expected = (fixed(one(integers_of(x, one.exponent))) for one in (coarser, own))
+    assert float((found - expected).abs().max()) < 2.0**-9 + 1e-4
+    small = frozen(PlainGDN(6).eval(), 1e-9 * x).net  # its offsets are lost in the squares of such units
+    assert torch.equal(IntegerNetwork({"net": small}, sources=(0,))._program.output.constants["beta"], torch.zeros(6))
+    with pytest.raises(GraphError, match=r"net: a shift of -\d+ to -\d+ from .*needs 0 to 35"):
+        IntegerNetwork({"net": net}, results=(20,))
 
 
 @torch.no_grad()

@@ -19,6 +19,7 @@ from sparsecodec.runtime.executor import Executor
 from ..toy_video import moving
 from .conftest import portable_codec, portable_model
 from .recorded_graphs import RecordedGraphs, launching
+from .test_portable_dcvc import DCVC_2021
 from .test_portable_rt import RT
 
 CPU, GPU = torch.device("cpu"), torch.device("cuda")
@@ -112,8 +113,9 @@ def test_damage_is_found_behind_the_graph(captured, blobs, on_device, monkeypatc
         assert torch.equal(captured.decode(blobs[0]), expected)
 
 
-def test_video_frames_are_the_hosts(on_device, monkeypatch):
-    codec, frames = RT.compiled(), moving(3, 64, 64)
+@pytest.mark.parametrize("kind", [RT, DCVC_2021], ids=["dcvc-rt", "dcvc"])  # one has a coding call for each wave
+def test_video_frames_are_the_hosts(kind, on_device, monkeypatch):
+    codec, frames = kind.compiled(), moving(3, 64, 64)
     payload, state = codec.intra_encode(frames[0], 30)
     following, _ = codec.inter_encode(frames[1], state, 30, 1)
     there = codec.intra_decode(payload, 64, 64, 30)[0], codec.inter_decode(following, state, 64, 64, 30, 1)[0]

@@ -16,6 +16,7 @@ from sparsecodec.runtime.adapters.portable import (
     PortableScalableEVCCodec,
     PortableVariableRateCodec,
 )
+from sparsecodec.runtime.adapters.portable_dcvc import PortableDCVCCodec
 from sparsecodec.runtime.adapters.portable_fvc import PortableFVCCodec
 from sparsecodec.runtime.adapters.portable_hem import PortableHEMCodec
 from sparsecodec.runtime.adapters.portable_rt import PortableRTCodec
@@ -34,6 +35,7 @@ ADAPTERS = (
 PORTABLE_ADAPTERS = (
     PortableRTCodec,
     PortableHEMCodec,
+    PortableDCVCCodec,
     PortableFVCCodec,
     PortableEVCCodec,
     PortableScalableEVCCodec,
@@ -61,6 +63,7 @@ __all__ = [
     "FVCCodec",
     "FactorizedCodec",
     "HyperpriorCodec",
+    "PortableDCVCCodec",
     "PortableEVCCodec",
     "PortableFVCCodec",
     "PortableFactorizedCodec",
