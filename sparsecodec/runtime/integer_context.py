@@ -166,8 +166,7 @@ class WaveCoder:
         latent = torch.empty((height * width, self.channels), dtype=torch.int32, device=device)
         columns = torch.zeros((widest * taps, self.channels), dtype=torch.int16, device=device)
         priors = torch.zeros((widest, given.shape[1]), dtype=torch.int16, device=device)
-        inputs = (rows.view(1, 1, widest, -1).permute(0, 3, 1, 2) for rows in (columns, priors))
-        inputs = tuple(inputs)
+        inputs = tuple(rows.view(1, 1, widest, -1).permute(0, 3, 1, 2) for rows in (columns, priors))
         for wave in order:
             count = len(wave.positions)
             torch.index_select(seen, 0, wave.taps, out=columns[: count * taps])
