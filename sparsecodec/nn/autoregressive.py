@@ -13,6 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from sparsecodec.entropy import Decoder, EntropyTables, encode
+from sparsecodec.errors import UsageError
+
+
+def require_floats(context: nn.Conv2d) -> None:
+    """Raises a UsageError for a context model on integers, which codes wave by wave and not row by row."""
+    if not context.weight.is_floating_point():
+        raise UsageError(f"{context}: a context model on integers has portable streams only (use stream='portable')")
 
 
 class PositionCoder:
@@ -23,9 +30,13 @@ class PositionCoder:
         parameters: 1x1 convolutions, ``[1, P + context.out_channels, 1, 1] -> [1, 2M, 1, 1]``: means, then scales.
         thresholds: ``[R - 1]`` float32, ascending. A scale gets the row = number of thresholds below it.
         tables: R distributions.
+
+    Raises:
+        UsageError: `context` is on integers.
     """
 
     def __init__(self, context: nn.Conv2d, parameters: nn.Module, thresholds: Tensor, tables: EntropyTables) -> None:
+        require_floats(context)
         self._context = context
         self._parameters = parameters
         self._thresholds = thresholds.to(context.weight.device)

@@ -16,6 +16,7 @@ from sparsecodec.nn.dcvc_coder import FRAME, MOTION
 from sparsecodec.nn.dcvc_layers import PlainGDN
 from sparsecodec.quant import portable, quantized_layers
 from sparsecodec.quant.gdn import QuantGDN
+from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.adapters import portable_dcvc
 from sparsecodec.sparsity import ChannelMasks, compact, trace_model
 from sparsecodec.training import family_of
@@ -100,6 +101,15 @@ def test_states_of_another_kind_are_refused():
     for wrong in (DCVCState(state.frame.float()), DCVCState(state.frame[:, :1])):
         with pytest.raises(UsageError, match="frame of the state is"):
             DCVC_2021.compiled().inter_decode(DCVC_2021.stream[1].payload, wrong, *DCVC_2021.size, 63, 1)
+
+
+@pytest.mark.parametrize("original", [False, True])
+def test_integers_have_no_native_streams(original):
+    """Neither compiled nor as they are: positions in another order would see other latents."""
+    with pytest.raises(UsageError, match="portable streams only .use stream='portable'"):
+        compile_codec(DCVC_2021.model, original=original)
+    with pytest.raises(UsageError, match="portable streams only .use stream='portable'"):
+        DCVC_2021.model.inter.compress(*DCVC_2021.clip(2)[:, None])
 
 
 def test_a_norm_that_differs_is_found():

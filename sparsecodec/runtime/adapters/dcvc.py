@@ -14,7 +14,7 @@ from sparsecodec.models.dcvc import DCVC, DCVCState
 from sparsecodec.models.dcvc_scripts import FILE
 from sparsecodec.models.inputs import check_coded, check_kind, check_state
 from sparsecodec.models.video import VideoCodec
-from sparsecodec.nn.autoregressive import PositionCoder
+from sparsecodec.nn.autoregressive import PositionCoder, require_floats
 from sparsecodec.nn.dcvc_coder import FRAME, MOTION, DCVCCoder, DCVCStrings, LatentCoder
 from sparsecodec.nn.flow import estimate_flow
 from sparsecodec.ops import dcvc_scale_thresholds
@@ -253,6 +253,7 @@ def _own_copy(model: DCVC, device: torch.device, original: bool) -> DCVC:
             f"device={device}: DCVC is compiled for CPUs, because its context models code position by position in a "
             "native call (original=True runs the model's own layers)"
         )
+    require_floats(model.auto_regressive)
     model = copied(model, device)
     model.auto_regressive.hide()
     model.auto_regressive_mv.hide()
