@@ -7,6 +7,7 @@ import random
 from functools import cache
 
 import torch
+from lively import lively_fvc
 from mutations import mutate
 from promises import Broken, Target
 from toy_video import ToyVideo, moving
@@ -14,15 +15,17 @@ from toy_video import ToyVideo, moving
 from sparsecodec._clip_format import ClipFormat
 from sparsecodec.entropy import VideoHeader, VideoReader, crc32c
 from sparsecodec.entropy.video_bitstream import pack_index, pack_record
-from sparsecodec.models import DCVC, EVC, create
+from sparsecodec.models import DCVC, EVC, FVC, create
 from sparsecodec.models.dcvc import Widths
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
+from sparsecodec.models.fvc import Widths as FVCWidths
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.runtime import compile_codec
 from sparsecodec.runtime.video import CompiledVideo
 from sparsecodec.zoo import load, names
 
+FVC_WIDTHS = FVCWidths(12, 8, 8, 2, 1, modulated=True, references=2)
 MAX_PIXELS = 1 << 16
 PERIOD = 3
 # name -> frames of a clip, and its clips: seed, size, qp. Two share a header, so that a frame of one could stand in the
@@ -44,8 +47,9 @@ def video_codec(name: str) -> CompiledVideo:
         inter = DCVCHEMVideo(HEMVideoWidths(8, 8, 16, 8, (8, 8, 16), (8, 8, 8, 8)))
         calibration = [torch.cat(list(moving(3, 64, 64)))]
         return compile_codec(VideoCodec(intra, inter).eval(), stream="portable", calibration=calibration)
-    if name == "dcvc-portable":
-        inter = DCVC(Widths(12, 10, 14, 8, (8, 8, 8, 8)))
+    if name in ("dcvc-portable", "fvc-portable"):
+        dcvc = name == "dcvc-portable"
+        inter = DCVC(Widths(12, 10, 14, 8, (8, 8, 8, 8))) if dcvc else lively_fvc(FVC(FVC_WIDTHS).requires_grad_(False))
         calibration = [torch.cat(list(moving(3, 64, 64)))]
         return compile_codec(VideoCodec(EVC("nano", "nano"), inter).eval(), stream="portable", calibration=calibration)
     return compile_codec(create(name).eval())
