@@ -122,7 +122,7 @@ def bench_rt_networks(name, bench_row, benchmark, clock_of):
         benchmark.pedantic(calls["integers"], rounds=1 if benchmark.disabled else 3)
 
 
-@pytest.mark.parametrize("name", ["dcvc-rt-tiny-sparse", "dcvc-hem-tiny-sparse", "dcvc-tiny"])
+@pytest.mark.parametrize("name", ["dcvc-rt-tiny-sparse", "dcvc-hem-tiny-sparse", "dcvc-tiny", "fvc-tiny"])
 def bench_predicted_frames(name, bench_row, benchmark, clock_of):
     """A predicted frame of a pan, decoded by integers and by the compiled float codec in float32 and bfloat16.
 

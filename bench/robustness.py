@@ -37,7 +37,7 @@ TARGETS = {  # name -> side, and how many inputs
     "video-rt-portable": ("python", 100_000),
     "video-hem-portable": ("python", 100_000),
     "video-dcvc-portable": ("python", 100_000),
-    "video-fvc-portable": ("python", 20_000),
+    "video-fvc-portable": ("python", 100_000),
     "decode-video-rt": ("python", 1_000),
     "decode-video-rt-portable": ("python", 1_000),
     "decode-video-hem-portable": ("python", 20_000),

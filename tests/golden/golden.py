@@ -28,6 +28,7 @@ from make import (
     native_model,
     picture,
     portable_dcvc,
+    portable_fvc,
     portable_hem,
     portable_model,
     portable_video,
@@ -61,8 +62,13 @@ BATCHED = (
     *(f"portable/{name}" for name in PORTABLE),
     *(f"native/{name}" for name in (*NATIVE, *VARIABLE)),
 )
-CODECS = {"portable/dcvc-rt": portable_video, "portable/dcvc-hem": portable_hem, "portable/dcvc": portable_dcvc}
-CLIPS = ("portable/dcvc-rt", "dcvc-rt-tiny-portable", "portable/dcvc-hem", "portable/dcvc")
+CODECS = {
+    "portable/dcvc-rt": portable_video,
+    "portable/dcvc-hem": portable_hem,
+    "portable/dcvc": portable_dcvc,
+    "portable/fvc": portable_fvc,
+}
+CLIPS = ("portable/dcvc-rt", "dcvc-rt-tiny-portable", "portable/dcvc-hem", "portable/dcvc", "portable/fvc")
 RESULTS = ("sha256", "data", "symbols", "mean", "picture", "frames")
 TOGETHER = 3  # pictures of a batch
 LARGEST_KEPT = 4000  # bytes; of longer streams (not files) only the hash is kept, and the encoder makes them again

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import zlib
+from collections.abc import Callable
 
 import numpy as np
 import torch
@@ -10,12 +11,15 @@ from torch import nn
 
 from sparsecodec._compat import import_compressai
 from sparsecodec.models import EVC
-from sparsecodec.models.dcvc import DCVC, Widths
+from sparsecodec.models.dcvc import DCVC
+from sparsecodec.models.dcvc import Widths as DCVCWidths
 from sparsecodec.models.dcvc_hem_image import DCVCHEMImage, HEMImageWidths
 from sparsecodec.models.dcvc_hem_video import DCVCHEMVideo, HEMVideoWidths
 from sparsecodec.models.dcvc_rt_image import DCVCRTImage, RTImageWidths
 from sparsecodec.models.dcvc_rt_video import DCVCRTVideo, RTVideoWidths
 from sparsecodec.models.description import from_description
+from sparsecodec.models.fvc import FVC
+from sparsecodec.models.fvc import Widths as FVCWidths
 from sparsecodec.models.video import VideoCodec
 from sparsecodec.quant import W8A16, portable
 from sparsecodec.quant.tables import NEVER
@@ -182,18 +186,39 @@ def portable_hem() -> nn.Module:
     tensors["inter.mv_decoder.7.0.weight_scale"] *= 32  # so that the motion is of some pixels
     for key in [key for key in tensors if key.endswith(".bias") and tensors[key].dtype == torch.int32]:
         tensors[key] >>= 3  # through as many layers little else would be left
-    for last in ("intra.refine.1", "inter.recon_generation_net.recon_conv"):  # pictures around a half, of some contrast
-        tensors[f"{last}.weight_scale"] *= 8
-        unit = tensors[f"{last}.weight_scale"].double() * tensors[f"{last}.input_scale"]
-        tensors[f"{last}.bias"] = (0.5 / unit).round().to(torch.int32)
+    _grey(tensors, "intra.refine.1", "inter.recon_generation_net.recon_conv")
     return _filled(model, tensors)
 
 
 def portable_dcvc() -> nn.Module:
     """As `portable_video`, a portable DCVC of 2021 behind EVC."""
+    model, tensors = _behind_evc(lambda: DCVC(DCVCWidths(12, 10, 14, 8, (8, 8, 8, 8))))
+    for key in [key.removesuffix("mask") for key in tensors if key.endswith(".mask")]:
+        tensors[f"{key}weight"] *= tensors[f"{key}mask"].to(torch.int8)
+    for key in [key.removesuffix("_scale") for key in tensors if key.endswith(".gamma_scale")]:
+        tensors[f"{key}_scale"] = torch.full_like(tensors[f"{key}_scale"], 2.0**-20)
+        tensors[key] = (tensors[key] + 32768) // 4
+        beta = f"{key.removesuffix('gamma')}beta"
+        tensors[beta] = (tensors[beta] + 65536) << 20  # 1/2 to 3/2, where inputs are in units of 2^-8
+    _grey(tensors, "intra.dec.7.0", "inter.contextualDecoder_part2.3")
+    return _filled(model, tensors)
+
+
+def portable_fvc() -> nn.Module:
+    """As `portable_video`, a portable FVC behind EVC, with weighed taps and three frames that are fused."""
+    widths = FVCWidths(12, 10, 12, 2, 1, modulated=True, references=2)
+    model, tensors = _behind_evc(lambda: FVC(widths))
+    for key in [key for key in tensors if key.endswith("offsets.weight_scale")]:
+        tensors[key] *= 64  # so that samples are of other pixels
+    _grey(tensors, "intra.dec.7.0", f"inter.reconstruction.{widths.blocks}")
+    return _filled(model, tensors)
+
+
+def _behind_evc(inter: Callable[[], nn.Module]) -> tuple[nn.Module, dict[str, torch.Tensor]]:
+    """A portable codec of an inter model behind EVC, and what is to be filled in."""
     with torch.random.fork_rng(devices=[]):
-        intra, inter = EVC("nano", "nano"), DCVC(Widths(12, 10, 14, 8, (8, 8, 8, 8)))
-        model = portable(VideoCodec(intra, inter), [torch.from_numpy(moving(3, 64, 64))], W8A16)
+        codec = VideoCodec(EVC("nano", "nano"), inter())
+        model = portable(codec, [torch.from_numpy(moving(3, 64, 64))], W8A16)
     tensors = _video_tensors(model)
     tensors["intra.q_basic"] = 0.75 + torch.arange(tensors["intra.q_basic"].numel()).view(1, -1, 1, 1) / 64
     tensors["intra.portable.steps"] = torch.arange(64, 0, -1, dtype=torch.int32)[:, None] * 2
@@ -203,19 +228,16 @@ def portable_dcvc() -> nn.Module:
         tensors[f"{half}.portable.thresholds"] = torch.arange(1, thresholds + 1, dtype=torch.int32) * 3000
     for key in [key for key in tensors if key.endswith(".bias") and tensors[key].dtype == torch.int32]:
         tensors[key] >>= 3  # through as many layers little else would be left
-    for key in [key.removesuffix("mask") for key in tensors if key.endswith(".mask")]:
-        tensors[f"{key}weight"] *= tensors[f"{key}mask"].to(torch.int8)
-    for key in [key.removesuffix("_scale") for key in tensors if key.endswith(".gamma_scale")]:
-        tensors[f"{key}_scale"] = torch.full_like(tensors[f"{key}_scale"], 2.0**-20)
-        tensors[key] = (tensors[key] + 32768) // 4
-        beta = f"{key.removesuffix('gamma')}beta"
-        tensors[beta] = (tensors[beta] + 65536) << 20  # 1/2 to 3/2, where inputs are in units of 2^-8
     tensors["intra.enc.6.weight"] /= 128  # latents of several symbols
-    for last in ("intra.dec.7.0", "inter.contextualDecoder_part2.3"):  # pictures around a half, of some contrast
-        tensors[f"{last}.weight_scale"] *= 8
-        unit = tensors[f"{last}.weight_scale"].double() * tensors[f"{last}.input_scale"]
-        tensors[f"{last}.bias"] = (0.5 / unit).round().to(torch.int32)
-    return _filled(model, tensors)
+    return model, tensors
+
+
+def _grey(tensors: dict[str, torch.Tensor], *last: str) -> None:
+    """Moves the pictures of these layers around a half, of some contrast, in place."""
+    for layer in last:
+        tensors[f"{layer}.weight_scale"] *= 8
+        unit = tensors[f"{layer}.weight_scale"].double() * tensors[f"{layer}.input_scale"]
+        tensors[f"{layer}.bias"] = (0.5 / unit).round().to(torch.int32)
 
 
 def _video_tensors(model: nn.Module) -> dict[str, torch.Tensor]:
