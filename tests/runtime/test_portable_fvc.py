@@ -14,12 +14,13 @@ from sparsecodec.models import EVC, FVC, VideoCodec
 from sparsecodec.models.fvc import FVCState, Widths
 from sparsecodec.nn.fvc_layers import PatchAttention
 from sparsecodec.nn.integer_attention import attended
+from sparsecodec.quant import portable
 from sparsecodec.quant.model import quantized_layers
 from sparsecodec.sparsity import ChannelMasks, compact, compact_config, trace_model
 from sparsecodec.training import family_of
 
 from ..lively import lively_fvc
-from .portable_clips import Kind, decoded
+from .portable_clips import Kind, clip, decoded
 
 # In chunks of a vector and beside them; groups of more than one vector; taps that are weighed; frames that are fused.
 PLAIN = Widths(18, 10, 12, 2, 1, references=0)
@@ -186,3 +187,16 @@ def test_weights_of_equal_scores_fill_the_range():
     source = torch.full((1, 1, 3, 3), -(2**15), dtype=torch.int16)
     assert attended(source, torch.zeros(1, 1, 3, 3, dtype=torch.int32), 3).unique().tolist() == [-(2**15)]
     assert attended(-(source + 1), torch.zeros(1, 1, 3, 3, dtype=torch.int32), 3).unique().tolist() == [2**15 - 1]
+
+
+def test_an_image_codec_that_is_on_integers_keeps_them():
+    """Its own files and the clips' frames alone are then of one model."""
+    kind = FVCS["fvc"]
+    intra = portable(kind.float_model.intra, clip(2, 0, 64, 64), exact=True)
+    both = portable(VideoCodec(intra, kind.float_model.inter), [clip(3, 0, 64, 64)])
+    before, after = intra.state_dict(), both.intra.state_dict()
+    assert set(after) - set(before) == {"portable.steps"}
+    assert all(torch.equal(value, after[key]) for key, value in before.items())
+    codec, x = kind.compiled(both), clip(1, 1, 64, 64)
+    payload, state = codec.intra_encode(x, 40)
+    assert torch.equal(codec.intra_decode(payload, 64, 64, 40)[1].features[0], state.features[0])
