@@ -17,6 +17,7 @@ from sparsecodec import zoo
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn import PriorBlock, PriorBlockUp
 from sparsecodec.nn.dcvc_layers import PlainGDN
+from sparsecodec.nn.fvc_layers import DeformableConv2d
 from sparsecodec.nn.rt_layers import DCB, Down, SubpelConv, Up
 from sparsecodec.ops._registry import use_backend
 from sparsecodec.quant import (
@@ -50,7 +51,7 @@ NETWORKS = {
 }
 
 
-LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | PlainGDN
+LAYERS = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | PlainGDN | DeformableConv2d
 
 
 def frozen(network: nn.Module, x: Tensor | tuple[Tensor, ...], *precisions: Precision) -> nn.Module:

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from sparsecodec.errors import GraphError, UsageError
 from sparsecodec.nn.dcvc_layers import LeakyBlock, PlainGDN
+from sparsecodec.nn.fvc_layers import Compensation
 from sparsecodec.nn.hem_layers import (
     ActivatedBlock,
     BottleneckBlock,
@@ -53,6 +54,14 @@ def _normalising(inverse: bool) -> nn.Sequential:
     return network
 
 
+def _compensating() -> Compensation:
+    """Samples of other pixels, taps that are weighed."""
+    network = Compensation(10, 2, modulated=True)
+    with torch.no_grad():
+        nn.init.normal_(network.alignment.offsets.weight, std=0.1)
+    return network
+
+
 # (network, channels and divisors of the sizes of its inputs)
 NETWORKS = {
     "pre-activation": (lambda: ActivatedBlock(8), [(8, 1)]),
@@ -68,6 +77,7 @@ NETWORKS = {
     "sum": (Sum, [(6, 1), (6, 1)]),
     "norms": (lambda: _normalising(inverse=False), [(8, 1)]),
     "inverse norms": (lambda: _normalising(inverse=True), [(8, 1)]),
+    "moved taps": (_compensating, [(10, 4), (10, 4)]),  # few: the interpreter takes its time
 }
 RESULTS = {"three results": (-9, -10, -8), "three of three": (-9,), "two of two": (-12, None)}
 
