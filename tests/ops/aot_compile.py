@@ -187,29 +187,42 @@ def _launches(path: Path, quick: bool) -> list[tuple[ModuleType, str, Callable[[
 
 
 def compile_launch(path: Path, quick: bool, at: int, sample: int | None = None) -> list[dict[str, Any]]:
-    """The rows of launch number `at` of the file; of a `sample`, with one tile for one architecture."""
+    """The rows of launch number `at` of the file; of a `sample`, with one tile for one architecture.
+
+    A launch may reach one tile by several ways, with other sizes each time: a row is of the first of them.
+    """
     module, config, launch = _launches(path, quick)[at]
-    rows = {}
+    of_tile: list[list[tuple[Any, dict[str, Any]]]] = []
     with recording(module) as (launched, offer):
-        launch()
-        if sample is not None:
+        while not of_tile or not quick and offer.at < offer.count - 1:
+            offer.at = len(of_tile)
+            launch()
+            of_tile.append(launched.copy())
             launched.clear()
-            offer.at = sample % offer.count
-            launch()
-        while sample is None and not quick and offer.at < offer.count - 1:
-            offer.at += 1
-            launch()
-    if not launched:
+    if not any(of_tile):
         raise RuntimeError(f"{path.name}: {config!r} launched no kernel of {module.__name__}")
     file = load(path)
     wanted = getattr(file, "compiles_for", lambda arguments, architecture: True)
     handed = getattr(file, "barriers", lambda arguments: 0)
-    for kernel, arguments in launched:
-        for architecture in ARCHITECTURES if sample is None else [ARCHITECTURES[sample % len(ARCHITECTURES)]]:
-            name = described(config, arguments)
-            if (kernel, name, architecture) not in rows and wanted(arguments, architecture):
-                rows[kernel, name, architecture] = measure(kernel, name, arguments, architecture, handed(arguments))
-    return list(rows.values())
+    first: dict[tuple[Any, str, int], dict[str, Any]] = {}
+    keys: list[list[tuple[Any, str, int]]] = []
+    for calls in of_tile:
+        keys.append([])
+        for kernel, arguments in calls:
+            for architecture in ARCHITECTURES:
+                if wanted(arguments, architecture):
+                    keys[-1].append((kernel, described(config, arguments), architecture))
+                    first.setdefault(keys[-1][-1], arguments)
+    asked = list(first)
+    if sample is not None:
+        architecture = ARCHITECTURES[sample % len(ARCHITECTURES)]
+        asked = [key for key in dict.fromkeys(keys[sample % len(keys)]) if key[2] == architecture]
+    return [
+        measure(
+            kernel, name, first[kernel, name, architecture], architecture, handed(first[kernel, name, architecture])
+        )
+        for kernel, name, architecture in asked
+    ]
 
 
 def launches_in(path: Path) -> int:

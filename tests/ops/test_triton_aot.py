@@ -144,6 +144,24 @@ def test_another_day_has_another_sample_and_the_same_day_the_same():
     assert len(set.union(*days)) == sum(script.launches_in(path) for path in script.op_files())
 
 
+def test_a_sample_compiles_what_the_record_is_of(monkeypatch):
+    """Where a launch reaches one tile with other sizes, too, which other registers are of."""
+    pytest.importorskip("triton")
+    script = load_script(SCRIPT)
+    monkeypatch.setattr(script, "measure", lambda kernel, name, arguments, architecture, handed: {
+        "key": (kernel, name, architecture), "sizes": {k: v for k, v in arguments.items() if isinstance(v, int)},
+    })  # fmt: skip
+    (path,) = script.op_files("pointwise")
+    sizes = {}
+    for at, (_, config, _) in enumerate(script._launches(path, False)):
+        whole = {row["key"]: row["sizes"] for row in script.compile_launch(path, False, at)}
+        for number in range(12):
+            sampled = script.compile_launch(path, False, at, number)
+            assert all(whole[row["key"]] == row["sizes"] for row in sampled), config
+            sizes[config] = sizes.get(config, 0) + len(sampled)
+    assert min(sizes.values()) >= 6
+
+
 @pytest.mark.parametrize("op", ["pointwise", "conv2d_act", "conv_transpose2d_act", "gdn"])
 def test_the_record_has_every_tile(op):
     found = {(row["config"].partition(" ")[0] != "float32", *row["config"].partition(", ")[2].split()[1:4])
