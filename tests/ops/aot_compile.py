@@ -217,12 +217,7 @@ def compile_launch(path: Path, quick: bool, at: int, sample: int | None = None) 
     if sample is not None:
         architecture = ARCHITECTURES[sample % len(ARCHITECTURES)]
         asked = [key for key in dict.fromkeys(keys[sample % len(keys)]) if key[2] == architecture]
-    return [
-        measure(
-            kernel, name, first[kernel, name, architecture], architecture, handed(first[kernel, name, architecture])
-        )
-        for kernel, name, architecture in asked
-    ]
+    return [measure(*key[:2], first[key], key[2], handed(first[key])) for key in asked]
 
 
 def launches_in(path: Path) -> int:
