@@ -58,9 +58,10 @@ def test_nothing_depends_on_instruction_set_or_threads(kind: Kind, any_processor
 
 def test_nothing_depends_on_the_backend(kind: Kind):
     """Triton's interpreter takes minutes: test_integer_structures runs it on each kind of network."""
+    frames, made = kind.stream[:3], type(kind.compiled())  # which other kernels encode
     with use_backend("reference"):
-        codec = type(kind.compiled())(kind.model, torch.device("cpu"), torch.float32, strict=False)
-        found = decoded(codec, kind.stream[:3], kind.size)
+        codec = made(kind.model, torch.device("cpu"), torch.float32, strict=False)
+        found = decoded(codec, frames, kind.size)
     assert_same(found, kind.expected)
 
 
